@@ -1,0 +1,2 @@
+//! The ABI shared by the kernel programs and the agent.
+#![no_std]
