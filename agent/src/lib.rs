@@ -3,6 +3,10 @@
 //! The library behind the binary `fgm`; its tests use it too. The way of the data, in the order of the files, is in
 //! ARCHITECTURE.md.
 
+pub mod catalogue;
 pub mod clock;
+pub mod config;
 pub mod event;
+pub mod incident;
 pub mod names;
+pub mod schema;

@@ -1,0 +1,140 @@
+//! The Arrow schemas of the store's tables. The samples table is made from the catalogue.
+//!
+//! Rules for later versions: columns may be added at the end, never reused with another meaning; `VERSION` grows then.
+//! No I/O. `accumulator` fills these, `segment` writes them, `query` reads them.
+
+use crate::catalogue::{self, Kind};
+use crate::names::Table;
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+/// Version of the tables, in each file's metadata as `fgm.schema_version`.
+pub const VERSION: u32 = 1;
+
+fn text(name: &str) -> Field {
+    Field::new(name, DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8)), true)
+}
+
+fn int(name: &str) -> Field {
+    Field::new(name, DataType::Int64, true)
+}
+
+/// The columns that every table begins with, in this order.
+pub fn common() -> Vec<Field> {
+    let mut f = vec![
+        Field::new("ts", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false),
+        Field::new("ktime_ns", DataType::Int64, false),
+    ];
+    f.extend(["cluster", "node", "boot_id", "scope", "pod_uid", "container_id", "qos"].map(text));
+    f.extend(["cgroup_id", "parent_cgroup_id"].map(int));
+    f.extend(["cgroup_path", "namespace", "pod", "container"].map(text));
+    f
+}
+
+fn samples() -> Schema {
+    let mut f = common();
+    f.push(text("cause"));
+    f.push(int("period_ms"));
+    f.push(text("burst_id"));
+    f.push(int("files_read"));
+    for (_, file, column) in catalogue::columns() {
+        let kind = match column.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Limit => "limit",
+        };
+        f.push(int(column.name).with_metadata(HashMap::from([
+            ("unit".to_owned(), column.unit.as_str().to_owned()),
+            ("kind".to_owned(), kind.to_owned()),
+            ("file".to_owned(), file.name.to_owned()),
+        ])));
+    }
+    Schema::new(f)
+}
+
+fn with_common(more: Vec<Field>) -> Schema {
+    let mut f = common();
+    f.extend(more);
+    Schema::new(f)
+}
+
+fn events() -> Schema {
+    with_common(vec![
+        text("event_id"),
+        text("kind"),
+        text("severity"),
+        text("source"),
+        int("pid"),
+        text("comm"),
+        int("exit_code"),
+        int("signal"),
+        text("detail"),
+    ])
+}
+
+fn incidents() -> Schema {
+    let mut f = vec![text("id"), int("revision"), text("kind"), text("severity")];
+    // Nested parts are JSON text of the shapes that the API gives; `json` is the whole incident.
+    f.extend(
+        ["victims", "trigger", "limit", "killer", "exit", "kubernetes", "labels", "events", "lost"].map(text),
+    );
+    f.extend(["window_from_us", "window_to_us"].map(int));
+    f.extend(["history_ms", "last_sample_before_us", "first_burst_after_us"].map(int));
+    f.push(text("summary"));
+    f.push(text("json"));
+    with_common(f)
+}
+
+fn processes() -> Schema {
+    let mut f = vec![int("pid"), text("comm"), text("state")];
+    f.extend(["rss_bytes", "anon_bytes", "file_bytes", "shmem_bytes", "swap_bytes"].map(int));
+    f.extend(["threads", "fds", "cpu_usec", "oom_score", "oom_score_adj", "is_init"].map(int));
+    with_common(f)
+}
+
+fn ledger() -> Schema {
+    let mut f = vec![text("of_table")];
+    f.extend(["due", "written", "lost"].map(int));
+    f.push(text("lost_by_reason"));
+    with_common(f)
+}
+
+/// The schema of a table.
+pub fn of(table: Table) -> Arc<Schema> {
+    static ALL: LazyLock<[Arc<Schema>; 5]> =
+        LazyLock::new(|| [samples(), events(), incidents(), processes(), ledger()].map(Arc::new));
+    let i = match table {
+        Table::Samples => 0,
+        Table::Events => 1,
+        Table::Incidents => 2,
+        Table::Processes => 3,
+        Table::Ledger => 4,
+    };
+    ALL[i].clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_begins_with_the_common_columns() {
+        for table in Table::ALL {
+            let schema = of(table);
+            for (i, f) in common().iter().enumerate() {
+                assert_eq!(schema.field(i), f, "{} column {i}", table.as_str());
+            }
+        }
+    }
+
+    #[test]
+    fn every_sample_column_has_a_unit() {
+        let schema = of(Table::Samples);
+        assert_eq!(schema.fields().len(), common().len() + 4 + catalogue::COLUMNS);
+        for (_, _, column) in catalogue::columns() {
+            let f = schema.field_with_name(column.name).expect("a column of the catalogue");
+            assert!(f.metadata().contains_key("unit"));
+        }
+    }
+}
