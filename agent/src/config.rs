@@ -5,6 +5,7 @@
 //! start-up only; called by `main`.
 
 use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -283,7 +284,7 @@ impl Config {
                 table = value.and_then(toml::Value::as_table);
             }
             let value = value.map(ToString::to_string).unwrap_or_default();
-            out.push_str(&format!("{key} = {value}\n    {meaning}\n    {}\n", variable(key)));
+            let _ = writeln!(out, "{key} = {value}\n    {meaning}\n    {}", variable(key));
         }
         out
     }
