@@ -4,6 +4,7 @@
 //! ARCHITECTURE.md.
 
 pub mod catalogue;
+pub mod cgroup;
 pub mod clock;
 pub mod config;
 pub mod event;

@@ -1,0 +1,265 @@
+//! The text of cgroup files, turned into (column, value) pairs.
+//!
+//! Each parser goes over the bytes once and allocates nothing. "max" gives no pair: the column stays NULL while the
+//! file counts as read. Junk is an error and gives no value at all, since half a file would be half a truth.
+
+use crate::catalogue::{ColumnIndex, FILES, File, FileIndex, Format, first_column};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    #[error("not a number")]
+    Number,
+    #[error("unexpected layout")]
+    Layout,
+}
+
+/// Remembers where each line of a key-value file went last time: the kernel prints keys in the same order for as long
+/// as it runs, so a comparison with the remembered key is all that a line costs.
+#[derive(Clone, Debug, Default)]
+pub struct Hints {
+    lines: Vec<Option<u16>>,
+}
+
+/// A decimal number that fits 64 bits, all of `text`.
+fn number(text: &[u8]) -> Result<u64, ParseError> {
+    if text.is_empty() {
+        return Err(ParseError::Number);
+    }
+    let mut v = 0u64;
+    for &b in text {
+        if !b.is_ascii_digit() {
+            return Err(ParseError::Number);
+        }
+        v = v.checked_mul(10).and_then(|v| v.checked_add(u64::from(b - b'0'))).ok_or(ParseError::Number)?;
+    }
+    Ok(v)
+}
+
+/// `12.34` → 1234; PSI prints two decimals always.
+fn hundredths(text: &[u8]) -> Result<u64, ParseError> {
+    let dot = text.iter().position(|&b| b == b'.').ok_or(ParseError::Number)?;
+    let (whole, part) = (number(&text[..dot])?, &text[dot + 1..]);
+    if part.len() != 2 {
+        return Err(ParseError::Number);
+    }
+    whole.checked_mul(100).and_then(|w| w.checked_add(number(part).ok()?)).ok_or(ParseError::Number)
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|&b| b == b'\n').filter(|l| !l.is_empty())
+}
+
+fn single(
+    file: &File,
+    base: ColumnIndex,
+    text: &[u8],
+    out: &mut Vec<(ColumnIndex, u64)>,
+) -> Result<(), ParseError> {
+    debug_assert_eq!(file.columns.len(), 1);
+    match text.strip_suffix(b"\n").unwrap_or(text) {
+        b"max" => Ok(()),
+        t => {
+            out.push((base, number(t)?));
+            Ok(())
+        }
+    }
+}
+
+fn key_value(
+    file: &File,
+    base: ColumnIndex,
+    hints: &mut Hints,
+    text: &[u8],
+    out: &mut Vec<(ColumnIndex, u64)>,
+) -> Result<(), ParseError> {
+    for (n, line) in lines(text).enumerate() {
+        let space = line.iter().position(|&b| b == b' ').ok_or(ParseError::Layout)?;
+        let (key, value) = (&line[..space], &line[space + 1..]);
+        if hints.lines.len() <= n {
+            hints.lines.resize(n + 1, None);
+        }
+        let hit = hints.lines[n].map(usize::from).filter(|&i| file.columns[i].key.as_bytes() == key);
+        let column = match hit {
+            Some(i) => i,
+            // a key that the catalogue does not have is not ours to read
+            None => match file.columns.iter().position(|c| c.key.as_bytes() == key) {
+                Some(i) => {
+                    hints.lines[n] = u16::try_from(i).ok();
+                    i
+                }
+                None => continue,
+            },
+        };
+        out.push((base + column, number(value)?));
+    }
+    Ok(())
+}
+
+fn pressure(
+    file: &File,
+    base: ColumnIndex,
+    text: &[u8],
+    out: &mut Vec<(ColumnIndex, u64)>,
+) -> Result<(), ParseError> {
+    for line in lines(text) {
+        let mut words = line.split(|&b| b == b' ');
+        let side = words.next().ok_or(ParseError::Layout)?;
+        for word in words {
+            let eq = word.iter().position(|&b| b == b'=').ok_or(ParseError::Layout)?;
+            let (name, value) = (&word[..eq], &word[eq + 1..]);
+            let v = if name == b"total" { number(value)? } else { hundredths(value)? };
+            let found = file.columns.iter().position(|c| {
+                c.key.as_bytes().strip_prefix(side).and_then(|k| k.strip_prefix(b".")) == Some(name)
+            });
+            if let Some(i) = found {
+                out.push((base + i, v));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sums over devices. A file with no device gives no value: nothing was counted yet, which the kernel shows as nothing.
+fn per_device(
+    file: &File,
+    base: ColumnIndex,
+    text: &[u8],
+    out: &mut Vec<(ColumnIndex, u64)>,
+) -> Result<(), ParseError> {
+    let mut sums = [None::<u64>; 16];
+    let sums = sums.get_mut(..file.columns.len()).ok_or(ParseError::Layout)?;
+    for line in lines(text) {
+        // `8:0 rbytes=1 …`; old kernels print a device of no activity with nothing behind its number
+        for word in line.split(|&b| b == b' ').skip(1).filter(|w| !w.is_empty()) {
+            let eq = word.iter().position(|&b| b == b'=').ok_or(ParseError::Layout)?;
+            if let Some(i) = file.columns.iter().position(|c| c.key.as_bytes() == &word[..eq]) {
+                let v = number(&word[eq + 1..])?;
+                sums[i] = Some(sums[i].unwrap_or(0).checked_add(v).ok_or(ParseError::Number)?);
+            }
+        }
+    }
+    out.extend(sums.iter().enumerate().filter_map(|(i, s)| s.map(|s| (base + i, s))));
+    Ok(())
+}
+
+fn pair(base: ColumnIndex, text: &[u8], out: &mut Vec<(ColumnIndex, u64)>) -> Result<(), ParseError> {
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let space = text.iter().position(|&b| b == b' ').ok_or(ParseError::Layout)?;
+    if &text[..space] != b"max" {
+        out.push((base, number(&text[..space])?));
+    }
+    out.push((base + 1, number(&text[space + 1..])?));
+    Ok(())
+}
+
+/// Parses the text of file `index` of the catalogue and appends its (column, value) pairs to `out`.
+///
+/// # Errors
+/// Text that the kernel would not print; `out` is then as it was before.
+pub fn parse(
+    index: FileIndex,
+    hints: &mut Hints,
+    text: &[u8],
+    out: &mut Vec<(ColumnIndex, u64)>,
+) -> Result<(), ParseError> {
+    let (file, base, before) = (&FILES[index], first_column(index), out.len());
+    let result = match file.format {
+        Format::Single => single(file, base, text, out),
+        Format::KeyValue => key_value(file, base, hints, text, out),
+        Format::Pressure => pressure(file, base, text, out),
+        Format::PerDevice => per_device(file, base, text, out),
+        Format::Pair => pair(base, text, out),
+    };
+    if result.is_err() {
+        out.truncate(before);
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue;
+
+    fn read(file: &str, text: &str) -> Result<Vec<(&'static str, u64)>, ParseError> {
+        let names: Vec<_> = catalogue::columns().map(|(_, _, c)| c.name).collect();
+        let mut out = Vec::new();
+        parse(catalogue::file(file).expect("known file"), &mut Hints::default(), text.as_bytes(), &mut out)?;
+        Ok(out.into_iter().map(|(i, v)| (names[i], v)).collect())
+    }
+
+    #[test]
+    fn good_files_give_their_values() {
+        assert_eq!(read("memory.current", "4096\n"), Ok(vec![("memory_current", 4096)]));
+        assert_eq!(
+            read("memory.stat", "anon 1\nfile 2\nnew_key 3\nslab 9\n"),
+            Ok(vec![("memory_stat_anon", 1), ("memory_stat_file", 2), ("memory_stat_slab", 9)])
+        );
+        assert_eq!(
+            read("memory.pressure", "some avg10=1.50 avg60=0.00 avg300=12.34 total=77\nfull avg10=0.00 avg60=0.00 avg300=0.01 total=5\n")
+                .map(|v| v.into_iter().filter(|(_, v)| *v != 0).collect::<Vec<_>>()),
+            Ok(vec![
+                ("memory_pressure_some_avg10_x100", 150),
+                ("memory_pressure_some_avg300_x100", 1234),
+                ("memory_pressure_some_total_usec", 77),
+                ("memory_pressure_full_avg300_x100", 1),
+                ("memory_pressure_full_total_usec", 5)
+            ])
+        );
+        assert_eq!(
+            read(
+                "io.stat",
+                "8:0 rbytes=10 wbytes=1 rios=2 wios=0 dbytes=0 dios=0\n253:0 rbytes=5 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n254:0 \n"
+            ),
+            Ok(vec![
+                ("io_stat_rbytes", 15),
+                ("io_stat_wbytes", 1),
+                ("io_stat_rios", 3),
+                ("io_stat_wios", 0),
+                ("io_stat_dbytes", 0),
+                ("io_stat_dios", 0)
+            ])
+        );
+        assert_eq!(
+            read("cpu.max", "50000 100000\n"),
+            Ok(vec![("cpu_max_quota_usec", 50_000), ("cpu_max_period_usec", 100_000)])
+        );
+    }
+
+    #[test]
+    fn max_is_no_value_and_no_error() {
+        assert_eq!(read("memory.max", "max\n"), Ok(vec![]));
+        assert_eq!(read("cpu.max", "max 100000\n"), Ok(vec![("cpu_max_period_usec", 100_000)]));
+    }
+
+    #[test]
+    fn junk_gives_nothing_at_all() {
+        assert_eq!(read("memory.current", "12a\n"), Err(ParseError::Number));
+        assert_eq!(read("memory.current", ""), Err(ParseError::Number));
+        assert_eq!(read("memory.current", "18446744073709551616\n"), Err(ParseError::Number));
+        assert_eq!(read("memory.stat", "anon 1\nfile x\n"), Err(ParseError::Number));
+        assert_eq!(read("memory.pressure", "some avg10\n"), Err(ParseError::Layout));
+        assert_eq!(read("cpu.max", "50000\n"), Err(ParseError::Layout));
+    }
+
+    #[test]
+    fn a_changed_order_of_keys_is_seen() {
+        let index = catalogue::file("cpu.stat").expect("known file");
+        let (usage, user) =
+            (catalogue::column("cpu_stat_usage_usec"), catalogue::column("cpu_stat_user_usec"));
+        let (mut hints, mut out) = (Hints::default(), Vec::new());
+        parse(index, &mut hints, b"usage_usec 1\nuser_usec 2\n", &mut out).expect("good");
+        parse(index, &mut hints, b"user_usec 3\nusage_usec 4\n", &mut out).expect("good");
+        let got: Vec<_> = out.iter().map(|&(c, v)| (Some(c), v)).collect();
+        assert_eq!(got, [(usage, 1), (user, 2), (user, 3), (usage, 4)]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_a_parser_panic(file in 0..FILES.len(), text in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            let mut out = vec![(7, 7)];
+            let result = parse(file, &mut Hints::default(), &text, &mut out);
+            proptest::prop_assert!(result.is_ok() || out == [(7, 7)]);
+        }
+    }
+}
