@@ -9,5 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod event;
 pub mod incident;
+pub mod lane;
 pub mod names;
+pub mod recorder;
 pub mod schema;
