@@ -3,6 +3,7 @@
 //! The library behind the binary `fgm`; its tests use it too. The way of the data, in the order of the files, is in
 //! ARCHITECTURE.md.
 
+pub mod accumulator;
 pub mod catalogue;
 pub mod cgroup;
 pub mod clock;

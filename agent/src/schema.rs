@@ -80,7 +80,7 @@ fn incidents() -> Schema {
         ["victims", "trigger", "limit", "killer", "exit", "kubernetes", "labels", "events", "lost"].map(text),
     );
     f.extend(["window_from_us", "window_to_us"].map(int));
-    f.extend(["history_ms", "last_sample_before_us", "first_burst_after_us"].map(int));
+    f.extend(["history_us", "last_sample_before_us", "first_burst_after_us"].map(int));
     f.push(text("summary"));
     f.push(text("json"));
     with_common(f)

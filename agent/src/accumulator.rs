@@ -1,0 +1,186 @@
+//! The one owner of rows that are not in a segment yet, whatever their cause and table.
+//!
+//! Base, history and burst samples go through `commit` and `history` into the same rows. `take` hands everything over
+//! to be written and leaves nothing behind; `snapshot` is for queries. Nothing here reads a clock, a file or the disk.
+
+mod batch;
+mod samples;
+
+pub use samples::{SampleRow, Samples, Stamp};
+
+use crate::cgroup::Meta;
+use crate::event::Event;
+use crate::incident::Incident;
+use crate::names::Table;
+use arrow::array::RecordBatch;
+use std::sync::Arc;
+
+/// What stands in every row of every table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeNames {
+    pub cluster: Option<String>,
+    pub node: String,
+    pub boot_id: String,
+}
+
+/// One row of the `processes` table. Absent = could not be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    pub pid: u32,
+    pub comm: String,
+    /// The letter of /proc/PID/status `State`.
+    pub state: Option<char>,
+    pub rss_bytes: Option<u64>,
+    pub anon_bytes: Option<u64>,
+    pub file_bytes: Option<u64>,
+    pub shmem_bytes: Option<u64>,
+    pub swap_bytes: Option<u64>,
+    pub threads: Option<u64>,
+    pub fds: Option<u64>,
+    pub cpu_usec: Option<u64>,
+    pub oom_score: Option<i64>,
+    pub oom_score_adj: Option<i64>,
+    pub is_init: bool,
+}
+
+/// Rows of all tables.
+#[derive(Clone, Debug, Default)]
+pub struct Pending {
+    pub samples: Samples,
+    pub events: Vec<(Event, Option<Arc<Meta>>)>,
+    pub incidents: Vec<Incident>,
+    pub processes: Vec<(Stamp, Arc<Meta>, Process)>,
+    pub ledger: Vec<LedgerRow>,
+}
+
+/// One row of the `ledger` table: a period's account of one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LedgerRow {
+    pub stamp: Stamp,
+    pub of_table: Table,
+    pub due: u64,
+    pub written: u64,
+    pub lost_by_reason: Vec<(&'static str, u64)>,
+}
+
+impl Pending {
+    /// Arrow batches of the tables that have rows, each sorted by (`cgroup_id`, ts) where it matters.
+    ///
+    /// # Errors
+    /// Arrow refuses the columns: a fault of ours, never of the data.
+    pub fn batches(&self, names: &NodeNames) -> Result<Vec<(Table, RecordBatch)>, arrow::error::ArrowError> {
+        let mut out = Vec::new();
+        for table in Table::ALL {
+            let batch = match table {
+                Table::Samples => batch::samples(&self.samples, names)?,
+                Table::Events => batch::events(&self.events, names)?,
+                Table::Incidents => batch::incidents(&self.incidents, names)?,
+                Table::Processes => batch::processes(&self.processes, names)?,
+                Table::Ledger => batch::ledger(&self.ledger, names)?,
+            };
+            if batch.num_rows() > 0 {
+                out.push((table, batch));
+            }
+        }
+        Ok(out)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows() == 0
+    }
+
+    pub fn rows(&self) -> usize {
+        self.samples.len()
+            + self.events.len()
+            + self.incidents.len()
+            + self.processes.len()
+            + self.ledger.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::{self, COLUMNS};
+    use crate::cgroup::identify;
+    use crate::names::{Cause, CgroupId};
+    use crate::recorder;
+    use arrow::array::{Array, AsArray};
+    use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
+    use proptest::prelude::*;
+
+    fn names() -> NodeNames {
+        NodeNames { cluster: None, node: "n".into(), boot_id: "b".into() }
+    }
+
+    fn meta(id: u64) -> Arc<Meta> {
+        let path = format!("/docker/{id:064x}");
+        Arc::new(Meta { id: CgroupId(id), parent_id: Some(CgroupId(1)), identity: identify(&path), path })
+    }
+
+    proptest! {
+        /// What is set through the recorder's handles comes out of the batch, cell by cell, sorted, and nothing else does.
+        #[test]
+        fn every_value_set_is_in_the_batch(rows in proptest::collection::vec((1u64..4, proptest::collection::btree_map(0..COLUMNS, 0u64..1 << 50, 0..20)), 0..40)) {
+            let (recorder, series) = recorder::build();
+            let mut pending = Pending::default();
+            let open: Vec<_> = metrics::with_local_recorder(&recorder, || (1u64..4).map(|i| series.open(CgroupId(i))).collect());
+            for (n, (id, values)) in rows.iter().enumerate() {
+                let (row, handles) = &open[usize::try_from(*id).expect("small") - 1];
+                for (column, value) in values {
+                    handles[*column].set(*value);
+                }
+                let at = Stamp { ktime_ns: 1000 * (n as u64 + 1), wall_us: n.cast_signed() as i64 };
+                pending.samples.commit(&meta(*id), SampleRow { at, cause: Cause::Base, period_ms: 1000, burst: None, files_read: 3 }, row);
+            }
+            let batches = pending.batches(&names()).expect("builds");
+            prop_assert_eq!(batches.len(), usize::from(!rows.is_empty()));
+            let mut expect: Vec<_> = rows.iter().enumerate().map(|(n, (id, values))| (*id, n, values)).collect();
+            expect.sort_by_key(|(id, n, _)| (*id, *n));
+            for (_, batch) in &batches {
+                prop_assert_eq!(batch.num_rows(), rows.len());
+                let ts = batch.column_by_name("ts").expect("ts").as_primitive::<TimestampMicrosecondType>();
+                let ids = batch.column_by_name("cgroup_id").expect("id").as_primitive::<Int64Type>();
+                for (i, (id, n, _)) in expect.iter().enumerate() {
+                    prop_assert_eq!((ids.value(i), ts.value(i)), (id.cast_signed(), n.cast_signed() as i64));
+                }
+                for (c, _, column) in catalogue::columns() {
+                    let array = batch.column_by_name(column.name).expect("column").as_primitive::<Int64Type>();
+                    for (i, (_, _, values)) in expect.iter().enumerate() {
+                        let got = array.is_valid(i).then(|| array.value(i));
+                        prop_assert_eq!(got, values.get(&c).map(|v| v.cast_signed()));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn history_rows_carry_the_lane_value_and_nothing_else() {
+        let mut samples = Samples::default();
+        let at = Stamp { ktime_ns: 5, wall_us: 5 };
+        samples.history(
+            &meta(1),
+            at,
+            50,
+            "b1",
+            &[(catalogue::column("memory_current").expect("known"), 4096)],
+            1,
+        );
+        let pending = Pending { samples, ..Pending::default() };
+        let batches = pending.batches(&names()).expect("builds");
+        let batch = &batches[0].1;
+        let text = |name: &str| {
+            let d = batch.column_by_name(name).expect("column").as_dictionary::<Int32Type>().clone();
+            d.downcast_dict::<arrow::array::StringArray>()
+                .map(|a| a.into_iter().next().flatten().map(str::to_owned))
+                .expect("text")
+        };
+        assert_eq!(
+            (text("cause").as_deref(), text("burst_id").as_deref(), text("scope").as_deref()),
+            (Some("history"), Some("b1"), Some("container"))
+        );
+        let filled = batch.columns().iter().skip(19).filter(|c| c.null_count() == 0).count();
+        assert_eq!(filled, 1);
+    }
+}

@@ -1,0 +1,213 @@
+//! Pending rows as Arrow record batches of `schema`. Runs off the sampling thread.
+
+use super::samples::{Header, Samples, Stamp};
+use super::{LedgerRow, NodeNames, Process};
+use crate::catalogue::COLUMNS;
+use crate::cgroup::Meta;
+use crate::event::Event;
+use crate::incident::Incident;
+use crate::names::{CgroupId, Table};
+use crate::schema;
+use arrow::array::{
+    ArrayRef, Int64Builder, RecordBatch, StringDictionaryBuilder, TimestampMicrosecondBuilder,
+};
+use arrow::datatypes::Int32Type;
+use arrow::error::ArrowError;
+use std::sync::Arc;
+
+fn text<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayRef {
+    let mut b = StringDictionaryBuilder::<Int32Type>::new();
+    for v in values {
+        b.append_option(v);
+    }
+    Arc::new(b.finish())
+}
+
+fn owned(values: impl Iterator<Item = Option<String>>) -> ArrayRef {
+    let mut b = StringDictionaryBuilder::<Int32Type>::new();
+    for v in values {
+        b.append_option(v);
+    }
+    Arc::new(b.finish())
+}
+
+fn int<T: TryInto<i64>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
+    let mut b = Int64Builder::new();
+    for v in values {
+        // a value past 2^63 has no place in the column: NULL rather than a wrong number
+        b.append_option(v.and_then(|v| v.try_into().ok()));
+    }
+    Arc::new(b.finish())
+}
+
+/// The common columns, in the order of `schema::common`, of rows of (instant, cgroup).
+fn common(rows: &[(Stamp, Option<&Meta>)], names: &NodeNames) -> Vec<ArrayRef> {
+    let mut ts = TimestampMicrosecondBuilder::new().with_timezone("UTC");
+    for (at, _) in rows {
+        ts.append_value(at.wall_us);
+    }
+    let n = rows.len();
+    let metas = || rows.iter().map(|(_, m)| *m);
+    vec![
+        Arc::new(ts.finish()),
+        int(rows.iter().map(|(at, _)| Some(at.ktime_ns))),
+        text(std::iter::repeat_n(names.cluster.as_deref(), n)),
+        text(std::iter::repeat_n(Some(names.node.as_str()), n)),
+        text(std::iter::repeat_n(Some(names.boot_id.as_str()), n)),
+        text(metas().map(|m| m.map(|m| m.identity.scope.as_str()))),
+        text(metas().map(|m| m?.identity.pod_uid.as_deref())),
+        text(metas().map(|m| m?.identity.container_id.as_deref())),
+        text(metas().map(|m| Some(m?.identity.qos?.as_str()))),
+        int(metas().map(|m| m.map(|m| m.id.as_i64()))),
+        int(metas().map(|m| Some(m?.parent_id?.as_i64()))),
+        text(metas().map(|m| m.map(|m| m.path.as_str()))),
+        // names come from Kubernetes, which nothing asks yet
+        text(std::iter::repeat_n(None, n)),
+        text(std::iter::repeat_n(None, n)),
+        text(std::iter::repeat_n(None, n)),
+    ]
+}
+
+fn batch(table: Table, columns: Vec<ArrayRef>) -> Result<RecordBatch, ArrowError> {
+    RecordBatch::try_new(schema::of(table), columns)
+}
+
+/// The column's value in a packed row: its place among the values is the number of set bits before its own.
+fn value(samples: &Samples, header: &Header, column: usize) -> Option<u64> {
+    let (word, bit) = (column / 64, column % 64);
+    if header.mask[word] >> bit & 1 == 0 {
+        return None;
+    }
+    let before: u32 = header.mask[..word].iter().map(|w| w.count_ones()).sum::<u32>()
+        + (header.mask[word] & ((1 << bit) - 1)).count_ones();
+    samples.values.get(header.start + before as usize).copied()
+}
+
+pub(super) fn samples(samples: &Samples, names: &NodeNames) -> Result<RecordBatch, ArrowError> {
+    let mut order: Vec<&Header> = samples.headers.iter().collect();
+    let meta = |h: &Header| &samples.metas[h.meta as usize];
+    order.sort_by_key(|h| (meta(h).id.as_i64(), h.at.wall_us, h.at.ktime_ns));
+    let rows: Vec<_> = order.iter().map(|h| (h.at, Some(&**meta(h)))).collect();
+    let mut columns = common(&rows, names);
+    columns.push(text(order.iter().map(|h| Some(h.cause.as_str()))));
+    columns.push(int(order.iter().map(|h| Some(h.period_ms))));
+    columns.push(text(order.iter().map(|h| Some(samples.bursts[h.burst? as usize].as_str()))));
+    columns.push(int(order.iter().map(|h| Some(h.files_read))));
+    for column in 0..COLUMNS {
+        columns.push(int(order.iter().map(|h| value(samples, h, column))));
+    }
+    batch(Table::Samples, columns)
+}
+
+pub(super) fn events(
+    rows: &[(Event, Option<Arc<Meta>>)],
+    names: &NodeNames,
+) -> Result<RecordBatch, ArrowError> {
+    let stamps: Vec<_> =
+        rows.iter().map(|(e, m)| (Stamp { ktime_ns: e.ktime_ns, wall_us: e.ts_us }, m.as_deref())).collect();
+    let mut columns = common(&stamps, names);
+    // the event's own cgroup stands even where no container of ours is known for it
+    columns[9] =
+        int(rows.iter().map(|(e, m)| e.cgroup_id.or(m.as_ref().map(|m| m.id)).map(CgroupId::as_i64)));
+    columns.extend([
+        text(rows.iter().map(|(e, _)| Some(e.event_id.as_str()))),
+        text(rows.iter().map(|(e, _)| Some(e.kind.as_str()))),
+        text(rows.iter().map(|(e, _)| Some(e.severity.as_str()))),
+        text(rows.iter().map(|(e, _)| Some(e.source))),
+        int(rows.iter().map(|(e, _)| e.pid)),
+        text(rows.iter().map(|(e, _)| e.comm.as_deref())),
+        int(rows.iter().map(|(e, _)| e.exit_code)),
+        int(rows.iter().map(|(e, _)| e.signal)),
+        owned(rows.iter().map(|(e, _)| Some(e.detail.to_string()))),
+    ]);
+    batch(Table::Events, columns)
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Option<String> {
+    serde_json::to_string(value).ok().filter(|t| t != "null")
+}
+
+/// A number of milliseconds as whole microseconds.
+#[expect(clippy::cast_possible_truncation, reason = "years of microseconds fit")]
+fn usec(ms: f64) -> i64 {
+    (ms * 1000.0).round() as i64
+}
+
+pub(super) fn incidents(rows: &[Incident], names: &NodeNames) -> Result<RecordBatch, ArrowError> {
+    let stamps: Vec<_> =
+        rows.iter().map(|i| (Stamp { ktime_ns: i.ktime_ns, wall_us: i.ts_us }, None)).collect();
+    let mut columns = common(&stamps, names);
+    columns[5] = text(rows.iter().map(|i| Some(i.scope.as_str())));
+    columns[6] = text(rows.iter().map(|i| i.pod_uid.as_deref()));
+    columns[7] = text(rows.iter().map(|i| i.container_id.as_deref()));
+    columns[8] = text(rows.iter().map(|i| i.qos.as_deref()));
+    columns[9] = int(rows.iter().map(|i| i.cgroup_id));
+    columns[11] = text(rows.iter().map(|i| i.cgroup_path.as_deref()));
+    columns.extend([
+        text(rows.iter().map(|i| Some(i.id.as_str()))),
+        int(rows.iter().map(|i| Some(i.revision))),
+        text(rows.iter().map(|i| Some(i.kind.as_str()))),
+        text(rows.iter().map(|i| Some(i.severity.as_str()))),
+        owned(rows.iter().map(|i| json(&i.victims))),
+        owned(rows.iter().map(|i| json(&i.trigger))),
+        owned(rows.iter().map(|i| json(&i.limit))),
+        owned(rows.iter().map(|i| json(&i.killer))),
+        owned(rows.iter().map(|i| json(&i.exit))),
+        owned(rows.iter().map(|i| json(&i.kubernetes))),
+        owned(rows.iter().map(|i| json(&i.labels))),
+        owned(rows.iter().map(|i| json(&i.events))),
+        owned(rows.iter().map(|i| json(&i.lost))),
+        int(rows.iter().map(|i| Some(i.window.from_us))),
+        int(rows.iter().map(|i| Some(i.window.to_us))),
+        int(rows.iter().map(|i| i.history_s.map(|s| usec(s * 1000.0)))),
+        int(rows.iter().map(|i| i.last_sample_before_ms.map(usec))),
+        int(rows.iter().map(|i| i.first_burst_after_ms.map(usec))),
+        text(rows.iter().map(|i| Some(i.summary.as_str()))),
+        owned(rows.iter().map(json)),
+    ]);
+    batch(Table::Incidents, columns)
+}
+
+pub(super) fn processes(
+    rows: &[(Stamp, Arc<Meta>, Process)],
+    names: &NodeNames,
+) -> Result<RecordBatch, ArrowError> {
+    let stamps: Vec<_> = rows.iter().map(|(at, m, _)| (*at, Some(&**m))).collect();
+    let mut columns = common(&stamps, names);
+    let of = |get: fn(&Process) -> Option<u64>| int(rows.iter().map(move |(_, _, p)| get(p)));
+    columns.extend([
+        int(rows.iter().map(|(_, _, p)| Some(p.pid))),
+        text(rows.iter().map(|(_, _, p)| Some(p.comm.as_str()))),
+        owned(rows.iter().map(|(_, _, p)| p.state.map(String::from))),
+        of(|p| p.rss_bytes),
+        of(|p| p.anon_bytes),
+        of(|p| p.file_bytes),
+        of(|p| p.shmem_bytes),
+        of(|p| p.swap_bytes),
+        of(|p| p.threads),
+        of(|p| p.fds),
+        of(|p| p.cpu_usec),
+        int(rows.iter().map(|(_, _, p)| p.oom_score)),
+        int(rows.iter().map(|(_, _, p)| p.oom_score_adj)),
+        int(rows.iter().map(|(_, _, p)| Some(i64::from(p.is_init)))),
+    ]);
+    batch(Table::Processes, columns)
+}
+
+pub(super) fn ledger(rows: &[LedgerRow], names: &NodeNames) -> Result<RecordBatch, ArrowError> {
+    let stamps: Vec<_> = rows.iter().map(|r| (r.stamp, None)).collect();
+    let mut columns = common(&stamps, names);
+    let lost = |r: &LedgerRow| r.lost_by_reason.iter().map(|(_, n)| n).sum::<u64>();
+    columns.extend([
+        text(rows.iter().map(|r| Some(r.of_table.as_str()))),
+        int(rows.iter().map(|r| Some(r.due))),
+        int(rows.iter().map(|r| Some(r.written))),
+        int(rows.iter().map(|r| Some(lost(r)))),
+        owned(rows.iter().map(|r| {
+            let map: serde_json::Map<_, _> =
+                r.lost_by_reason.iter().map(|(k, n)| ((*k).to_owned(), (*n).into())).collect();
+            json(&map)
+        })),
+    ]);
+    batch(Table::Ledger, columns)
+}

@@ -1,0 +1,123 @@
+//! Rows of the `samples` table, packed: a fixed header, a mask of the columns set, and the values of those alone.
+
+use crate::catalogue::ColumnIndex;
+use crate::cgroup::Meta;
+use crate::names::{Cause, CgroupId};
+use crate::recorder::{MASK_WORDS, Row};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// An instant in both clocks: the kernel's monotonic one in ns, wall time in µs since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    pub ktime_ns: u64,
+    pub wall_us: i64,
+}
+
+/// How a sample came about.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleRow<'a> {
+    pub at: Stamp,
+    pub cause: Cause,
+    pub period_ms: u32,
+    pub burst: Option<&'a str>,
+    /// Bit per file of the catalogue.
+    pub files_read: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Header {
+    pub at: Stamp,
+    pub meta: u32,
+    pub burst: Option<u32>,
+    pub period_ms: u32,
+    pub cause: Cause,
+    pub files_read: u64,
+    pub mask: [u64; MASK_WORDS],
+    pub start: usize,
+}
+
+/// Samples of all cgroups, in the order in which they were committed.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    pub(super) metas: Vec<Arc<Meta>>,
+    meta_index: HashMap<CgroupId, u32>,
+    pub(super) bursts: Vec<String>,
+    pub(super) headers: Vec<Header>,
+    pub(super) values: Vec<u64>,
+}
+
+impl Samples {
+    fn meta(&mut self, meta: &Arc<Meta>) -> u32 {
+        if let Some(&i) = self.meta_index.get(&meta.id) {
+            return i;
+        }
+        let i = u32::try_from(self.metas.len()).unwrap_or(u32::MAX);
+        self.metas.push(meta.clone());
+        self.meta_index.insert(meta.id, i);
+        i
+    }
+
+    fn burst(&mut self, burst: &str) -> u32 {
+        // few bursts run at once, and the newest is the one asked for
+        let found = self.bursts.iter().rposition(|b| b == burst).unwrap_or_else(|| {
+            self.bursts.push(burst.to_owned());
+            self.bursts.len() - 1
+        });
+        u32::try_from(found).unwrap_or(u32::MAX)
+    }
+
+    fn push(&mut self, meta: &Arc<Meta>, row: &SampleRow<'_>, mask: [u64; MASK_WORDS], start: usize) {
+        let header = Header {
+            at: row.at,
+            meta: self.meta(meta),
+            burst: row.burst.map(|b| self.burst(b)),
+            period_ms: row.period_ms,
+            cause: row.cause,
+            files_read: row.files_read,
+            mask,
+            start,
+        };
+        self.headers.push(header);
+    }
+
+    /// Turns a pending row into a sample and empties it.
+    pub fn commit(&mut self, meta: &Arc<Meta>, row: SampleRow<'_>, pending: &Row) {
+        let start = self.values.len();
+        let mask = pending.take(&mut self.values);
+        self.push(meta, &row, mask, start);
+    }
+
+    /// Adds a reading of the lane's ring. `values` in column order.
+    pub fn history(
+        &mut self,
+        meta: &Arc<Meta>,
+        at: Stamp,
+        period_ms: u32,
+        burst: &str,
+        values: &[(ColumnIndex, u64)],
+        files_read: u64,
+    ) {
+        let start = self.values.len();
+        let mut mask = [0; MASK_WORDS];
+        for &(column, value) in values {
+            mask[column / 64] |= 1 << (column % 64);
+            self.values.push(value);
+        }
+        let row = SampleRow { at, cause: Cause::History, period_ms, burst: Some(burst), files_read };
+        self.push(meta, &row, mask, start);
+    }
+
+    pub fn len(&self) -> usize {
+        self.headers.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.headers.is_empty()
+    }
+
+    /// Bytes held, by capacity.
+    pub fn bytes(&self) -> usize {
+        self.headers.capacity() * size_of::<Header>() + self.values.capacity() * size_of::<u64>()
+    }
+}
