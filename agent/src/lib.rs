@@ -14,3 +14,4 @@ pub mod lane;
 pub mod names;
 pub mod recorder;
 pub mod schema;
+pub mod trigger;
