@@ -1,0 +1,337 @@
+//! Which cgroups there are, and which we follow: a tree of ids that the kernel's mkdir and rmdir events keep, and that
+//! a walk of the file system starts and corrects.
+//!
+//! Keyed by id, so that a directory made anew under an old name is a new cgroup. Paths are relative to the agent's
+//! cgroup root: an event's parent must be in the tree, which is also how events from outside the root drop out.
+
+use crate::cgroup::{Identity, Meta, identify};
+use crate::names::{CgroupId, Scope};
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Cgroups known at the most, followed or not, as a multiple of those followed. A tree larger than that is counted as
+/// cut, never grown into.
+const KNOWN_PER_FOLLOWED: usize = 4;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoveryError {
+    #[error("cannot read the cgroup root {}: {source}; set cgroup_root to where cgroup v2 is mounted", path.display())]
+    Root { path: PathBuf, source: std::io::Error },
+    #[error("sampling.{key}: {pattern:?} is not a glob: {source}")]
+    Glob { key: &'static str, pattern: String, source: glob::PatternError },
+}
+
+/// What to follow besides containers, pods and services.
+#[derive(Debug, Default)]
+pub struct Rules {
+    include: Vec<glob::Pattern>,
+    exclude: Vec<glob::Pattern>,
+}
+
+impl Rules {
+    pub fn new(include: &[String], exclude: &[String]) -> Result<Self, DiscoveryError> {
+        let compile = |key, list: &[String]| {
+            list.iter()
+                .map(|p| {
+                    glob::Pattern::new(p).map_err(|source| DiscoveryError::Glob {
+                        key,
+                        pattern: p.clone(),
+                        source,
+                    })
+                })
+                .collect::<Result<_, _>>()
+        };
+        Ok(Self { include: compile("include", include)?, exclude: compile("exclude", exclude)? })
+    }
+
+    fn follow(&self, path: &str, identity: &Identity) -> bool {
+        if self.exclude.iter().any(|p| p.matches(path)) {
+            return false;
+        }
+        let known = matches!(identity.scope, Scope::Container | Scope::Pod | Scope::Service | Scope::Node);
+        known || self.include.iter().any(|p| p.matches(path))
+    }
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub meta: Arc<Meta>,
+    pub followed: bool,
+    /// `oom` of memory.events.local when last read: whose limit was hit is the one where it grew.
+    pub oom_local: Option<u64>,
+    children: usize,
+}
+
+/// What changed in the tree.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change {
+    Added(Arc<Meta>),
+    Removed(Arc<Meta>),
+}
+
+#[derive(Debug)]
+pub struct Tree {
+    root_path: PathBuf,
+    root: CgroupId,
+    nodes: HashMap<CgroupId, Node>,
+    rules: Rules,
+    max_followed: usize,
+    followed: usize,
+    /// Cgroups that were not taken in since a bound was reached.
+    pub cut: u64,
+}
+
+impl Tree {
+    /// A tree that knows its root only.
+    pub fn new(root_path: &Path, rules: Rules, max_followed: usize) -> Result<Self, DiscoveryError> {
+        let stat = fs::metadata(root_path)
+            .map_err(|source| DiscoveryError::Root { path: root_path.to_owned(), source })?;
+        let root = CgroupId(stat.ino());
+        let mut tree = Self {
+            root_path: root_path.to_owned(),
+            root,
+            nodes: HashMap::new(),
+            rules,
+            max_followed,
+            followed: 0,
+            cut: 0,
+        };
+        tree.add(root, None, "/".to_owned());
+        Ok(tree)
+    }
+
+    fn add(&mut self, id: CgroupId, parent_id: Option<CgroupId>, path: String) -> Option<Arc<Meta>> {
+        if self.nodes.len() >= self.max_followed * KNOWN_PER_FOLLOWED {
+            self.cut += 1;
+            return None;
+        }
+        let identity = identify(&path);
+        let mut followed = self.rules.follow(&path, &identity);
+        if followed && self.followed >= self.max_followed {
+            self.cut += 1;
+            followed = false;
+        }
+        let meta = Arc::new(Meta { id, parent_id, path, identity });
+        let oom_local = self.read_oom_local(&meta.path);
+        self.nodes.insert(id, Node { meta: meta.clone(), followed, oom_local, children: 0 });
+        self.followed += usize::from(followed);
+        if let Some(parent) = parent_id.and_then(|p| self.nodes.get_mut(&p)) {
+            parent.children += 1;
+        }
+        Some(meta)
+    }
+
+    /// A directory was made. `None` when it lies outside the root, is known already or finds no room.
+    pub fn made(&mut self, id: CgroupId, parent_id: CgroupId, name: &str) -> Option<Arc<Meta>> {
+        if self.nodes.contains_key(&id) {
+            return None;
+        }
+        let parent = &self.nodes.get(&parent_id)?.meta.path;
+        let path = if parent == "/" { format!("/{name}") } else { format!("{parent}/{name}") };
+        self.add(id, Some(parent_id), path)
+    }
+
+    /// A directory was removed.
+    pub fn removed(&mut self, id: CgroupId) -> Option<Node> {
+        if id == self.root {
+            return None;
+        }
+        let node = self.nodes.remove(&id)?;
+        self.followed -= usize::from(node.followed);
+        if let Some(parent) = node.meta.parent_id.and_then(|p| self.nodes.get_mut(&p)) {
+            parent.children = parent.children.saturating_sub(1);
+        }
+        Some(node)
+    }
+
+    /// Walks the file system and brings the tree in line with it. A directory that cannot be read is one that has just
+    /// gone.
+    pub fn rescan(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut seen = HashSet::from([self.root]);
+        let mut stack = vec![(self.root, self.root_path.clone())];
+        while let Some((parent_id, dir)) = stack.pop() {
+            let Ok(entries) = fs::read_dir(&dir) else { continue };
+            for entry in entries.flatten() {
+                if !entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    continue;
+                }
+                let id = CgroupId(entry.ino());
+                let name = entry.file_name();
+                let Some(name) = name.to_str() else { continue };
+                seen.insert(id);
+                if let Some(meta) = self.made(id, parent_id, name) {
+                    changes.push(Change::Added(meta));
+                }
+                stack.push((id, entry.path()));
+            }
+        }
+        let gone: Vec<_> = self.nodes.keys().filter(|id| !seen.contains(id)).copied().collect();
+        for id in gone {
+            changes.extend(self.removed(id).map(|n| Change::Removed(n.meta)));
+        }
+        changes
+    }
+
+    pub fn get(&self, id: CgroupId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    pub fn root(&self) -> CgroupId {
+        self.root
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    pub fn known(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn followed(&self) -> usize {
+        self.followed
+    }
+
+    /// The cgroup and its ancestors, innermost first.
+    pub fn lineage(&self, id: CgroupId) -> impl Iterator<Item = &Node> {
+        std::iter::successors(self.nodes.get(&id), |n| self.nodes.get(&n.meta.parent_id?))
+    }
+
+    /// What a person would name when something happens in this cgroup: the innermost container around it, else the
+    /// pod, else the service, else the innermost followed one.
+    pub fn owner(&self, id: CgroupId) -> Option<&Node> {
+        let rank = |n: &Node| match n.meta.identity.scope {
+            Scope::Container => 0,
+            Scope::Pod => 1,
+            Scope::Service => 2,
+            Scope::Other => 3,
+            Scope::Node => 4,
+        };
+        // the first of the smallest rank is the innermost one
+        self.lineage(id).filter(|n| n.followed).min_by_key(|n| rank(n))
+    }
+
+    /// A followed cgroup and those above it up to its pod (or itself alone, where there is none).
+    pub fn up_to_pod(&self, id: CgroupId) -> Vec<Arc<Meta>> {
+        let line: Vec<_> = self.lineage(id).filter(|n| n.followed).collect();
+        let pod = line.iter().position(|n| n.meta.identity.scope == Scope::Pod).unwrap_or(0);
+        line.into_iter().take(pod + 1).map(|n| n.meta.clone()).collect()
+    }
+
+    pub fn path(&self, meta: &Meta) -> PathBuf {
+        join(&self.root_path, &meta.path)
+    }
+
+    fn read_oom_local(&self, path: &str) -> Option<u64> {
+        let text = fs::read_to_string(join(&self.root_path, path).join("memory.events.local")).ok()?;
+        text.lines().find_map(|l| l.strip_prefix("oom ")?.parse().ok())
+    }
+
+    /// The deepest of the cgroup and its ancestors whose `oom` in memory.events.local grew since it was last read; all
+    /// of them are read anew. This finds the limit that was hit where no probe can.
+    pub fn limit_by_events_local(&mut self, id: CgroupId) -> Option<Arc<Meta>> {
+        let line: Vec<_> = self.lineage(id).map(|n| n.meta.clone()).collect();
+        let mut deepest = None;
+        for meta in line {
+            let now = self.read_oom_local(&meta.path);
+            if let Some(node) = self.nodes.get_mut(&meta.id) {
+                let grew = node.oom_local.zip(now).is_some_and(|(before, now)| now > before);
+                if grew && deepest.is_none() {
+                    deepest = Some(meta);
+                }
+                node.oom_local = now.or(node.oom_local);
+            }
+        }
+        deepest
+    }
+}
+
+/// `root` + a path of ours with its leading slash.
+pub fn join(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn tree(dir: &Path, max: usize) -> Tree {
+        Tree::new(dir, Rules::default(), max).expect("a root")
+    }
+
+    #[test]
+    fn a_walk_finds_what_is_there_and_what_has_gone() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let container = dir.path().join("docker").join(CID);
+        fs::create_dir_all(container.join("inner")).expect("mkdir");
+        let mut t = tree(dir.path(), 100);
+        assert_eq!(t.rescan().len(), 3);
+        assert_eq!(t.rescan(), []);
+        let inner = CgroupId(fs::metadata(container.join("inner")).expect("stat").ino());
+        assert_eq!(t.owner(inner).map(|n| n.meta.path.clone()), Some(format!("/docker/{CID}")));
+        fs::remove_dir(container.join("inner")).expect("rmdir");
+        assert!(matches!(&t.rescan()[..], [Change::Removed(m)] if m.id == inner));
+        assert_eq!((t.known(), t.followed()), (3, 2));
+    }
+
+    #[test]
+    fn an_event_from_outside_the_root_is_not_ours() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut t = tree(dir.path(), 100);
+        assert!(t.made(CgroupId(5), CgroupId(u64::MAX), "x").is_none());
+        assert!(t.made(CgroupId(5), t.root(), "x.service").is_some());
+        assert!(t.made(CgroupId(5), t.root(), "x.service").is_none(), "known already");
+        assert!(t.removed(CgroupId(5)).is_some_and(|n| n.followed));
+        assert!(t.removed(t.root()).is_none());
+    }
+
+    #[test]
+    fn the_bounds_hold_and_what_they_cut_is_counted() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut t = tree(dir.path(), 3);
+        for i in 0..20u64 {
+            t.made(CgroupId(u64::MAX - i), t.root(), &format!("s{i}.service"));
+        }
+        assert_eq!((t.followed(), t.known()), (3, 12));
+        assert!(t.cut >= 8, "{}", t.cut);
+    }
+
+    #[test]
+    fn include_and_exclude_are_globs_of_paths() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let rules = Rules::new(&["/batch/*".into()], &["/system.slice/noisy*".into()]).expect("globs");
+        let mut t = Tree::new(dir.path(), rules, 100).expect("a root");
+        let root = t.root();
+        t.made(CgroupId(u64::MAX - 1), root, "batch");
+        t.made(CgroupId(u64::MAX - 2), CgroupId(u64::MAX - 1), "job1");
+        t.made(CgroupId(u64::MAX - 3), root, "system.slice");
+        t.made(CgroupId(u64::MAX - 4), CgroupId(u64::MAX - 3), "noisy.service");
+        let followed = |n: u64| t.get(CgroupId(u64::MAX - n)).is_some_and(|n| n.followed);
+        assert_eq!([1, 2, 3, 4].map(followed), [false, true, false, false]);
+        assert!(Rules::new(&["[".into()], &[]).is_err_and(|e| e.to_string().contains("sampling.include")));
+    }
+
+    #[test]
+    fn the_limit_is_where_oom_grew_deepest() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (pod, leaf) = (dir.path().join("a"), dir.path().join("a").join("b"));
+        fs::create_dir_all(&leaf).expect("mkdir");
+        let write = |p: &Path, n: u32| {
+            fs::write(p.join("memory.events.local"), format!("low 0\noom {n}\noom_kill 9\n"))
+        };
+        write(&pod, 1).and(write(&leaf, 0)).expect("write");
+        let mut t = tree(dir.path(), 100);
+        t.rescan();
+        let leaf_id = CgroupId(fs::metadata(&leaf).expect("stat").ino());
+        assert_eq!(t.limit_by_events_local(leaf_id), None);
+        write(&pod, 2).expect("write");
+        assert_eq!(t.limit_by_events_local(leaf_id).map(|m| m.path.clone()), Some("/a".into()));
+        assert_eq!(t.limit_by_events_local(leaf_id), None, "the same growth counts once");
+    }
+}

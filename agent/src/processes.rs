@@ -1,0 +1,153 @@
+//! The process table of a cgroup: who is in it and who holds its memory.
+//!
+//! Read from cgroup.procs (of the cgroup and those below it) and /proc. A process that goes away meanwhile is left out;
+//! what cannot be read of one is absent. PSS is never read here: smaps_rollup takes the process's mm lock.
+
+use crate::accumulator::Process;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Processes in one table. A cgroup with more shows the first ones of cgroup.procs; the rest is counted.
+pub const MAX_PROCESSES: usize = 512;
+/// Directories below a container that are looked into.
+const MAX_DIRECTORIES: usize = 256;
+
+/// A table, and how many processes did not fit.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    pub processes: Vec<Process>,
+    pub cut: u64,
+}
+
+/// Pids in the cgroup at `path` and below, as the agent's pid namespace has them (0, invisible, is left out).
+pub fn pids(path: &Path) -> Vec<u32> {
+    let (mut out, mut stack, mut visited) = (Vec::new(), vec![path.to_owned()], 0);
+    while let Some(dir) = stack.pop() {
+        visited += 1;
+        if visited > MAX_DIRECTORIES {
+            break;
+        }
+        if let Ok(text) = fs::read_to_string(dir.join("cgroup.procs")) {
+            out.extend(text.lines().filter_map(|l| l.parse::<u32>().ok()).filter(|pid| *pid != 0));
+        }
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                stack.push(entry.path());
+            }
+        }
+    }
+    out
+}
+
+/// The table of a cgroup. `init_pid` is the container's first process, where it is known.
+pub fn list(proc_root: &Path, cgroup: &Path, init_pid: Option<u32>) -> Listing {
+    let pids = pids(cgroup);
+    let cut = pids.len().saturating_sub(MAX_PROCESSES) as u64;
+    let processes =
+        pids.into_iter().take(MAX_PROCESSES).filter_map(|pid| read(proc_root, pid, init_pid)).collect();
+    Listing { processes, cut }
+}
+
+/// The first process of a cgroup that has just begun: the oldest of those in it.
+pub fn first(proc_root: &Path, cgroup: &Path) -> Option<u32> {
+    pids(cgroup)
+        .into_iter()
+        .filter_map(|pid| {
+            let stat = fs::read_to_string(proc_root.join(pid.to_string()).join("stat")).ok()?;
+            Some((parse_stat(&stat)?.start_ticks, pid))
+        })
+        .min()
+        .map(|(_, pid)| pid)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    cpu_ticks: u64,
+    start_ticks: u64,
+}
+
+/// proc(5): fields 14, 15 (utime, stime) and 22 (starttime), counted behind the parenthesis that ends comm, since comm
+/// may hold anything.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_ascii_whitespace().collect();
+    let at = |n: usize| fields.get(n - 3)?.parse::<u64>().ok();
+    Some(Stat { cpu_ticks: at(14)? + at(15)?, start_ticks: at(22)? })
+}
+
+/// /proc/PID/status, by line.
+fn status_field<'a>(status: &'a str, key: &str) -> Option<&'a str> {
+    status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
+}
+
+fn kib(status: &str, key: &str) -> Option<u64> {
+    status_field(status, key)?.strip_suffix("kB")?.trim().parse::<u64>().ok().map(|v| v * 1024)
+}
+
+/// `None` when the process has gone.
+fn read(proc_root: &Path, pid: u32, init_pid: Option<u32>) -> Option<Process> {
+    let dir = proc_root.join(pid.to_string());
+    let status = String::from_utf8_lossy(&fs::read(dir.join("status")).ok()?).into_owned();
+    let number = |file: &str| fs::read_to_string(dir.join(file)).ok()?.trim().parse::<i64>().ok();
+    let stat = fs::read(dir.join("stat")).ok().map(|b| String::from_utf8_lossy(&b).into_owned());
+    let (anon, file, shmem) = (kib(&status, "RssAnon"), kib(&status, "RssFile"), kib(&status, "RssShmem"));
+    // the last number of NSpid is the pid in the innermost namespace; more than one number means that there is one
+    let namespaced_init =
+        status_field(&status, "NSpid").is_some_and(|l| l.split_whitespace().skip(1).last() == Some("1"));
+    Some(Process {
+        pid,
+        comm: status_field(&status, "Name")?.to_owned(),
+        state: status_field(&status, "State").and_then(|s| s.chars().next()),
+        rss_bytes: anon.zip(file).zip(shmem).map(|((a, f), s)| a + f + s),
+        anon_bytes: anon,
+        file_bytes: file,
+        shmem_bytes: shmem,
+        swap_bytes: kib(&status, "VmSwap"),
+        threads: status_field(&status, "Threads").and_then(|t| t.parse().ok()),
+        // the size of the directory is the count of descriptors since 6.2; before, it is 0 and says nothing
+        fds: fs::metadata(dir.join("fd")).ok().map(|m| m.size()).filter(|n| *n > 0),
+        cpu_usec: stat.as_deref().and_then(parse_stat).map(|s| s.cpu_ticks * 1_000_000 / ticks_per_second()),
+        oom_score: number("oom_score"),
+        oom_score_adj: number("oom_score_adj"),
+        is_init: namespaced_init || init_pid == Some(pid),
+    })
+}
+
+fn ticks_per_second() -> u64 {
+    rustix::param::clock_ticks_per_second().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comm_with_parentheses_does_not_shift_the_fields() {
+        let line = "42 (a) b) (c) S 1 1 1 0 -1 4194560 1 2 3 4 70 30 0 0 20 0 1 0 12345 1 2 3\n";
+        assert_eq!(parse_stat(line), Some(Stat { cpu_ticks: 100, start_ticks: 12_345 }));
+        assert_eq!(parse_stat("junk"), None);
+    }
+
+    #[test]
+    fn this_process_reads_as_the_kernel_has_it() {
+        let me = read(Path::new("/proc"), std::process::id(), None).expect("alive");
+        let comm = fs::read_to_string("/proc/self/comm").expect("comm");
+        assert_eq!(me.comm, comm.trim_end());
+        assert!(me.rss_bytes.is_some_and(|b| b > 1 << 20), "{me:?}");
+        assert!(me.threads.is_some_and(|t| t >= 1));
+        assert!(!me.is_init);
+        assert!(
+            read(Path::new("/proc"), std::process::id(), Some(std::process::id())).is_some_and(|p| p.is_init)
+        );
+    }
+
+    #[test]
+    fn a_process_that_has_gone_is_left_out() {
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::write(dir.path().join("cgroup.procs"), format!("0\n{}\n4194304\n", std::process::id()))
+            .expect("write");
+        let listing = list(Path::new("/proc"), dir.path(), None);
+        assert_eq!(listing.processes.len(), 1);
+        assert_eq!(first(Path::new("/proc"), dir.path()), Some(std::process::id()));
+    }
+}
