@@ -1,0 +1,361 @@
+//! Events of one container merged into an incident, and the paragraph that tells it.
+//!
+//! Pure: evidence comes in as values, revisions go out. The summary says only what the evidence says; what was not seen
+//! is called so. `pipeline` feeds it and has each revision written before it is announced.
+
+mod summary;
+
+use crate::accumulator::NodeNames;
+use crate::cgroup::Meta;
+use crate::event::{Event, Exit, OomKill};
+use crate::incident::{ExitStatus, Incident, LimitHit, Lost, Trigger, Victim, Window};
+use crate::lane::Reading;
+use crate::names::CgroupId;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// An incident that goes on and on is closed after this many burst lengths; what follows is a new one.
+const LONGEST: u64 = 6;
+/// Victims named one by one in an incident. A group kill of more is counted.
+const MAX_VICTIMS: usize = 64;
+
+/// What is known around a kill besides the event itself.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    pub victim_path: Option<String>,
+    pub trigger_path: Option<String>,
+    pub limit: Option<LimitHit>,
+    /// Readings of the container's memory before the kill: the oldest kept, the one nearest to 30 s before, the last.
+    pub oldest: Option<Reading>,
+    pub earlier: Option<Reading>,
+    pub last: Option<Reading>,
+    /// How long the container had been followed when it happened.
+    pub age_ns: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Open {
+    incident: Incident,
+    evidence: Evidence,
+    deadline_ns: u64,
+    /// The container's cgroup was removed at this instant.
+    gone_ns: Option<u64>,
+    /// When its init ended.
+    init_ended_ns: Option<u64>,
+    more_victims: u64,
+    changed: bool,
+}
+
+pub struct Story {
+    names: NodeNames,
+    window_ns: u64,
+    open: BTreeMap<CgroupId, Open>,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+fn ms(ns: u64) -> f64 {
+    (ns as f64 / 1e3).round() / 1e3
+}
+
+impl Open {
+    fn revise(&mut self) {
+        self.incident.revision += 1;
+        self.incident.summary = summary::write(self);
+        self.changed = false;
+    }
+}
+
+impl Story {
+    /// `window_ns`: how long after its last event an incident stays open, the length of a burst.
+    pub fn new(names: NodeNames, window_ns: u64) -> Self {
+        Self { names, window_ns, open: BTreeMap::new() }
+    }
+
+    /// An OOM kill in a container (or pod, or whatever owns the victim): a new incident, or more of the open one.
+    /// Returns the new revision.
+    pub fn oom_kill(
+        &mut self,
+        owner: &Arc<Meta>,
+        event: &Event,
+        kill: &OomKill,
+        evidence: Evidence,
+    ) -> Incident {
+        let (names, window_ns) = (&self.names, self.window_ns);
+        let open = self.open.entry(owner.id).or_insert_with(|| {
+            let id = &owner.identity;
+            let incident = Incident {
+                id: format!("{}-{}-{}", names.node, names.boot_id, event.ktime_ns),
+                kind: event.kind.as_str().to_owned(),
+                severity: event.severity.as_str().to_owned(),
+                ts_us: event.ts_us,
+                ktime_ns: event.ktime_ns,
+                node: names.node.clone(),
+                boot_id: names.boot_id.clone(),
+                cluster: names.cluster.clone(),
+                scope: id.scope.as_str().to_owned(),
+                cgroup_id: Some(owner.id.0),
+                cgroup_path: Some(owner.path.clone()),
+                container_id: id.container_id.clone(),
+                pod_uid: id.pod_uid.clone(),
+                qos: id.qos.map(|q| q.as_str().to_owned()),
+                trigger: Some(Trigger {
+                    pid: kill.trigger.pid,
+                    comm: Some(kill.trigger.comm.clone()),
+                    cgroup_id: kill.trigger.cgroup_id.map(|c| c.0),
+                    cgroup_path: evidence.trigger_path.clone(),
+                }),
+                limit: evidence.limit.clone(),
+                history_s: evidence.oldest.map(|r| ms(event.ktime_ns.saturating_sub(r.ktime_ns)) / 1e3),
+                last_sample_before_ms: evidence.last.map(|r| ms(event.ktime_ns.saturating_sub(r.ktime_ns))),
+                window: Window {
+                    from_us: evidence.oldest.map_or(event.ts_us, |r| {
+                        event.ts_us
+                            - i64::try_from(event.ktime_ns.saturating_sub(r.ktime_ns) / 1000).unwrap_or(0)
+                    }),
+                    to_us: event.ts_us,
+                },
+                ..Incident::default()
+            };
+            Open {
+                incident,
+                evidence: evidence.clone(),
+                deadline_ns: 0,
+                gone_ns: None,
+                init_ended_ns: None,
+                more_victims: 0,
+                changed: true,
+            }
+        });
+        let first = open.incident.ktime_ns;
+        open.deadline_ns = (event.ktime_ns + window_ns).min(first + LONGEST * window_ns);
+        open.incident.window.to_us =
+            open.incident.ts_us + i64::try_from((open.deadline_ns - first) / 1000).unwrap_or(0);
+        let known = |v: &Victim| v.ktime_ns == event.ktime_ns && v.pid == kill.victim.pid;
+        if open.incident.victims.len() >= MAX_VICTIMS {
+            open.more_victims += 1;
+        } else if !open.incident.victims.iter().any(known) {
+            open.incident.victims.push(Victim {
+                pid: kill.victim.pid,
+                comm: Some(kill.victim.comm.clone()),
+                uid: kill.uid,
+                rss_bytes: kill.memory.rss_bytes(),
+                anon_bytes: kill.memory.anon_bytes,
+                cgroup_id: kill.victim.cgroup_id.map(|c| c.0),
+                cgroup_path: evidence.victim_path,
+                ktime_ns: event.ktime_ns,
+            });
+        }
+        open.incident.events.push(event.event_id.clone());
+        open.revise();
+        open.incident.clone()
+    }
+
+    /// A process of the container ended.
+    pub fn exit(&mut self, owner: CgroupId, event: &Event, exit: &Exit, is_init: bool) {
+        let Some(open) = self.open.get_mut(&owner) else { return };
+        open.incident.events.push(event.event_id.clone());
+        if is_init {
+            open.incident.exit = Some(ExitStatus { code: exit.exit_code, signal: exit.signal });
+            open.init_ended_ns = Some(event.ktime_ns);
+        }
+        open.changed = true;
+    }
+
+    /// The container's cgroup was removed.
+    pub fn gone(&mut self, owner: CgroupId, ktime_ns: u64) {
+        if let Some(open) = self.open.get_mut(&owner) {
+            open.gone_ns = Some(ktime_ns);
+            open.changed = true;
+        }
+    }
+
+    /// A burst sample of the container was taken.
+    pub fn burst_sample(&mut self, owner: CgroupId, ktime_ns: u64) {
+        if let Some(open) = self.open.get_mut(&owner) {
+            let first = &mut open.incident.first_burst_after_ms;
+            if first.is_none() && ktime_ns >= open.incident.ktime_ns {
+                *first = Some(ms(ktime_ns - open.incident.ktime_ns));
+            }
+        }
+    }
+
+    /// Rows of this container's evidence that will be missing.
+    pub fn lost(&mut self, owner: CgroupId, table: &str, reason: &str, rows: u64) {
+        let Some(open) = self.open.get_mut(&owner).filter(|_| rows > 0) else { return };
+        let lost = &mut open.incident.lost;
+        match lost.iter_mut().find(|l| l.table == table && l.reason == reason) {
+            Some(l) => l.rows += rows,
+            None => lost.push(Lost { table: table.to_owned(), reason: reason.to_owned(), rows }),
+        }
+        open.changed = true;
+    }
+
+    pub fn is_open(&self, owner: CgroupId) -> bool {
+        self.open.contains_key(&owner)
+    }
+
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.open.values().map(|o| o.deadline_ns).min()
+    }
+
+    /// Closes the incidents whose window is over and returns their last revision.
+    pub fn close_due(&mut self, now_ns: u64) -> Vec<Incident> {
+        let due: Vec<_> =
+            self.open.iter().filter(|(_, o)| o.deadline_ns <= now_ns).map(|(id, _)| *id).collect();
+        due.into_iter().filter_map(|id| self.open.remove(&id)).map(Self::close).collect()
+    }
+
+    /// Closes all, as at shutdown.
+    pub fn close_all(&mut self) -> Vec<Incident> {
+        std::mem::take(&mut self.open).into_values().map(Self::close).collect()
+    }
+
+    fn close(mut open: Open) -> Incident {
+        open.incident.closed = true;
+        open.revise();
+        open.incident
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::identify;
+    use crate::event::{Kind, OomLimit, Task, VictimMemory};
+    use crate::names::Severity;
+    use serde_json::Value;
+
+    const S: u64 = 1_000_000_000;
+    const MIB: u64 = 1 << 20;
+    const CID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn owner() -> Arc<Meta> {
+        let path = format!("/docker/{CID}");
+        Arc::new(Meta { id: CgroupId(7), parent_id: Some(CgroupId(1)), identity: identify(&path), path })
+    }
+
+    fn names() -> NodeNames {
+        NodeNames { cluster: None, node: "n1".into(), boot_id: "b".into() }
+    }
+
+    fn event(ktime_ns: u64) -> Event {
+        Event {
+            event_id: format!("e{ktime_ns}"),
+            kind: Kind::OomKill,
+            severity: Severity::Critical,
+            source: "tp_btf/mark_victim",
+            ts_us: i64::try_from(ktime_ns / 1000).expect("small"),
+            ktime_ns,
+            cgroup_id: Some(CgroupId(7)),
+            pid: Some(42),
+            comm: Some("hog".into()),
+            exit_code: None,
+            signal: None,
+            detail: Value::Null,
+        }
+    }
+
+    fn task(pid: u32, comm: &str) -> Task {
+        Task { pid: Some(pid), comm: comm.into(), cgroup_id: Some(CgroupId(7)) }
+    }
+
+    fn kill(victim: u32, trigger: u32) -> OomKill {
+        OomKill {
+            victim: task(victim, "hog"),
+            uid: Some(0),
+            oom_score_adj: Some(0),
+            memory: VictimMemory {
+                anon_bytes: Some(180 * MIB),
+                file_bytes: Some(MIB),
+                shmem_bytes: Some(0),
+                pgtables_bytes: None,
+            },
+            trigger: task(trigger, "asker"),
+            limit: OomLimit::Unknown,
+        }
+    }
+
+    fn evidence() -> Evidence {
+        Evidence {
+            limit: Some(LimitHit {
+                cgroup_id: Some(7),
+                cgroup_path: Some(owner().path.clone()),
+                max_bytes: Some(200 * MIB),
+                usage_bytes: Some(200 * MIB),
+                source: "fentry".into(),
+            }),
+            oldest: Some(Reading { ktime_ns: 40 * S, memory_current: 20 * MIB }),
+            earlier: Some(Reading { ktime_ns: 70 * S, memory_current: 21 * MIB }),
+            last: Some(Reading { ktime_ns: 100 * S - 12_000_000, memory_current: 199 * MIB }),
+            victim_path: Some(owner().path.clone()),
+            trigger_path: Some(owner().path.clone()),
+            age_ns: Some(60 * S),
+        }
+    }
+
+    #[test]
+    fn a_kill_is_told_from_the_evidence() {
+        let mut story = Story::new(names(), 10 * S);
+        let i = story.oom_kill(&owner(), &event(100 * S), &kill(42, 43), evidence());
+        assert_eq!((i.revision, i.closed, i.id.as_str()), (1, false, "n1-b-100000000000"));
+        assert_eq!((i.history_s, i.last_sample_before_ms), (Some(60.0), Some(12.0)));
+        for part in [
+            "\"hog\" (pid 42)",
+            "0123456789ab",
+            "180.0 MiB",
+            "200.0 MiB",
+            "\"asker\" (pid 43)",
+            "21.0 MiB",
+            "199.0 MiB",
+            "12 ms",
+        ] {
+            assert!(i.summary.contains(part), "{part:?} is not in: {}", i.summary);
+        }
+    }
+
+    #[test]
+    fn what_was_not_observed_is_called_so() {
+        let mut story = Story::new(names(), 10 * S);
+        let i = story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), Evidence::default());
+        assert!(i.limit.is_none() && i.history_s.is_none());
+        assert!(i.summary.contains("was not observed"), "{}", i.summary);
+    }
+
+    #[test]
+    fn events_of_one_container_merge_and_the_window_closes_it() {
+        let mut story = Story::new(names(), 10 * S);
+        story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence());
+        story.burst_sample(CgroupId(7), 100 * S + 3_000_000);
+        let again = story.oom_kill(&owner(), &event(105 * S), &kill(44, 44), evidence());
+        assert_eq!((again.revision, again.victims.len(), again.events.len()), (2, 2, 2));
+        let exit =
+            Exit { task: task(42, "hog"), ppid: None, inner_pid: Some(1), exit_code: None, signal: Some(9) };
+        story.exit(CgroupId(7), &event(106 * S), &exit, true);
+        assert_eq!(story.next_deadline(), Some(115 * S));
+        assert!(story.close_due(114 * S).is_empty());
+        let closed = story.close_due(115 * S);
+        assert_eq!(closed.len(), 1);
+        let c = &closed[0];
+        assert!(c.closed && c.revision == 3 && c.first_burst_after_ms == Some(3.0));
+        assert_eq!(c.exit, Some(ExitStatus { code: None, signal: Some(9) }));
+        assert!(c.summary.contains("signal 9"), "{}", c.summary);
+        assert!(!story.is_open(CgroupId(7)));
+    }
+
+    #[test]
+    fn an_endless_series_of_kills_is_cut_into_incidents() {
+        let mut story = Story::new(names(), 10 * S);
+        for t in 0..100u64 {
+            story.oom_kill(
+                &owner(),
+                &event((100 + t) * S),
+                &kill(1000 + u32::try_from(t).expect("small"), 1),
+                evidence(),
+            );
+            assert!(story.next_deadline().is_some_and(|d| d <= 160 * S));
+        }
+        let closed = story.close_due(160 * S);
+        assert_eq!(closed[0].victims.len(), MAX_VICTIMS);
+        assert!(closed[0].summary.contains("36 more"), "{}", closed[0].summary);
+    }
+}

@@ -1,0 +1,181 @@
+//! The paragraph of an incident, in plain English, from the evidence alone.
+
+use super::Open;
+use crate::incident::{Incident, LimitHit, Victim};
+use std::fmt::Write as _;
+
+#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn bytes(v: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut v, mut unit) = (v as f64 / 1024.0, 0);
+    while v >= 1024.0 && unit < UNITS.len() - 1 {
+        v /= 1024.0;
+        unit += 1;
+    }
+    format!("{v:.1} {}", UNITS[unit])
+}
+
+fn utc(us: i64) -> String {
+    jiff::Timestamp::from_microsecond(us)
+        .map_or_else(|_| format!("{us} µs"), |t| t.strftime("%Y-%m-%d %H:%M:%S.%3f UTC").to_string())
+}
+
+fn process(comm: Option<&str>, pid: Option<u32>) -> String {
+    let comm = comm.map_or_else(|| "a process".to_owned(), |c| format!("\"{c}\""));
+    pid.map_or_else(|| format!("{comm} (pid not visible from here)"), |pid| format!("{comm} (pid {pid})"))
+}
+
+/// The first twelve characters of a container id, as people know it.
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+fn owner(i: &Incident) -> String {
+    let name = match (&i.namespace, &i.pod, &i.container) {
+        (Some(ns), Some(pod), Some(c)) => Some(format!("container {c} of pod {ns}/{pod}")),
+        _ => None,
+    };
+    name.unwrap_or_else(|| match (&i.container_id, &i.pod_uid) {
+        (Some(c), Some(p)) => format!("container {} of pod {p}", short(c)),
+        (Some(c), None) => format!("container {}", short(c)),
+        (None, Some(p)) => format!("pod {p}"),
+        (None, None) => format!("cgroup {}", i.cgroup_path.as_deref().unwrap_or("unknown")),
+    })
+}
+
+fn victims(out: &mut String, i: &Incident, more: u64) {
+    let name = |v: &Victim| process(v.comm.as_deref(), v.pid);
+    let mut names: Vec<String> = i.victims.iter().map(name).collect();
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    let what = match names.as_slice() {
+        [one] => format!("process {one}"),
+        many => format!("{} processes, {},", i.victims.len() as u64 + more, many.join(", ")),
+    };
+    let _ = write!(
+        out,
+        "At {} the kernel's OOM killer killed {what} in {} on node {}.",
+        utc(i.ts_us),
+        owner(i),
+        i.node
+    );
+    if let [one] = i.victims.as_slice()
+        && let (Some(anon), Some(rss)) = (one.anon_bytes, one.rss_bytes)
+    {
+        let _ = write!(out, " It held {} of anonymous memory ({} resident in all).", bytes(anon), bytes(rss));
+    }
+}
+
+fn limit(out: &mut String, i: &Incident, limit: Option<&LimitHit>) {
+    let Some(limit) = limit else {
+        out.push_str(" Which memory limit was hit was not observed.");
+        return;
+    };
+    if limit.source == "global" {
+        out.push_str(" No memory limit was hit: the node itself had run out of memory.");
+        return;
+    }
+    let whose = if limit.cgroup_id == i.cgroup_id {
+        format!("the {}'s own", i.scope)
+    } else {
+        let path = limit.cgroup_path.as_deref().unwrap_or("(outside what this agent sees)");
+        format!("not the {}'s own but that of its ancestor {path},", i.scope)
+    };
+    let max = limit
+        .max_bytes
+        .map_or_else(|| "of unknown size".to_owned(), |m| format!("memory.max of {}", bytes(m)));
+    let _ = write!(out, " The limit that was hit is {whose} {max}");
+    match limit.usage_bytes {
+        Some(usage) => {
+            let _ = write!(out, "; its usage at that instant was {}.", bytes(usage));
+        }
+        None => out.push_str("; its usage at that instant was not observed."),
+    }
+}
+
+fn trigger(out: &mut String, i: &Incident) {
+    let Some(t) = &i.trigger else {
+        out.push_str(" Who asked for the memory was not observed.");
+        return;
+    };
+    if t.pid.is_some() && i.victims.iter().any(|v| v.pid == t.pid) {
+        out.push_str(" The victim itself asked for the memory that could not be had.");
+        return;
+    }
+    let place = if t.cgroup_id.is_some() && i.victims.iter().any(|v| v.cgroup_id == t.cgroup_id) {
+        "in the same cgroup".to_owned()
+    } else {
+        t.cgroup_path
+            .as_ref()
+            .map_or_else(|| "in a cgroup outside what this agent sees".to_owned(), |p| format!("in {p}"))
+    };
+    let _ = write!(
+        out,
+        " The memory that could not be had was asked for by {} {place}.",
+        process(t.comm.as_deref(), t.pid)
+    );
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn before(out: &mut String, open: &Open) {
+    let e = &open.evidence;
+    let (Some(from), Some(last)) = (e.earlier.or(e.oldest), e.last) else {
+        out.push_str(" No reading of its memory from before the kill was kept.");
+        return;
+    };
+    let span = (open.incident.ktime_ns.saturating_sub(from.ktime_ns)) as f64 / 1e9;
+    let gap = open.incident.ktime_ns.saturating_sub(last.ktime_ns) as f64 / 1e6;
+    let verb = match last.memory_current.cmp(&from.memory_current) {
+        std::cmp::Ordering::Greater => "rose",
+        std::cmp::Ordering::Less => "fell",
+        std::cmp::Ordering::Equal => "stayed",
+    };
+    let _ = write!(
+        out,
+        " In the {span:.1} s before, the {}'s memory {verb} from {} to {}",
+        open.incident.scope,
+        bytes(from.memory_current),
+        bytes(last.memory_current)
+    );
+    let _ = write!(out, "; the last reading was {gap:.0} ms before the kill.");
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn after(out: &mut String, open: &Open) {
+    let i = &open.incident;
+    let since = |ns: u64| ns.saturating_sub(i.ktime_ns) as f64 / 1e9;
+    match (i.exit, open.init_ended_ns) {
+        (Some(exit), Some(at)) => {
+            let how = match (exit.signal, exit.code) {
+                (Some(signal), _) => format!("signal {signal}"),
+                (None, Some(code)) => format!("exit code {code}"),
+                (None, None) => "an unknown status".to_owned(),
+            };
+            let _ = write!(out, " Its init process ended with {how}, {:.1} s after the kill.", since(at));
+        }
+        _ if open.gone_ns.is_none() && i.closed => {
+            out.push_str(" Its init process was not seen to end, and its cgroup was still there when this was written.");
+        }
+        _ => {}
+    }
+    if let Some(at) = open.gone_ns {
+        let _ = write!(out, " Its cgroup was removed {:.1} s after the kill.", since(at));
+    }
+    if i.closed && !i.lost.is_empty() {
+        let parts: Vec<_> =
+            i.lost.iter().map(|l| format!("{} rows of {} ({})", l.rows, l.table, l.reason)).collect();
+        let _ = write!(out, " Missing from the evidence: {}.", parts.join(", "));
+    }
+}
+
+pub(super) fn write(open: &Open) -> String {
+    let i = &open.incident;
+    let mut out = String::new();
+    victims(&mut out, i, open.more_victims);
+    limit(&mut out, i, i.limit.as_ref());
+    trigger(&mut out, i);
+    before(&mut out, open);
+    after(&mut out, open);
+    out
+}
