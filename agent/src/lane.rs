@@ -4,7 +4,12 @@
 //! as `history`; nothing is given out twice. Readings come from `pread` of memory.current today; a BPF walk over all
 //! cgroups is to take its place behind the same `push`.
 
+use crate::catalogue::{ColumnIndex, FILES};
 use std::collections::VecDeque;
+
+/// The column that a reading fills: the first one of the catalogue's first file, memory.current.
+pub const COLUMN: ColumnIndex = 0;
+const _: () = assert!(matches!(FILES[0].name.as_bytes(), b"memory.current"));
 
 /// A page is the unit in which the kernel charges memory, so a reading in pages loses nothing.
 const PAGE: u64 = 4096;
@@ -123,8 +128,19 @@ impl Ring {
             .map(|(us, memory_current)| Reading { ktime_ns: us * 1000, memory_current })
     }
 
-    pub fn newest(&self) -> Option<Reading> {
-        self.iter().last().map(|(us, memory_current)| Reading { ktime_ns: us * 1000, memory_current })
+    pub fn oldest(&self) -> Option<Reading> {
+        self.iter().next().map(|(us, memory_current)| Reading { ktime_ns: us * 1000, memory_current })
+    }
+
+    /// Appends a reading that is in the table already, so that later questions find it and no history repeats it.
+    pub fn push_written(&mut self, reading: Reading) {
+        if self.push(reading) {
+            self.written_us = self.newest_us;
+        }
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     pub fn len(&self) -> usize {

@@ -51,6 +51,8 @@ pub struct Target {
     pub last_row_ns: u64,
     /// memory.max as last read; `None` = not read or "max".
     pub memory_max: Option<u64>,
+    /// The kernel told us of its birth, so that its first process is the first one that we see.
+    pub born_here: bool,
     /// The container's first process, when we saw it start.
     pub init_pid: Option<u32>,
     /// memory.current when the process table was last taken for a rise to the limit, and when.
@@ -99,8 +101,7 @@ enum Read {
 
 impl Sampler {
     pub fn new(root: &Path, series: Series, descriptor_limit: usize) -> Self {
-        debug_assert_eq!(FILES[0].name, "memory.current");
-        Self {
+            Self {
             root: root.to_owned(),
             series,
             buffer: vec![0; BUFFER],
@@ -124,6 +125,7 @@ impl Sampler {
             first_seen_ns: now_ns,
             last_row_ns: 0,
             memory_max: None,
+            born_here: false,
             init_pid: None,
             last_table: None,
             path,
@@ -264,6 +266,9 @@ impl Sampler {
                     }
                     for &(column, value) in &self.pairs {
                         target.handles[column].set(value);
+                    }
+                    if let (Cause::Burst, Tier::Lane, [(_, memory_current)]) = (cause, file.tier, &self.pairs[..]) {
+                        target.ring.push_written(Reading { ktime_ns: at, memory_current: *memory_current });
                     }
                 }
                 Read::Absent => target.files[index].absent = true,

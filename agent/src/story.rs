@@ -29,8 +29,6 @@ pub struct Evidence {
     pub oldest: Option<Reading>,
     pub earlier: Option<Reading>,
     pub last: Option<Reading>,
-    /// How long the container had been followed when it happened.
-    pub age_ns: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -272,6 +270,7 @@ mod tests {
             },
             trigger: task(trigger, "asker"),
             limit: OomLimit::Unknown,
+            already_dying: None,
         }
     }
 
@@ -289,7 +288,6 @@ mod tests {
             last: Some(Reading { ktime_ns: 100 * S - 12_000_000, memory_current: 199 * MIB }),
             victim_path: Some(owner().path.clone()),
             trigger_path: Some(owner().path.clone()),
-            age_ns: Some(60 * S),
         }
     }
 

@@ -1,0 +1,126 @@
+//! What this machine is and whether the agent can work here: cgroup v2, its controllers, names and limits.
+//!
+//! Read once at the start. An error names what is missing and the mend; a missing controller is a warning, since the
+//! rest still works.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+/// Controllers that samples come from.
+const CONTROLLERS: [&str; 4] = ["memory", "cpu", "io", "pids"];
+
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error("cgroup_root {} does not exist or cannot be read ({source}); mount cgroup v2 there or set cgroup_root to where it is", path.display())]
+    Missing { path: PathBuf, source: std::io::Error },
+    #[error("cgroup_root {} is not a cgroup v2 mount: this machine runs cgroup v1 only; start the kernel with systemd.unified_cgroup_hierarchy=1 (or cgroup_no_v1=all)", path.display())]
+    V1 { path: PathBuf },
+    #[error("cgroup_root {} is not a cgroup v2 mount: this is a hybrid machine, whose v2 hierarchy is at {} with the controllers [{controllers}] while v1 holds the others; start the kernel with systemd.unified_cgroup_hierarchy=1, or set cgroup_root to {} and do without what v1 holds", path.display(), v2.display(), v2.display())]
+    Hybrid { path: PathBuf, v2: PathBuf, controllers: String },
+}
+
+/// The facts of the node that rows and status carry.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub host: String,
+    pub boot_id: String,
+    pub kernel: String,
+    /// What does not work here and what that costs, in words.
+    pub degraded: Vec<String>,
+    pub descriptor_limit: usize,
+}
+
+fn trimmed(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
+}
+
+fn is_cgroup2(path: &Path) -> Result<bool, std::io::Error> {
+    let stat = rustix::fs::statfs(path)?;
+    Ok(u64::try_from(stat.f_type).is_ok_and(|t| t == CGROUP2_MAGIC))
+}
+
+/// The first cgroup2 mount in the text of /proc/self/mounts.
+fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|l| {
+        let mut f = l.split(' ');
+        let (path, kind) = (f.nth(1)?, f.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path))
+    })
+}
+
+fn controllers(root: &Path) -> Vec<String> {
+    let text = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Raises the soft limit of open files to the hard one, and returns what is in force.
+fn raise_descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let in_force = if setrlimit(Resource::Nofile, wanted).is_ok() { limit.maximum } else { limit.current };
+    // no limit at all: one that no node reaches
+    in_force.map_or(1 << 20, |n| usize::try_from(n).unwrap_or(1 << 20))
+}
+
+impl Machine {
+    /// Looks at the machine.
+    pub fn look(cgroup_root: &Path) -> Result<Self, MachineError> {
+        let v2 = is_cgroup2(cgroup_root)
+            .map_err(|source| MachineError::Missing { path: cgroup_root.to_owned(), source })?;
+        if !v2 {
+            let path = cgroup_root.to_owned();
+            return Err(match cgroup2_mount(&fs::read_to_string("/proc/self/mounts").unwrap_or_default()) {
+                Some(v2) => {
+                    let controllers = controllers(&v2).join(" ");
+                    MachineError::Hybrid { path, v2, controllers }
+                }
+                None => MachineError::V1 { path },
+            });
+        }
+        let there = controllers(cgroup_root);
+        let mut degraded = Vec::new();
+        for c in CONTROLLERS.iter().filter(|c| !there.iter().any(|t| t == *c)) {
+            degraded.push(format!(
+                "the {c} controller is not in {}/cgroup.controllers: the columns {c}_* stay NULL",
+                cgroup_root.display()
+            ));
+        }
+        if rustix::process::geteuid().as_raw() != 0 {
+            degraded.push(
+                "not running as root: the tables of other users' processes lack descriptors and some cgroups may be unreadable"
+                    .to_owned(),
+            );
+        }
+        Ok(Self {
+            host: trimmed("/proc/sys/kernel/hostname").unwrap_or_else(|| "unknown".to_owned()),
+            boot_id: trimmed("/proc/sys/kernel/random/boot_id").unwrap_or_else(|| "unknown".to_owned()),
+            kernel: trimmed("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()),
+            degraded,
+            descriptor_limit: raise_descriptor_limit(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ordinary_folder_is_no_cgroup_v2_and_the_error_has_the_mend() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let e = Machine::look(dir.path()).expect_err("must be refused").to_string();
+        assert!(e.contains("unified_cgroup_hierarchy") && e.contains("cgroup_root"), "{e}");
+        let e = Machine::look(Path::new("/nonexistent/x")).expect_err("must be refused").to_string();
+        assert!(e.contains("/nonexistent/x") && e.contains("cgroup_root"), "{e}");
+    }
+
+    #[test]
+    fn the_v2_mount_of_a_hybrid_machine_is_found() {
+        let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(cgroup2_mount(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(cgroup2_mount("proc /proc proc rw 0 0\n"), None);
+    }
+}

@@ -1,0 +1,258 @@
+//! What the loop does when the kernel reports something: the event's row, the history and the burst, the incident.
+
+use super::state::{Running, State};
+use crate::cgroup::Meta;
+use crate::clock;
+use crate::event::{Event, Exit, KernelEvent, Kind, OomKill, OomLimit, What};
+use crate::incident::LimitHit;
+use crate::lane::Reading;
+use crate::names::{Cause, CgroupId, Scope, Severity, Table};
+use crate::story::Evidence;
+use crate::trigger::Decision;
+use serde_json::{Value, json};
+use std::fs;
+use std::sync::Arc;
+
+const SECOND: u64 = 1_000_000_000;
+/// The summary compares with the reading this long before a kill.
+const LOOK_BACK: u64 = 30 * SECOND;
+
+/// The last component of a path as the kernel has it.
+fn last(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+impl State {
+    pub fn react(&mut self, event: KernelEvent) {
+        let KernelEvent { ktime_ns, source, what } = event;
+        match what {
+            What::CgroupStart { cgroup_id, parent_id, path } => match parent_id {
+                Some(parent) => self.cgroup_start(ktime_ns, source, cgroup_id, parent, &path),
+                None => self.rescan_wanted = true,
+            },
+            What::CgroupEnd { cgroup_id, .. } => self.cgroup_end(ktime_ns, source, cgroup_id),
+            What::Exit(exit) => self.exit(ktime_ns, source, &exit),
+            What::OomKill(kill) => self.oom_kill(ktime_ns, source, &kill),
+        }
+    }
+
+    fn event(&mut self, kind: Kind, severity: Severity, ktime_ns: u64, source: &'static str, detail: Value) -> Event {
+        self.event_number += 1;
+        Event {
+            event_id: format!("{}-{}-{ktime_ns}-{}", self.names.node, self.names.boot_id, self.event_number),
+            kind,
+            severity,
+            source,
+            ts_us: self.offset.wall_us(ktime_ns),
+            ktime_ns,
+            cgroup_id: None,
+            pid: None,
+            comm: None,
+            exit_code: None,
+            signal: None,
+            detail,
+        }
+    }
+
+    fn record(&mut self, event: Event, meta: Option<Arc<Meta>>) {
+        self.ledger.written(Table::Events, 1);
+        self.pending.events.push((event, meta));
+    }
+
+    fn cgroup_start(&mut self, ktime_ns: u64, source: &'static str, id: CgroupId, parent: CgroupId, path: &str) {
+        let Some(meta) = self.tree.made(id, parent, last(path)) else {
+            self.outside += u64::from(self.tree.get(id).is_none());
+            return;
+        };
+        if !self.tree.get(id).is_some_and(|n| n.followed) {
+            return;
+        }
+        self.follow(&meta);
+        if let Some(target) = self.targets.get_mut(&id) {
+            target.born_here = true;
+        }
+        let mut event = self.event(Kind::CgroupStart, Severity::Info, ktime_ns, source, json!({}));
+        event.cgroup_id = Some(id);
+        self.record(event, Some(meta));
+    }
+
+    fn cgroup_end(&mut self, ktime_ns: u64, source: &'static str, id: CgroupId) {
+        let Some(node) = self.tree.removed(id) else { return };
+        if node.followed {
+            let mut event = self.event(Kind::CgroupEnd, Severity::Info, ktime_ns, source, json!({}));
+            event.cgroup_id = Some(id);
+            self.record(event, Some(node.meta.clone()));
+            self.unfollow(id, ktime_ns);
+        }
+    }
+
+    /// Forgets a cgroup whose files say that it has gone and whose end no probe reported.
+    pub(super) fn cgroup_gone(&mut self, id: CgroupId) {
+        self.cgroup_end(clock::ktime_ns(), "files", id);
+    }
+
+    /// The followed cgroup that a person would name for this one; a cgroup not known yet is looked for once.
+    fn owner(&mut self, id: CgroupId) -> Option<Arc<Meta>> {
+        if self.tree.get(id).is_none() && !self.has_events {
+            self.rescan(clock::ktime_ns());
+        }
+        self.tree.owner(id).map(|n| n.meta.clone())
+    }
+
+    fn exit(&mut self, ktime_ns: u64, source: &'static str, exit: &Exit) {
+        let Some(id) = exit.task.cgroup_id else { return };
+        let Some(owner) = self.owner(id) else {
+            self.outside += 1;
+            return;
+        };
+        let ours = matches!(owner.identity.scope, Scope::Container | Scope::Pod | Scope::Other);
+        if !ours && exit.signal.is_none() && !self.story.is_open(owner.id) {
+            return;
+        }
+        let init_pid = self.targets.get(&owner.id).and_then(|t| t.init_pid);
+        let is_init = exit.inner_pid == Some(1) || (init_pid.is_some() && init_pid == exit.task.pid);
+        let detail = json!({"is_init": is_init, "ppid": exit.ppid, "inner_pid": exit.inner_pid});
+        let severity = match (exit.signal, exit.exit_code) {
+            (None, Some(0)) => Severity::Info,
+            (None, _) if !is_init => Severity::Info,
+            _ => Severity::Warning,
+        };
+        let mut event = self.event(Kind::Exit, severity, ktime_ns, source, detail);
+        event.cgroup_id = Some(id);
+        event.pid = exit.task.pid;
+        event.comm = Some(exit.task.comm.clone());
+        event.exit_code = exit.exit_code;
+        event.signal = exit.signal;
+        self.story.exit(owner.id, &event, exit, is_init);
+        self.record(event, Some(owner));
+    }
+
+    fn path_of(&self, id: Option<CgroupId>) -> Option<String> {
+        self.tree.get(id?).map(|n| n.meta.path.clone())
+    }
+
+    /// Whose limit it was: from the probe that saw it, else from the files.
+    fn limit(&mut self, kill: &OomKill) -> Option<LimitHit> {
+        match kill.limit {
+            OomLimit::Memcg(snapshot) => Some(LimitHit {
+                cgroup_id: Some(snapshot.cgroup_id.0),
+                cgroup_path: self.path_of(Some(snapshot.cgroup_id)),
+                max_bytes: snapshot.max_bytes,
+                usage_bytes: snapshot.usage_bytes,
+                source: "fentry".to_owned(),
+            }),
+            OomLimit::Global => Some(LimitHit { source: "global".to_owned(), ..LimitHit::default() }),
+            OomLimit::Unknown => {
+                let meta = self.tree.limit_by_events_local(kill.victim.cgroup_id?)?;
+                let max = fs::read_to_string(self.tree.path(&meta).join("memory.max")).ok();
+                Some(LimitHit {
+                    cgroup_id: Some(meta.id.0),
+                    cgroup_path: Some(meta.path.clone()),
+                    max_bytes: max.and_then(|t| t.trim().parse().ok()),
+                    usage_bytes: None,
+                    source: "events_local".to_owned(),
+                })
+            }
+        }
+    }
+
+    fn evidence(&mut self, owner: &Meta, ktime_ns: u64, kill: &OomKill) -> Evidence {
+        let limit = self.limit(kill);
+        let (victim_path, trigger_path) = (self.path_of(kill.victim.cgroup_id), self.path_of(kill.trigger.cgroup_id));
+        let target = self.targets.get(&owner.id);
+        let ring = target.map(|t| &t.ring);
+        let before = |at: u64| ring.and_then(|r| r.last_before(at));
+        let oldest = ring.and_then(crate::lane::Ring::oldest).filter(|r| r.ktime_ns < ktime_ns);
+        let earlier: Option<Reading> = before(ktime_ns.saturating_sub(LOOK_BACK) + 1).or(oldest);
+        Evidence { victim_path, trigger_path, limit, oldest, earlier, last: before(ktime_ns) }
+    }
+
+    fn oom_kill(&mut self, ktime_ns: u64, source: &'static str, kill: &OomKill) {
+        let Some(victim_cgroup) = kill.victim.cgroup_id else {
+            self.outside += 1;
+            return;
+        };
+        let Some(owner) = self.owner(victim_cgroup) else {
+            self.outside += 1;
+            return;
+        };
+        let evidence = self.evidence(&owner, ktime_ns, kill);
+        let dying = kill.already_dying == Some(true);
+        let limit = &evidence.limit;
+        let detail = json!({
+            "victim": {
+                "uid": kill.uid, "oom_score_adj": kill.oom_score_adj,
+                "anon_bytes": kill.memory.anon_bytes, "file_bytes": kill.memory.file_bytes,
+                "shmem_bytes": kill.memory.shmem_bytes, "pgtables_bytes": kill.memory.pgtables_bytes,
+                "already_dying": kill.already_dying,
+            },
+            "trigger": {
+                "pid": kill.trigger.pid, "comm": kill.trigger.comm,
+                "cgroup_id": kill.trigger.cgroup_id.map(|c| c.0), "cgroup_path": evidence.trigger_path,
+            },
+            "limit": limit,
+        });
+        let severity = if dying { Severity::Warning } else { Severity::Critical };
+        let mut event = self.event(Kind::OomKill, severity, ktime_ns, source, detail);
+        event.cgroup_id = Some(victim_cgroup);
+        event.pid = kill.victim.pid;
+        event.comm = Some(kill.victim.comm.clone());
+        let limit_id = limit.as_ref().and_then(|l| l.cgroup_id).map(CgroupId);
+        if dying {
+            // marked, but not killed by this: an event, no incident
+            self.record(event, Some(owner));
+            return;
+        }
+        self.start_burst(&owner, limit_id, ktime_ns);
+        self.process_table(owner.id);
+        let incident = self.story.oom_kill(&owner, &event, kill, evidence);
+        self.revise(incident);
+        self.record(event, Some(owner));
+    }
+
+    /// Writes the history of a container, its ancestors up to the pod and the cgroup of the limit, and begins or
+    /// prolongs their burst.
+    fn start_burst(&mut self, owner: &Arc<Meta>, limit: Option<CgroupId>, ktime_ns: u64) {
+        let now = clock::ktime_ns();
+        let mut members = self.tree.up_to_pod(owner.id);
+        let limiting = limit.and_then(|id| self.tree.get(id)).filter(|n| n.followed).map(|n| n.meta.clone());
+        members.extend(limiting.filter(|m| members.iter().all(|have| have.id != m.id)));
+        let decision = self.trigger.fire(owner.id, now);
+        let id = format!("{}-{}-{ktime_ns}", self.names.node, self.names.boot_id);
+        let (id, first) = match (decision, self.bursts.get(&owner.id)) {
+            (Decision::Extend { .. }, Some(running)) => (running.id.clone(), false),
+            _ => (id, true),
+        };
+        for meta in &members {
+            self.history(meta, now, &id);
+        }
+        match decision {
+            Decision::Suppress(why) => {
+                let rows = self.config.burst.length_s * 1000 / self.config.burst.period_ms * members.len() as u64;
+                self.ledger.lost(Table::Samples, why.as_str(), rows);
+                self.story.lost(owner.id, Table::Samples.as_str(), why.as_str(), rows);
+            }
+            Decision::Start { .. } | Decision::Extend { .. } if first => {
+                let members: Vec<_> = members.iter().map(|m| m.id).collect();
+                // the row at the event, with limits and peaks: as near to the kill as can be
+                for &member in &members {
+                    self.sample(member, Cause::Burst, Some(&id), true);
+                }
+                self.bursts.insert(owner.id, Running { id, members });
+            }
+            Decision::Start { .. } | Decision::Extend { .. } => {}
+        }
+    }
+
+    fn history(&mut self, meta: &Arc<Meta>, now: u64, burst: &str) {
+        let Some(target) = self.targets.get_mut(&meta.id) else { return };
+        let period_ms = u32::try_from(self.config.lane.period_ms).unwrap_or(u32::MAX);
+        let (offset, samples) = (self.offset, &mut self.pending.samples);
+        let window = self.config.lane.history_s * SECOND;
+        let given = target.ring.take_history(now, window, |r| {
+            let at = crate::accumulator::Stamp { ktime_ns: r.ktime_ns, wall_us: offset.wall_us(r.ktime_ns) };
+            samples.history(meta, at, period_ms, burst, &[(crate::lane::COLUMN, r.memory_current)], 1);
+        });
+        self.ledger.written(Table::Samples, given as u64);
+    }
+}

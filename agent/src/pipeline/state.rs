@@ -1,0 +1,403 @@
+//! All that the loop owns, and what it does as time passes: lane, base and burst samples, process tables, rotation.
+//!
+//! `react` beside this file holds what it does when the kernel reports something. Nothing here waits for anything.
+
+use super::sealer::Job;
+use crate::accumulator::{NodeNames, Pending, Stamp};
+use crate::cgroup::Meta;
+use crate::clock::{self, Offset};
+use crate::config::Config;
+use crate::discovery::{Change, Tree};
+use crate::lane;
+use crate::ledger::Ledger;
+use crate::names::{Cause, CgroupId, Scope, Table};
+use crate::processes;
+use crate::sampler::{Plan, Sampler, Target, Vanished};
+use crate::story::Story;
+use crate::trigger::{Settings, Trigger};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MS;
+/// With mkdir and rmdir events the walk only corrects; without them it is how cgroups are found.
+const RESCAN_WITH_EVENTS: u64 = 60 * SECOND;
+const RESCAN_WITHOUT: u64 = SECOND;
+/// Base samples are looked for this often, so that they spread over the second instead of coming all at once.
+const BASE_STEP: u64 = 50 * MS;
+/// How often the process table of a container is read when nothing happens.
+const PROCESSES_EVERY: u64 = 10 * SECOND;
+/// A new container's first process is looked for until it is this old.
+const INIT_WITHIN: u64 = 10 * SECOND;
+/// From 15/16 of its limit on, a container's process table is taken whenever it grew by another 1/64 of the limit, so that
+/// the one before a kill is young; not more often than this.
+const TABLE_GAP: u64 = 100 * MS;
+/// Rows held in memory beyond this are handed over before the rotation is due.
+const MAX_PENDING_BYTES: usize = 48 << 20;
+/// Two rotations are at least this far apart, however many incidents want one.
+const ROTATION_GAP: u64 = 250 * MS;
+const MINUTE: u64 = 60 * SECOND;
+
+/// A burst that runs: its id in the rows, and the cgroups that it samples.
+pub(super) struct Running {
+    pub id: String,
+    pub members: Vec<CgroupId>,
+}
+
+pub struct State {
+    pub(super) config: Config,
+    pub(super) names: NodeNames,
+    pub(super) offset: Offset,
+    pub(super) tree: Tree,
+    pub(super) sampler: Sampler,
+    pub(super) targets: BTreeMap<CgroupId, Target>,
+    pub(super) trigger: Trigger,
+    pub(super) bursts: HashMap<CgroupId, Running>,
+    pub(super) story: Story,
+    pub(super) pending: Pending,
+    pub(super) ledger: Ledger,
+    pub(super) has_events: bool,
+    pub(super) event_number: u64,
+    /// Events of cgroups that are not in the tree: another machine's or another root's business.
+    pub(super) outside: u64,
+    pub(super) rotation_wanted: bool,
+    pub(super) rescan_wanted: bool,
+    vanished: Vec<CgroupId>,
+    rotation: u64,
+    next: Next,
+    last_rotation: u64,
+    /// Start of the lane's last tick and how late it was, for the status page.
+    pub lane_late_max_ns: u64,
+}
+
+struct Next {
+    lane: u64,
+    base: u64,
+    rescan: u64,
+    offset: u64,
+    rotation: u64,
+    minute: u64,
+    processes: u64,
+}
+
+impl State {
+    pub fn new(config: Config, names: NodeNames, tree: Tree, sampler: Sampler, has_events: bool) -> Self {
+        let now = clock::ktime_ns();
+        let trigger = Trigger::new(Settings {
+            period_ns: config.burst.period_ms * MS,
+            length_ns: config.burst.length_s * SECOND,
+            max_concurrent: config.burst.max_concurrent,
+        });
+        let story = Story::new(names.clone(), config.burst.length_s * SECOND);
+        let next = Next {
+            lane: now,
+            base: now,
+            rescan: now,
+            offset: now,
+            rotation: now + config.rotation.every_s * SECOND,
+            minute: now + MINUTE,
+            processes: now,
+        };
+        Self {
+            config,
+            names,
+            offset: Offset::measure(),
+            tree,
+            sampler,
+            targets: BTreeMap::new(),
+            trigger,
+            bursts: HashMap::new(),
+            story,
+            pending: Pending::default(),
+            ledger: Ledger::default(),
+            has_events,
+            event_number: 0,
+            outside: 0,
+            rotation_wanted: false,
+            rescan_wanted: false,
+            vanished: Vec::new(),
+            rotation: 0,
+            next,
+            last_rotation: now,
+            lane_late_max_ns: 0,
+        }
+    }
+
+    pub(super) fn stamp(&self, ktime_ns: u64) -> Stamp {
+        Stamp { ktime_ns, wall_us: self.offset.wall_us(ktime_ns) }
+    }
+
+    /// The next instant at which there is something to do.
+    pub fn next_due(&self) -> u64 {
+        let n = &self.next;
+        let rotation = if self.rotation_wanted { self.last_rotation + ROTATION_GAP } else { n.rotation };
+        let fixed = [n.lane, n.base, n.rescan, n.offset, rotation, n.minute, n.processes];
+        let moving = [self.trigger.next_due(), self.story.next_deadline()];
+        fixed.into_iter().chain(moving.into_iter().flatten()).min().unwrap_or(n.lane)
+    }
+
+    /// Does all that is due. Returns a job for the sealer when rows are to be handed over.
+    pub fn tick(&mut self, now: u64) -> Option<Job> {
+        if self.next.offset <= now {
+            self.offset = Offset::measure();
+            self.next.offset = now + SECOND;
+        }
+        if self.next.lane <= now {
+            self.lane_tick(now);
+        }
+        self.burst_tick(now);
+        if self.next.base <= now {
+            self.base_tick(now);
+            self.next.base = now + BASE_STEP;
+        }
+        if self.next.rescan <= now || self.rescan_wanted {
+            self.rescan(now);
+        }
+        if self.next.processes <= now {
+            self.next.processes = now + PROCESSES_EVERY;
+            let ids: Vec<_> = self.containers().collect();
+            for id in ids {
+                self.process_table(id);
+            }
+        }
+        for incident in self.story.close_due(now) {
+            self.revise(incident);
+        }
+        if self.next.minute <= now {
+            self.next.minute = now + MINUTE;
+            let stamp = self.stamp(now);
+            self.pending.ledger.extend(self.ledger.close_period(stamp));
+        }
+        let full = self.pending.samples.bytes() > MAX_PENDING_BYTES;
+        let wanted = self.rotation_wanted && now >= self.last_rotation + ROTATION_GAP;
+        (self.next.rotation <= now || wanted || full).then(|| self.rotate(now))
+    }
+
+    fn containers(&self) -> impl Iterator<Item = CgroupId> + '_ {
+        self.targets.values().filter(|t| t.meta.identity.scope == Scope::Container).map(|t| t.meta.id)
+    }
+
+    /// Hands all rows over.
+    pub fn rotate(&mut self, now: u64) -> Job {
+        self.rotation += 1;
+        self.rotation_wanted = false;
+        self.last_rotation = now;
+        self.next.rotation = now + self.config.rotation.every_s * SECOND;
+        let pending = Arc::new(std::mem::take(&mut self.pending));
+        Job { rotation: self.rotation, pending, ledger: self.ledger.totals(), clock_offset_ns: self.offset.as_ns() }
+    }
+
+    /// The last rows of a run.
+    pub fn finish(&mut self) -> Job {
+        for incident in self.story.close_all() {
+            self.revise(incident);
+        }
+        let now = clock::ktime_ns();
+        let stamp = self.stamp(now);
+        self.pending.ledger.extend(self.ledger.close_period(stamp));
+        self.rotate(now)
+    }
+
+    /// A revision of an incident: a row, which is announced once it is on disk.
+    pub(super) fn revise(&mut self, incident: crate::incident::Incident) {
+        self.ledger.written(Table::Incidents, 1);
+        self.pending.incidents.push(incident);
+        self.rotation_wanted = true;
+    }
+
+    fn ring_capacity(&self) -> usize {
+        let lane = &self.config.lane;
+        // room for twice the cgroups there are, so that one more does not shrink all rings
+        let share = (self.targets.len() * 2).max(64);
+        lane::capacity(lane.memory_bytes, share, lane.history_s, lane.period_ms)
+    }
+
+    /// Starts to follow a cgroup and takes its first sample at once: it may not live long.
+    pub(super) fn follow(&mut self, meta: &Arc<Meta>) {
+        let now = clock::ktime_ns();
+        let capacity = self.ring_capacity();
+        let Some(target) = self.sampler.open(meta, capacity, now) else { return };
+        if self.targets.values().next().is_some_and(|t| t.ring.capacity() > capacity) {
+            for t in self.targets.values_mut() {
+                t.ring.set_capacity(capacity);
+            }
+        }
+        self.targets.insert(meta.id, target);
+        self.sample(meta.id, Cause::Base, None, true);
+        let period = self.config.sampling.base_period_ms * MS;
+        if let Some(t) = self.targets.get_mut(&meta.id) {
+            // the phase is the cgroup's own, so that not all are due in the same instant
+            t.next_base_ns = now + 1 + meta.id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % period;
+            t.next_slow_ns = now + self.config.sampling.slow_period_ms * MS;
+        }
+    }
+
+    /// Forgets a cgroup that has gone.
+    pub(super) fn unfollow(&mut self, id: CgroupId, ktime_ns: u64) {
+        if let Some(target) = self.targets.remove(&id) {
+            self.sampler.close(&target);
+        }
+        self.trigger.gone(id);
+        self.bursts.remove(&id);
+        self.story.gone(id, ktime_ns);
+    }
+
+    /// Takes one row of a cgroup. One that has gone is remembered and forgotten at the end of the round, when the
+    /// kernel's last events about it are in.
+    pub(super) fn sample(&mut self, id: CgroupId, cause: Cause, burst: Option<&str>, slow: bool) -> Option<Stamp> {
+        let target = self.targets.get_mut(&id)?;
+        let period_ms = match cause {
+            Cause::Base => self.config.sampling.base_period_ms,
+            Cause::History => self.config.lane.period_ms,
+            Cause::Burst => self.config.burst.period_ms,
+        };
+        let plan = Plan { cause, period_ms: u32::try_from(period_ms).unwrap_or(u32::MAX), burst, slow };
+        match self.sampler.sample(target, plan, self.offset, &mut self.pending.samples) {
+            Ok(stamp) => {
+                self.ledger.written(Table::Samples, 1);
+                Some(stamp)
+            }
+            Err(Vanished) => {
+                self.vanished.push(id);
+                None
+            }
+        }
+    }
+
+    fn lane_tick(&mut self, now: u64) {
+        let period = self.config.lane.period_ms * MS;
+        self.lane_late_max_ns = self.lane_late_max_ns.max(now - self.next.lane);
+        self.next.lane += period;
+        if self.next.lane <= now {
+            self.next.lane = now + period;
+        }
+        let bursting: Vec<CgroupId> = self.bursts.values().flat_map(|b| b.members.iter().copied()).collect();
+        let mut tables = Vec::new();
+        for (id, target) in &mut self.targets {
+            // a burst reads the same value at least as often, into the table
+            if bursting.contains(id) {
+                continue;
+            }
+            match self.sampler.lane(target) {
+                Ok(Some(reading)) => {
+                    let near = target.memory_max.filter(|max| reading.memory_current >= max - max / 16);
+                    let grown = near.filter(|max| {
+                        target.last_table.is_none_or(|(at, bytes)| {
+                            now >= at + TABLE_GAP && reading.memory_current > bytes + max / 64
+                        })
+                    });
+                    if grown.is_some() && target.meta.identity.scope == Scope::Container {
+                        target.last_table = Some((now, reading.memory_current));
+                        tables.push(*id);
+                    }
+                }
+                Ok(None) => {}
+                Err(Vanished) => self.vanished.push(*id),
+            }
+        }
+        for id in tables {
+            self.process_table(id);
+        }
+    }
+
+    fn burst_tick(&mut self, now: u64) {
+        let mut due = Vec::new();
+        self.trigger.due(now, |d| due.push(d));
+        for d in due {
+            let Some(running) = self.bursts.remove(&d.cgroup) else { continue };
+            let members = running.members.len() as u64;
+            self.ledger.lost(Table::Samples, "late", d.missed * members);
+            self.story.lost(d.cgroup, Table::Samples.as_str(), "late", d.missed * members);
+            for &member in &running.members {
+                let stamp = self.sample(member, Cause::Burst, Some(&running.id), false);
+                if let Some(stamp) = stamp.filter(|_| member == d.cgroup) {
+                    self.story.burst_sample(d.cgroup, stamp.ktime_ns);
+                }
+            }
+            self.bursts.insert(d.cgroup, running);
+        }
+        for id in self.trigger.expire(now) {
+            self.bursts.remove(&id);
+        }
+    }
+
+    fn base_tick(&mut self, now: u64) {
+        let (period, slow_period) =
+            (self.config.sampling.base_period_ms * MS, self.config.sampling.slow_period_ms * MS);
+        let mut due = Vec::new();
+        for (id, target) in &mut self.targets {
+            if target.next_base_ns > now {
+                continue;
+            }
+            let missed = (now - target.next_base_ns) / period;
+            target.next_base_ns += (missed + 1) * period;
+            let slow = target.next_slow_ns <= now;
+            if slow {
+                target.next_slow_ns = now + slow_period;
+            }
+            let young = target.init_pid.is_none() && now.saturating_sub(target.first_seen_ns) < INIT_WITHIN;
+            due.push((*id, slow, missed, young && target.meta.identity.scope == Scope::Container));
+        }
+        for (id, slow, missed, look_for_init) in due {
+            self.ledger.lost(Table::Samples, "late", missed);
+            self.story.lost(id, Table::Samples.as_str(), "late", missed);
+            if look_for_init {
+                self.look_for_init(id);
+            }
+            self.sample(id, Cause::Base, None, slow);
+        }
+    }
+
+    /// Remembers the first process of a container that was born under our eyes. One that was there before us has had
+    /// other processes maybe, so its oldest one proves nothing.
+    pub(super) fn look_for_init(&mut self, id: CgroupId) {
+        let Some(node) = self.tree.get(id) else { return };
+        let path = self.tree.path(&node.meta);
+        if let Some(target) = self.targets.get_mut(&id).filter(|t| t.born_here) {
+            target.init_pid = processes::first(Path::new("/proc"), &path);
+        }
+    }
+
+    pub(super) fn process_table(&mut self, id: CgroupId) {
+        let Some(target) = self.targets.get(&id) else { return };
+        let meta = target.meta.clone();
+        let at = self.stamp(clock::ktime_ns());
+        let listing = processes::list(Path::new("/proc"), &self.tree.path(&meta), target.init_pid);
+        self.ledger.written(Table::Processes, listing.processes.len() as u64);
+        self.ledger.lost(Table::Processes, "too_many", listing.cut);
+        self.story.lost(id, Table::Processes.as_str(), "too_many", listing.cut);
+        self.pending.processes.extend(listing.processes.into_iter().map(|p| (at, meta.clone(), p)));
+    }
+
+    pub(super) fn rescan(&mut self, now: u64) {
+        let first = self.next.rescan == 0 || self.targets.is_empty();
+        self.rescan_wanted = false;
+        self.next.rescan = now + if self.has_events { RESCAN_WITH_EVENTS } else { RESCAN_WITHOUT };
+        let root = self.tree.get(self.tree.root()).map(|n| n.meta.clone());
+        if let Some(meta) = root.filter(|m| first && !self.targets.contains_key(&m.id)) {
+            self.follow(&meta);
+        }
+        for change in self.tree.rescan() {
+            match change {
+                Change::Added(meta) => {
+                    if self.tree.get(meta.id).is_some_and(|n| n.followed) {
+                        self.follow(&meta);
+                    }
+                }
+                Change::Removed(meta) => self.unfollow(meta.id, now),
+            }
+        }
+    }
+
+    /// Ends the round: cgroups that were found gone are forgotten. Call it after the kernel's events were drained.
+    pub fn forget_vanished(&mut self) {
+        for id in std::mem::take(&mut self.vanished) {
+            self.cgroup_gone(id);
+        }
+    }
+
+    pub fn has_vanished(&self) -> bool {
+        !self.vanished.is_empty()
+    }
+}
