@@ -9,4 +9,7 @@ pub mod config;
 pub mod event;
 pub mod incident;
 pub mod names;
+pub mod query;
 pub mod schema;
+pub mod segment;
+pub mod store;
