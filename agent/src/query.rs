@@ -144,7 +144,7 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
 fn open(path: &Path) -> Result<ArrowReaderMetadata, String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-    ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string())
+    segment::guarded(|| ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string()))
 }
 
 fn key_schema(table: Table) -> SchemaRef {
@@ -210,15 +210,17 @@ fn read_group(
 ) -> Result<Vec<RecordBatch>, String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     let mask = ProjectionMask::columns(metadata.parquet_schema(), columns.iter().copied());
-    ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
-        .with_row_groups(vec![group])
-        .with_projection(mask)
-        .with_row_selection(selection)
-        .with_batch_size(CHUNK_ROWS)
-        .build()
-        .map_err(|e| e.to_string())?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| e.to_string())
+    segment::guarded(|| {
+        ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
+            .with_row_groups(vec![group])
+            .with_projection(mask)
+            .with_row_selection(selection)
+            .with_batch_size(CHUNK_ROWS)
+            .build()
+            .map_err(|e| e.to_string())?
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| e.to_string())
+    })
 }
 
 fn keys_of_batch(

@@ -17,7 +17,7 @@ use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{KeyValue, ParquetMetaData, ParquetMetaDataReader, SortingColumn};
+use parquet::file::metadata::{KeyValue, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use std::collections::HashSet;
@@ -366,13 +366,23 @@ pub fn time_range(rows: &RecordBatch) -> (i64, i64) {
     (arrow::compute::min(ts).unwrap_or(0), arrow::compute::max(ts).unwrap_or(0))
 }
 
+/// Runs a decoder over bytes that a disk gave back. parquet 60.1 panics on some damaged page indexes and pages (a
+/// flipped bit in an offset index is enough); one bad file must not end the reader.
+pub fn guarded<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(format!("the decoder gave up: {text}"))
+    })
+}
+
 /// The value of a key in a file's metadata.
 pub fn metadata_value<'a>(footer: &'a ParquetMetaData, key: &str) -> Option<&'a str> {
     let pairs = footer.file_metadata().key_value_metadata()?;
     pairs.iter().find(|kv| kv.key == key).and_then(|kv| kv.value.as_deref())
 }
 
-/// Reads the footer of a closed file; no page is read.
+/// Reads the footer and the page index of a closed file; no page is read.
 pub fn open(table: Table, path: &Path) -> Result<Segment, SegmentError> {
     inspect(table, path).map(|(segment, _)| segment)
 }
@@ -385,8 +395,11 @@ fn inspect(table: Table, path: &Path) -> Result<(Segment, ParquetMetaData), Segm
     let io = |source| SegmentError::Io { step: "cannot open", path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let bytes = file.metadata().map_err(io)?.len();
-    let footer =
-        ParquetMetaDataReader::new().parse_and_finish(&file).map_err(|e| damaged(format!("no footer: {e}")))?;
+    let parse = || {
+        let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
+        reader.parse_and_finish(&file).map_err(|e| format!("no footer: {e}"))
+    };
+    let footer = guarded(parse).map_err(damaged)?;
     let rows = u64::try_from(footer.file_metadata().num_rows()).unwrap_or(0);
     let number = |key| metadata_value(&footer, key).and_then(|v| v.parse::<i64>().ok());
     let from_us = number("fgm.from_us").unwrap_or(name.start_us);
