@@ -101,7 +101,7 @@ enum Read {
 
 impl Sampler {
     pub fn new(root: &Path, series: Series, descriptor_limit: usize) -> Self {
-            Self {
+        Self {
             root: root.to_owned(),
             series,
             buffer: vec![0; BUFFER],
@@ -267,7 +267,9 @@ impl Sampler {
                     for &(column, value) in &self.pairs {
                         target.handles[column].set(value);
                     }
-                    if let (Cause::Burst, Tier::Lane, [(_, memory_current)]) = (cause, file.tier, &self.pairs[..]) {
+                    if let (Cause::Burst, Tier::Lane, [(_, memory_current)]) =
+                        (cause, file.tier, &self.pairs[..])
+                    {
                         target.ring.push_written(Reading { ktime_ns: at, memory_current: *memory_current });
                     }
                 }

@@ -36,7 +36,14 @@ impl State {
         }
     }
 
-    fn event(&mut self, kind: Kind, severity: Severity, ktime_ns: u64, source: &'static str, detail: Value) -> Event {
+    fn event(
+        &mut self,
+        kind: Kind,
+        severity: Severity,
+        ktime_ns: u64,
+        source: &'static str,
+        detail: Value,
+    ) -> Event {
         self.event_number += 1;
         Event {
             event_id: format!("{}-{}-{ktime_ns}-{}", self.names.node, self.names.boot_id, self.event_number),
@@ -59,7 +66,14 @@ impl State {
         self.pending.events.push((event, meta));
     }
 
-    fn cgroup_start(&mut self, ktime_ns: u64, source: &'static str, id: CgroupId, parent: CgroupId, path: &str) {
+    fn cgroup_start(
+        &mut self,
+        ktime_ns: u64,
+        source: &'static str,
+        id: CgroupId,
+        parent: CgroupId,
+        path: &str,
+    ) {
         let Some(meta) = self.tree.made(id, parent, last(path)) else {
             self.outside += u64::from(self.tree.get(id).is_none());
             return;
@@ -158,7 +172,8 @@ impl State {
 
     fn evidence(&mut self, owner: &Meta, ktime_ns: u64, kill: &OomKill) -> Evidence {
         let limit = self.limit(kill);
-        let (victim_path, trigger_path) = (self.path_of(kill.victim.cgroup_id), self.path_of(kill.trigger.cgroup_id));
+        let (victim_path, trigger_path) =
+            (self.path_of(kill.victim.cgroup_id), self.path_of(kill.trigger.cgroup_id));
         let target = self.targets.get(&owner.id);
         let ring = target.map(|t| &t.ring);
         let before = |at: u64| ring.and_then(|r| r.last_before(at));
@@ -228,7 +243,8 @@ impl State {
         }
         match decision {
             Decision::Suppress(why) => {
-                let rows = self.config.burst.length_s * 1000 / self.config.burst.period_ms * members.len() as u64;
+                let rows =
+                    self.config.burst.length_s * 1000 / self.config.burst.period_ms * members.len() as u64;
                 self.ledger.lost(Table::Samples, why.as_str(), rows);
                 self.story.lost(owner.id, Table::Samples.as_str(), why.as_str(), rows);
             }

@@ -2,7 +2,7 @@
 //!
 //! `react` beside this file holds what it does when the kernel reports something. Nothing here waits for anything.
 
-use super::sealer::Job;
+use super::sealer::{Job, Moving};
 use crate::accumulator::{NodeNames, Pending, Stamp};
 use crate::cgroup::Meta;
 use crate::clock::{self, Offset};
@@ -11,6 +11,7 @@ use crate::discovery::{Change, Tree};
 use crate::lane;
 use crate::ledger::Ledger;
 use crate::names::{Cause, CgroupId, Scope, Table};
+use crate::probes::{KindLoss, Losses};
 use crate::processes;
 use crate::sampler::{Plan, Sampler, Target, Vanished};
 use crate::story::Story;
@@ -64,6 +65,9 @@ pub struct State {
     pub(super) rotation_wanted: bool,
     pub(super) rescan_wanted: bool,
     vanished: Vec<CgroupId>,
+    moving: Moving,
+    /// Events lost and cut so far, as the kernel side counted them.
+    event_losses: (u64, u64),
     rotation: u64,
     next: Next,
     last_rotation: u64,
@@ -117,6 +121,8 @@ impl State {
             rotation_wanted: false,
             rescan_wanted: false,
             vanished: Vec::new(),
+            moving: Moving::default(),
+            event_losses: (0, 0),
             rotation: 0,
             next,
             last_rotation: now,
@@ -185,7 +191,12 @@ impl State {
         self.last_rotation = now;
         self.next.rotation = now + self.config.rotation.every_s * SECOND;
         let pending = Arc::new(std::mem::take(&mut self.pending));
-        Job { rotation: self.rotation, pending, ledger: self.ledger.totals(), clock_offset_ns: self.offset.as_ns() }
+        Job {
+            rotation: self.rotation,
+            pending,
+            ledger: self.ledger.totals(),
+            clock_offset_ns: self.offset.as_ns(),
+        }
     }
 
     /// The last rows of a run.
@@ -245,7 +256,13 @@ impl State {
 
     /// Takes one row of a cgroup. One that has gone is remembered and forgotten at the end of the round, when the
     /// kernel's last events about it are in.
-    pub(super) fn sample(&mut self, id: CgroupId, cause: Cause, burst: Option<&str>, slow: bool) -> Option<Stamp> {
+    pub(super) fn sample(
+        &mut self,
+        id: CgroupId,
+        cause: Cause,
+        burst: Option<&str>,
+        slow: bool,
+    ) -> Option<Stamp> {
         let target = self.targets.get_mut(&id)?;
         let period_ms = match cause {
             Cause::Base => self.config.sampling.base_period_ms,
@@ -253,16 +270,12 @@ impl State {
             Cause::Burst => self.config.burst.period_ms,
         };
         let plan = Plan { cause, period_ms: u32::try_from(period_ms).unwrap_or(u32::MAX), burst, slow };
-        match self.sampler.sample(target, plan, self.offset, &mut self.pending.samples) {
-            Ok(stamp) => {
-                self.ledger.written(Table::Samples, 1);
-                Some(stamp)
-            }
-            Err(Vanished) => {
-                self.vanished.push(id);
-                None
-            }
+        let taken = self.sampler.sample(target, plan, self.offset, &mut self.pending.samples);
+        match taken {
+            Ok(_) => self.ledger.written(Table::Samples, 1),
+            Err(Vanished) => self.vanished.push(id),
         }
+        taken.ok()
     }
 
     fn lane_tick(&mut self, now: u64) {
@@ -395,6 +408,28 @@ impl State {
         for id in std::mem::take(&mut self.vanished) {
             self.cgroup_gone(id);
         }
+    }
+
+    pub fn set_moving(&mut self, moving: Moving) {
+        self.moving = moving;
+    }
+
+    /// All rows that the store does not know yet.
+    pub fn rows(&self) -> Vec<Arc<Pending>> {
+        let mut rows = self.moving.rows();
+        if !self.pending.is_empty() {
+            rows.push(Arc::new(self.pending.clone()));
+        }
+        rows
+    }
+
+    /// Takes what the kernel side could not deliver into the account. The counts are totals since the start.
+    pub fn note_losses(&mut self, losses: &Losses) {
+        let count = |get: fn(&KindLoss) -> u64| losses.kinds.iter().map(get).sum::<u64>();
+        let (full, cut) = (count(|k| k.lost), count(|k| k.cut));
+        let (full_before, cut_before) = std::mem::replace(&mut self.event_losses, (full, cut));
+        self.ledger.lost(Table::Events, "ring_full", full.saturating_sub(full_before));
+        self.ledger.lost(Table::Events, "rate_limit", cut.saturating_sub(cut_before));
     }
 
     pub fn has_vanished(&self) -> bool {

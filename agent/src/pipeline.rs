@@ -1,0 +1,283 @@
+//! The agent's run: sets everything up, turns the one loop that owns the state, and takes it down again.
+//!
+//! Order of the set-up: the machine is looked at, the store opened, the recorder proved, the probes attached, then the
+//! tree is walked and sampling begins. The loop waits in `poll` for the kernel's ring, for other threads or for the next
+//! instant at which something is due; it never waits for disk, network or Kubernetes.
+
+mod inbox;
+mod react;
+mod sealer;
+mod shared;
+mod source;
+mod state;
+
+use crate::accumulator::NodeNames;
+use crate::clock;
+use crate::config::Config;
+use crate::discovery::{Rules, Tree};
+use crate::machine::Machine;
+use crate::probes::{self, Ladder, Probes};
+use crate::recorder::{self, Series};
+use crate::sampler::Sampler;
+use crate::store::{Store, Writer};
+use crate::viewer;
+use anyhow::Context as _;
+use inbox::{Inbox, Input};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sealer::{Sealer, Setup};
+use serde_json::json;
+use shared::Shared;
+use source::LiveSource;
+use state::State;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// The loop looks up at least this often, to publish its status and to see a request whose wake was lost.
+const LONGEST_WAIT_NS: u64 = 1_000_000_000;
+const STATUS_EVERY_NS: u64 = 1_000_000_000;
+/// Names of an incident's rows must not hold what separates parts of an id or of a path.
+fn plain(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect()
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting, with the mend; or that the last rows could not be written.
+pub fn run(mut config: Config) -> anyhow::Result<()> {
+    let machine = Machine::look(&config.cgroup_root)?;
+    for what in &machine.degraded {
+        tracing::warn!("{what}");
+    }
+    if config.node.is_empty() {
+        config.node.clone_from(&machine.host);
+    }
+    let names = NodeNames {
+        cluster: Some(config.cluster.clone()).filter(|c| !c.is_empty()),
+        node: plain(&config.node),
+        boot_id: machine.boot_id.clone(),
+    };
+    let rules = Rules::new(&config.sampling.include, &config.sampling.exclude)?;
+    let tree = Tree::new(&config.cgroup_root, rules, config.sampling.max_cgroups)?;
+    let store = Store::open(&config.data_dir)?;
+    let series = recorder::install()?;
+    let (mut probes, ladder) = start_probes(&config);
+    log_ladder(&ladder);
+    let has_events = ladder.hooks.iter().any(|h| h.event == "cgroup_start" && h.mechanism.is_some());
+
+    let shared = Arc::new(Shared::default());
+    for incident in source::stored_incidents(&store) {
+        shared.announce(incident);
+    }
+    let writer = Writer::start(store.clone(), &machine.boot_id)?;
+    let metadata = metadata(&config, &names, &machine, &ladder);
+    let sealer = Sealer::start(Setup { writer, names: names.clone(), metadata, shared: shared.clone() })
+        .context("cannot start the sealer thread")?;
+    let (outside, inbox) = inbox::open().context("cannot make an eventfd")?;
+    let source = Arc::new(LiveSource::new(
+        shared.clone(),
+        outside.clone(),
+        series.clone(),
+        store.clone(),
+        names.clone(),
+    ));
+    let server = viewer::serve(source, store.clone(), &config)?;
+    stop_on_signals(outside).context("cannot listen for signals")?;
+
+    let sampler = Sampler::new(&config.cgroup_root, series.clone(), machine.descriptor_limit);
+    let mut state = State::new(config, names, tree, sampler, has_events);
+    state.set_moving(sealer.moving());
+    let about = About { machine, ladder, series, started_ns: clock::ktime_ns(), shared };
+    tracing::info!(listen = %server.address(), data_dir = %store.dir().display(), "recording");
+    turn(&mut state, probes.as_mut(), &inbox, &sealer, &about)?;
+
+    tracing::info!("closing");
+    server.stop();
+    sealer.give(state.finish());
+    sealer.finish().context("the last rows")?;
+    tracing::info!("closed");
+    Ok(())
+}
+
+fn start_probes(config: &Config) -> (Option<Probes>, Ladder) {
+    if !config.probes.enabled {
+        let reason = Some("probes.enabled is false in the configuration".to_owned());
+        return (None, Ladder { level: probes::Level::NoBpf, hooks: Vec::new(), reason });
+    }
+    let wanted = probes::ProbeConfig {
+        ring_bytes: config.probes.ring_bytes,
+        log: config.probes.log,
+        ..probes::ProbeConfig::default()
+    };
+    probes::start(&wanted)
+}
+
+fn log_ladder(ladder: &Ladder) {
+    if let Some(reason) = &ladder.reason {
+        tracing::warn!(
+            reason,
+            "no kernel probes: OOM kills, exits and short-lived containers will not be seen"
+        );
+    }
+    for hook in &ladder.hooks {
+        match (hook.mechanism, &hook.error) {
+            (Some(mechanism), None) => tracing::info!(hook = hook.hook, mechanism, "probe attached"),
+            (Some(mechanism), Some(error)) => {
+                tracing::info!(hook = hook.hook, mechanism, error, "probe attached, not by the best means");
+            }
+            (None, error) => {
+                let error = error.as_deref().unwrap_or("unknown");
+                tracing::warn!(hook = hook.hook, error, costs = hook.costs, "probe not attached");
+            }
+        }
+    }
+}
+
+/// What each segment of the run says about it.
+fn metadata(config: &Config, names: &NodeNames, machine: &Machine, ladder: &Ladder) -> Vec<(String, String)> {
+    let text = |v: serde_json::Value| v.to_string();
+    let hz = |period_ms: u64| text(json!(1000.0 / f64::from(u32::try_from(period_ms).unwrap_or(u32::MAX))));
+    [
+        ("fgm.agent_version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("fgm.node", names.node.clone()),
+        ("fgm.cluster", names.cluster.clone().unwrap_or_default()),
+        ("fgm.boot_id", names.boot_id.clone()),
+        ("fgm.kernel", machine.kernel.clone()),
+        ("fgm.cgroup_root", config.cgroup_root.display().to_string()),
+        ("fgm.ladder", text(json!(ladder))),
+        ("fgm.base_hz", hz(config.sampling.base_period_ms)),
+        ("fgm.lane_hz", hz(config.lane.period_ms)),
+        ("fgm.burst_hz", hz(config.burst.period_ms)),
+    ]
+    .map(|(k, v)| (k.to_owned(), v))
+    .into()
+}
+
+fn stop_on_signals(outside: inbox::Outside) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+    std::thread::Builder::new().name("fgm-signals".to_owned()).spawn(move || {
+        if signals.forever().next().is_some() {
+            outside.send_surely(Input::Shutdown);
+        }
+    })?;
+    Ok(())
+}
+
+/// What the status page tells besides the state.
+struct About {
+    machine: Machine,
+    ladder: Ladder,
+    series: Series,
+    started_ns: u64,
+    shared: Arc<Shared>,
+}
+
+fn turn(
+    state: &mut State,
+    mut probes: Option<&mut Probes>,
+    inbox: &Inbox,
+    sealer: &Sealer,
+    about: &About,
+) -> anyhow::Result<()> {
+    let mut next_status = 0;
+    loop {
+        drain(state, probes.as_deref_mut());
+        let now = clock::ktime_ns();
+        if let Some(job) = state.tick(now) {
+            sealer.give(job);
+        }
+        if state.has_vanished() {
+            // the kernel's last word about a cgroup was said before its files went away
+            drain(state, probes.as_deref_mut());
+            state.forget_vanished();
+        }
+        if now >= next_status {
+            next_status = now + STATUS_EVERY_NS;
+            publish(state, probes.as_deref_mut(), about);
+        }
+        while let Ok(input) = inbox.inputs.try_recv() {
+            match input {
+                Input::Rows(reply) => {
+                    let _ = reply.send(state.rows());
+                }
+                Input::Shutdown => return Ok(()),
+            }
+        }
+        wait(state, probes.as_deref(), inbox)?;
+    }
+}
+
+fn drain(state: &mut State, probes: Option<&mut Probes>) {
+    if let Some(probes) = probes {
+        probes.drain(|event| state.react(event));
+    }
+}
+
+fn wait(state: &State, probes: Option<&Probes>, inbox: &Inbox) -> anyhow::Result<()> {
+    let ns = state.next_due().saturating_sub(clock::ktime_ns()).min(LONGEST_WAIT_NS);
+    if ns == 0 {
+        return Ok(());
+    }
+    let timeout =
+        Timespec { tv_sec: (ns / 1_000_000_000).cast_signed(), tv_nsec: (ns % 1_000_000_000).cast_signed() };
+    let inbox_fd = inbox.fd();
+    let mut fds = vec![PollFd::from_borrowed_fd(inbox_fd, PollFlags::IN)];
+    if let Some(probes) = probes {
+        fds.push(PollFd::from_borrowed_fd(probes.fd(), PollFlags::IN));
+    }
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(e) => return Err(e).context("poll"),
+    }
+    inbox.clear();
+    let _ = inbox_fd.as_fd();
+    Ok(())
+}
+
+fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
+    let losses = probes.map(Probes::losses);
+    if let Some(losses) = &losses {
+        state.note_losses(losses);
+    }
+    let now = clock::ktime_ns();
+    let running_s = (now - about.started_ns) / 1_000_000_000;
+    let cpu = clock::process_cpu_ns();
+    metrics::gauge!("fgm_followed_cgroups")
+        .set(f64::from(u32::try_from(state.tree.followed()).unwrap_or(u32::MAX)));
+    metrics::counter!("fgm_cpu_nanoseconds_total").absolute(cpu);
+    let (kept, may) = state.sampler.descriptors();
+    about.shared.set_status(json!({
+        "agent_version": env!("CARGO_PKG_VERSION"),
+        "node": state.names.node,
+        "cluster": state.names.cluster,
+        "boot_id": state.names.boot_id,
+        "kernel": about.machine.kernel,
+        "cgroup_root": state.config.cgroup_root.display().to_string(),
+        "ladder": about.ladder,
+        "probe_losses": losses,
+        "degraded": about.machine.degraded,
+        "running_s": running_s,
+        "cpu_ns": cpu,
+        "rates": {
+            "base_period_ms": state.config.sampling.base_period_ms,
+            "lane_period_ms": state.config.lane.period_ms,
+            "burst_period_ms": state.config.burst.period_ms,
+        },
+        "cgroups": {
+            "known": state.tree.known(),
+            "followed": state.tree.followed(),
+            "cut": state.tree.cut,
+            "series": about.series.open_series(),
+        },
+        "descriptors": {"kept": kept, "limit": may},
+        "files": {"unparsed": state.sampler.faults.unparsed, "unread": state.sampler.faults.unread},
+        "bursts_running": state.trigger.running(),
+        "events_outside": state.outside,
+        "lane_late_max_ms": state.lane_late_max_ns / 1_000_000,
+        "rows_in_memory": state.pending.rows(),
+        "bytes_in_memory": state.pending.samples.bytes(),
+        "clock_offset_ns": state.offset.as_ns(),
+        "ledger": state.ledger.totals(),
+    }));
+}

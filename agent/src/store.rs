@@ -1,0 +1,332 @@
+//! The data folder: which closed segments there are, what waits to become one, and one consistent view of both.
+//!
+//! `recent/table=T/<start_us>-<boot>-<seq>.parquet` are closed segments; `quarantine/` holds damaged ones with the
+//! reason beside them; `LOCK` is held by the one agent that writes. Opening is the recovery: temporary files of a crash
+//! are removed, damaged files are set aside (never deleted), both are logged. [`Writer`] is the only thread that makes
+//! segments. No code here reads rows: `query` does. `pipeline` opens and seals, `viewer` and `cli` take views.
+
+mod pending;
+mod writer;
+
+pub use pending::{DropReason, Dropped, PENDING_BYTES};
+pub use writer::{SealResult, ShutdownError, Writer};
+
+use crate::incident::Lost;
+use crate::names::Table;
+use crate::segment::{self, Segment, SegmentError};
+use arrow::array::RecordBatch;
+use pending::Pending;
+use rustix::fs::FlockOperation;
+use serde_json::{Value, json};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+const RECENT: &str = "recent";
+const QUARANTINE: &str = "quarantine";
+const LOCK: &str = "LOCK";
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot create the data folder {}: {source}; create it, or name another with data_dir", path.display())]
+    Create { path: PathBuf, source: io::Error },
+    #[error("cannot write into the data folder {}: {source}; give the agent's user the right to write there, or name another with data_dir", path.display())]
+    NotWritable { path: PathBuf, source: io::Error },
+    #[error("the data folder {} is in use by another agent (pid {holder}); stop that one, or name another with data_dir", path.display())]
+    InUse { path: PathBuf, holder: String },
+    #[error("{} is not a data folder of fgm: it has no folder {RECENT}; name the folder that data_dir names", path.display())]
+    NoData { path: PathBuf },
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot start the writer thread: {source}")]
+    Thread { source: io::Error },
+}
+
+/// Rows that are not in a closed segment.
+#[derive(Clone, Debug)]
+pub struct Loose {
+    pub table: Table,
+    /// Boot id as file names have it.
+    pub boot: String,
+    pub batch: RecordBatch,
+}
+
+/// What the store held at one instant: no row twice, none missing.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    pub segments: Vec<Segment>,
+    pub loose: Vec<Loose>,
+    /// Files that cannot be read, as losses.
+    pub lost: Vec<Lost>,
+    /// The last seal that this view knows of.
+    pub seq: u64,
+    /// Metadata of the newest batches that wait.
+    pub metadata: Vec<(String, String)>,
+}
+
+struct State {
+    segments: Vec<Segment>,
+    lost: Vec<Lost>,
+    pending: Pending,
+    next_seq: u64,
+    boot: String,
+    degraded: Option<String>,
+}
+
+pub struct Store {
+    dir: PathBuf,
+    /// Held for the lifetime of the store; `None` when it was opened to read only.
+    lock: Option<File>,
+    state: Mutex<State>,
+}
+
+impl Store {
+    /// Opens the folder for writing: creates it when absent, takes the lock, recovers.
+    pub fn open(dir: &Path) -> Result<Arc<Self>, StoreError> {
+        let create = |path: &Path| {
+            fs::create_dir_all(path).map_err(|source| StoreError::Create { path: path.into(), source })
+        };
+        create(dir)?;
+        let lock = take_lock(dir)?;
+        for table in Table::ALL {
+            create(&folder(dir, table))?;
+        }
+        create(&dir.join(QUARANTINE))?;
+        let mut found = scan(dir)?;
+        for path in &found.temporary {
+            match fs::remove_file(path) {
+                Ok(()) => {
+                    tracing::warn!(path = %path.display(), "removed a file that a crash left unfinished")
+                }
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "cannot remove an unfinished file")
+                }
+            }
+        }
+        found.segments.retain(|s| match segment::verify(s.table, &s.path) {
+            Ok(_) => true,
+            Err(error) => {
+                found.damaged.push((s.table, s.path.clone(), error));
+                false
+            }
+        });
+        let mut lost = Vec::new();
+        for (table, path, error) in found.damaged {
+            lost.push(damage(table, &path));
+            match set_aside(dir, table, &path, &error) {
+                Ok(to) => {
+                    tracing::error!(path = %path.display(), to = %to.display(), %error, "set a damaged segment aside");
+                }
+                Err(io) => {
+                    tracing::error!(path = %path.display(), %error, %io, "cannot set a damaged segment aside");
+                }
+            }
+        }
+        Ok(Arc::new(Self::of(dir, Some(lock), found.segments, lost, found.highest_seq)))
+    }
+
+    /// Opens a folder, maybe copied from elsewhere, without a lock and without changing anything in it.
+    pub fn open_read_only(dir: &Path) -> Result<Arc<Self>, StoreError> {
+        if !dir.join(RECENT).is_dir() {
+            return Err(StoreError::NoData { path: dir.into() });
+        }
+        let found = scan(dir)?;
+        let lost = found
+            .damaged
+            .iter()
+            .map(|(table, path, error)| {
+                tracing::warn!(path = %path.display(), %error, "left out a damaged segment");
+                damage(*table, path)
+            })
+            .collect();
+        Ok(Arc::new(Self::of(dir, None, found.segments, lost, found.highest_seq)))
+    }
+
+    fn of(dir: &Path, lock: Option<File>, segments: Vec<Segment>, lost: Vec<Lost>, highest_seq: u64) -> Self {
+        let state = State {
+            segments,
+            lost,
+            pending: Pending::new(PENDING_BYTES),
+            next_seq: highest_seq + 1,
+            boot: "unknown".to_owned(),
+            degraded: None,
+        };
+        Self { dir: dir.to_owned(), lock, state: Mutex::new(state) }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.lock.is_none()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Number of the last seal. When it is the same before and after the pipeline was asked for its rows in memory,
+    /// those rows are in no segment and wait for none.
+    pub fn sealed_seq(&self) -> u64 {
+        self.state().next_seq - 1
+    }
+
+    /// Boot id of the running agent, as file names have it.
+    pub fn boot(&self) -> String {
+        self.state().boot.clone()
+    }
+
+    /// Closed segments and waiting batches, of one instant.
+    pub fn view(&self) -> View {
+        let state = self.state();
+        let mut loose = Vec::new();
+        for item in state.pending.items() {
+            loose.extend(item.batches.iter().map(|batch| Loose {
+                table: item.table,
+                boot: state.boot.clone(),
+                batch: batch.clone(),
+            }));
+        }
+        View {
+            segments: state.segments.clone(),
+            loose,
+            lost: state.lost.clone(),
+            seq: state.next_seq - 1,
+            metadata: state.pending.newest_metadata(),
+        }
+    }
+
+    /// Bytes of all closed segments.
+    pub fn total_bytes(&self) -> u64 {
+        self.state().segments.iter().map(|s| s.bytes).sum()
+    }
+
+    /// Batches that the bound on waiting rows has cut so far.
+    pub fn dropped(&self) -> Vec<Dropped> {
+        self.state().pending.dropped()
+    }
+
+    /// Why nothing can be written just now.
+    pub fn degraded(&self) -> Option<String> {
+        self.state().degraded.clone()
+    }
+
+    /// The store's part of `/api/status`.
+    pub fn status(&self) -> Value {
+        let state = self.state();
+        let (batches, rows, bytes) = state.pending.size();
+        let dropped: Vec<Value> = state
+            .pending
+            .dropped()
+            .iter()
+            .map(|d| json!({"table": d.table.as_str(), "reason": d.reason.as_str(), "rows": d.rows}))
+            .collect();
+        json!({
+            "data_dir": self.dir.display().to_string(),
+            "files": state.segments.len(),
+            "bytes": state.segments.iter().map(|s| s.bytes).sum::<u64>(),
+            "rows": state.segments.iter().map(|s| s.rows).sum::<u64>(),
+            "from_us": state.segments.iter().map(|s| s.from_us).min(),
+            "to_us": state.segments.iter().map(|s| s.to_us).max(),
+            "pending": {"batches": batches, "rows": rows, "bytes": bytes, "limit_bytes": PENDING_BYTES},
+            "dropped": dropped,
+            "lost": state.lost,
+            "degraded": state.degraded,
+        })
+    }
+}
+
+fn folder(dir: &Path, table: Table) -> PathBuf {
+    dir.join(RECENT).join(format!("table={}", table.as_str()))
+}
+
+fn damage(table: Table, path: &Path) -> Lost {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // How many rows it held stood in the footer that cannot be read: 0 means "not known".
+    Lost { table: table.as_str().to_owned(), reason: format!("damaged segment {name}"), rows: 0 }
+}
+
+fn take_lock(dir: &Path) -> Result<File, StoreError> {
+    let not_writable = |source| StoreError::NotWritable { path: dir.into(), source };
+    let mut file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .write(true)
+        .truncate(false)
+        .open(dir.join(LOCK))
+        .map_err(not_writable)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            // The pid is a help to the reader, the lock itself is the kernel's.
+            let _ = file.read_to_string(&mut holder);
+            let holder = holder.trim();
+            let holder = if holder.is_empty() { "unknown" } else { holder }.to_owned();
+            return Err(StoreError::InUse { path: dir.into(), holder });
+        }
+        Err(e) => return Err(not_writable(e.into())),
+    }
+    file.set_len(0).map_err(not_writable)?;
+    file.rewind().map_err(not_writable)?;
+    writeln!(file, "{}", std::process::id()).map_err(not_writable)?;
+    Ok(file)
+}
+
+#[derive(Default)]
+struct Found {
+    segments: Vec<Segment>,
+    temporary: Vec<PathBuf>,
+    damaged: Vec<(Table, PathBuf, SegmentError)>,
+    highest_seq: u64,
+}
+
+fn scan(dir: &Path) -> Result<Found, StoreError> {
+    let mut found = Found::default();
+    for table in Table::ALL {
+        let folder = folder(dir, table);
+        let read = |source| StoreError::Read { path: folder.clone(), source };
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(read(e)),
+        };
+        for entry in entries {
+            let path = entry.map_err(read)?.path();
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            if name.ends_with(segment::TEMPORARY) {
+                found.temporary.push(path);
+            } else if name.ends_with(".parquet") {
+                if let Some(name) = segment::SegmentName::parse(name) {
+                    found.highest_seq = found.highest_seq.max(name.seq);
+                }
+                match segment::open(table, &path) {
+                    Ok(segment) => found.segments.push(segment),
+                    Err(error) => found.damaged.push((table, path, error)),
+                }
+            }
+        }
+    }
+    found.segments.sort_by(|a, b| (a.table, a.from_us, a.name.seq).cmp(&(b.table, b.from_us, b.name.seq)));
+    Ok(found)
+}
+
+/// Moves a damaged file into `quarantine/`, with the reason beside it.
+fn set_aside(dir: &Path, table: Table, path: &Path, error: &SegmentError) -> io::Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let quarantine = dir.join(QUARANTINE);
+    // An earlier file of that name must not be overwritten: nothing damaged is ever deleted.
+    let mut to = quarantine.join(format!("{}-{name}", table.as_str()));
+    let mut n = 1;
+    while to.exists() {
+        to = quarantine.join(format!("{}-{name}.{n}", table.as_str()));
+        n += 1;
+    }
+    fs::rename(path, &to)?;
+    let mut reason = to.clone().into_os_string();
+    reason.push(".reason.txt");
+    fs::write(PathBuf::from(reason), format!("{error}\n"))?;
+    Ok(to)
+}

@@ -1,0 +1,260 @@
+//! Sealed batches that are not yet a closed segment: the bounded list between the pipeline and the writer thread.
+//!
+//! Plain values, no clock, no file, no lock. When the writer is behind (a slow or a full disk) the list grows to its
+//! bound; beyond it the oldest batch that belongs to no incident goes first, and every row that goes is counted.
+
+use crate::names::Table;
+use crate::segment::Segment;
+use crate::store::writer::SealResult;
+use arrow::array::{Array, RecordBatch};
+use crossbeam_channel::Sender;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Bytes that waiting batches may take together: some ten minutes of 200 cgroups at 1 Hz.
+pub const PENDING_BYTES: usize = 64 << 20;
+
+/// Why a batch was dropped before it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DropReason {
+    /// The writer was behind and ordinary rows made room.
+    WriterBehind,
+    /// The writer was behind and only evidence of incidents was left to make room.
+    WriterBehindIncident,
+    /// The rows do not fit the table: a fault of the program, which must not hold up all that comes after.
+    Refused,
+}
+
+impl DropReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WriterBehind => "writer_behind",
+            Self::WriterBehindIncident => "writer_behind_incident",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    pub table: Table,
+    pub reason: DropReason,
+    pub rows: u64,
+}
+
+/// One table's rows of one rotation: becomes one file.
+#[derive(Clone, Debug)]
+pub struct Item {
+    pub seq: u64,
+    pub table: Table,
+    pub batches: Vec<RecordBatch>,
+    pub rows: u64,
+    bytes: usize,
+    is_evidence: bool,
+}
+
+impl Item {
+    pub fn new(seq: u64, table: Table, batches: Vec<RecordBatch>) -> Self {
+        let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
+        let bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+        let is_evidence = match table {
+            Table::Incidents | Table::Events | Table::Processes => true,
+            Table::Samples => batches
+                .iter()
+                .any(|b| b.column_by_name("burst_id").is_some_and(|c| c.logical_null_count() < c.len())),
+            Table::Ledger => false,
+        };
+        Self { seq, table, batches, rows, bytes, is_evidence }
+    }
+}
+
+pub struct Rotation {
+    pub number: u64,
+    pub items: Vec<Item>,
+    pub written: Vec<Segment>,
+    pub dropped_rows: u64,
+    pub metadata: Vec<(String, String)>,
+    pub done: Option<Sender<SealResult>>,
+}
+
+pub struct Pending {
+    rotations: VecDeque<Rotation>,
+    bytes: usize,
+    limit: usize,
+    /// The item that the writer is at: it is not dropped under its hands.
+    busy: Option<u64>,
+    dropped: BTreeMap<(Table, DropReason), u64>,
+}
+
+impl Pending {
+    pub fn new(limit: usize) -> Self {
+        Self { rotations: VecDeque::new(), bytes: 0, limit, busy: None, dropped: BTreeMap::new() }
+    }
+
+    pub fn push(&mut self, rotation: Rotation) {
+        self.bytes += rotation.items.iter().map(|i| i.bytes).sum::<usize>();
+        self.rotations.push_back(rotation);
+        while self.bytes > self.limit && (self.drop_oldest(false) || self.drop_oldest(true)) {}
+    }
+
+    fn drop_oldest(&mut self, of_evidence: bool) -> bool {
+        let busy = self.busy;
+        for rotation in &mut self.rotations {
+            let at = rotation.items.iter().position(|i| i.is_evidence == of_evidence && Some(i.seq) != busy);
+            if let Some(at) = at {
+                let item = rotation.items.remove(at);
+                rotation.dropped_rows += item.rows;
+                self.bytes -= item.bytes;
+                let reason =
+                    if of_evidence { DropReason::WriterBehindIncident } else { DropReason::WriterBehind };
+                *self.dropped.entry((item.table, reason)).or_default() += item.rows;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The oldest item with its rotation's metadata, marked as being written.
+    pub fn begin(&mut self) -> Option<(Item, Vec<(String, String)>, u64)> {
+        let rotation = self.rotations.iter().find(|r| !r.items.is_empty())?;
+        let item = rotation.items.first()?.clone();
+        self.busy = Some(item.seq);
+        Some((item, rotation.metadata.clone(), rotation.number))
+    }
+
+    /// The item that was begun is now `segment`.
+    pub fn finish(&mut self, segment: Segment) {
+        self.busy = None;
+        for rotation in &mut self.rotations {
+            if let Some(at) = rotation.items.iter().position(|i| i.seq == segment.name.seq) {
+                self.bytes -= rotation.items.remove(at).bytes;
+                rotation.written.push(segment);
+                return;
+            }
+        }
+    }
+
+    /// The item that was begun could not be written and stays.
+    pub fn fail(&mut self) {
+        self.busy = None;
+    }
+
+    /// The item that was begun can never be written: it goes, counted.
+    pub fn refuse(&mut self, seq: u64) {
+        self.busy = None;
+        for rotation in &mut self.rotations {
+            if let Some(at) = rotation.items.iter().position(|i| i.seq == seq) {
+                let item = rotation.items.remove(at);
+                rotation.dropped_rows += item.rows;
+                self.bytes -= item.bytes;
+                *self.dropped.entry((item.table, DropReason::Refused)).or_default() += item.rows;
+                return;
+            }
+        }
+    }
+
+    /// Rotations of which nothing waits any more, oldest first.
+    pub fn take_complete(&mut self) -> Vec<Rotation> {
+        let (complete, rest) =
+            std::mem::take(&mut self.rotations).into_iter().partition(|r: &Rotation| r.items.is_empty());
+        self.rotations = rest;
+        complete.into()
+    }
+
+    /// Who wants to hear of the rotations that still wait.
+    pub fn waiting(&self) -> impl Iterator<Item = (u64, &Sender<SealResult>)> {
+        self.rotations.iter().filter_map(|r| Some((r.number, r.done.as_ref()?)))
+    }
+
+    pub fn items(&self) -> impl Iterator<Item = &Item> {
+        self.rotations.iter().flat_map(|r| &r.items)
+    }
+
+    pub fn newest_metadata(&self) -> Vec<(String, String)> {
+        self.rotations.back().map(|r| r.metadata.clone()).unwrap_or_default()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rotations.is_empty()
+    }
+
+    /// Batches, rows, bytes.
+    pub fn size(&self) -> (usize, u64, usize) {
+        (self.items().count(), self.items().map(|i| i.rows).sum(), self.bytes)
+    }
+
+    pub fn dropped(&self) -> Vec<Dropped> {
+        self.dropped
+            .iter()
+            .map(|((table, reason), rows)| Dropped { table: *table, reason: *reason, rows: *rows })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+    use arrow::array::new_null_array;
+    use arrow::array::{ArrayRef, Int64Array, TimestampMicrosecondArray};
+    use std::sync::Arc;
+
+    fn batch(table: Table, rows: usize) -> RecordBatch {
+        let schema = schema::of(table);
+        let columns: Vec<ArrayRef> = schema
+            .fields()
+            .iter()
+            .map(|f| match f.name().as_str() {
+                "ts" => {
+                    Arc::new(TimestampMicrosecondArray::from(vec![1; rows]).with_timezone("UTC")) as ArrayRef
+                }
+                "ktime_ns" => Arc::new(Int64Array::from(vec![1; rows])),
+                _ => new_null_array(f.data_type(), rows),
+            })
+            .collect();
+        RecordBatch::try_new(schema, columns).expect("a batch of the schema")
+    }
+
+    fn rotation(number: u64, items: Vec<Item>) -> Rotation {
+        let (written, metadata) = (Vec::new(), Vec::new());
+        Rotation { number, items, written, dropped_rows: 0, metadata, done: None }
+    }
+
+    #[test]
+    fn beyond_the_bound_the_oldest_ordinary_rows_go_and_are_counted() {
+        let one = Item::new(0, Table::Samples, vec![batch(Table::Samples, 10)]).bytes;
+        let mut pending = Pending::new(one * 2 + one / 2);
+        pending.push(rotation(1, vec![Item::new(1, Table::Events, vec![batch(Table::Events, 3)])]));
+        for seq in 2..5 {
+            pending
+                .push(rotation(seq, vec![Item::new(seq, Table::Samples, vec![batch(Table::Samples, 10)])]));
+        }
+        let left: Vec<u64> = pending.items().map(|i| i.seq).collect();
+        assert_eq!(left, [1, 3, 4], "the events stay although they are older");
+        let dropped = Dropped { table: Table::Samples, reason: DropReason::WriterBehind, rows: 10 };
+        assert_eq!(pending.dropped(), [dropped]);
+    }
+
+    #[test]
+    fn evidence_goes_only_when_nothing_else_is_left() {
+        let events = |seq| Item::new(seq, Table::Events, vec![batch(Table::Events, 10)]);
+        let mut pending = Pending::new(events(0).bytes * 2);
+        for seq in 1..5 {
+            pending.push(rotation(seq, vec![events(seq)]));
+        }
+        let left: Vec<u64> = pending.items().map(|i| i.seq).collect();
+        assert_eq!(left, [3, 4]);
+        let dropped = Dropped { table: Table::Events, reason: DropReason::WriterBehindIncident, rows: 20 };
+        assert_eq!(pending.dropped(), [dropped]);
+    }
+
+    #[test]
+    fn what_is_being_written_is_not_dropped() {
+        let samples = |seq| Item::new(seq, Table::Samples, vec![batch(Table::Samples, 10)]);
+        let mut pending = Pending::new(samples(0).bytes);
+        pending.push(rotation(1, vec![samples(1)]));
+        let (item, _, _) = pending.begin().expect("an item waits");
+        pending.push(rotation(2, vec![samples(2)]));
+        let left: Vec<u64> = pending.items().map(|i| i.seq).collect();
+        assert_eq!((item.seq, left), (1, vec![1]));
+    }
+}
