@@ -1,0 +1,339 @@
+/**
+ * The algebra between Parquet columns and lines on a chart: readings of a column, the period in force, gaps, rates of
+ * counters, limits carried forward, min/max thinning, and joining series over one x. Pure functions over arrays.
+ * It must never invent a value: no rate from a first reading, across a gap or across a reset; no line over a gap.
+ * Called by panels (which columns make which line) and charts (what is drawn at this zoom).
+ *
+ * Times are microseconds since the epoch (exact in a double until 2255). A value that was not read is NaN.
+ *
+ * @typedef {object} Readings one column of one cgroup, only the rows where it was read
+ * @property {Float64Array} t
+ * @property {Float64Array} v
+ * @property {Uint8Array} cause index into CAUSES
+ * @property {Float64Array} periodMs
+ *
+ * @typedef {object} Line what can be drawn
+ * @property {Float64Array} t
+ * @property {Float64Array} v
+ * @property {Uint8Array} cause
+ * @property {Uint8Array} cut 1: no line between the point before and this one
+ *
+ * @typedef {{cause: number, from: number, to: number, periodMs: number, rows: number}} Run
+ */
+
+export const CAUSES = ['base', 'history', 'burst'];
+const BASE = 0;
+
+/** A line ends where the next reading is further away than this many periods. */
+export const GAP_PERIODS = 3;
+
+/** Fast samples further apart than this belong to two triggers, not to one that lost rows. */
+const SAME_TRIGGER_MS = 5000;
+
+/**
+ * @param {{t: Float64Array, cause: Uint8Array, periodMs: Float64Array}} rows
+ * @param {Float64Array | null | undefined} column
+ * @returns {Readings}
+ */
+export function readings(rows, column) {
+  /** @type {number[]} */
+  const kept = [];
+  if (column) for (let i = 0; i < column.length; i += 1) if (!Number.isNaN(column[i])) kept.push(i);
+  const pick = (/** @type {Float64Array} */ source) => Float64Array.from(kept, (i) => source[i]);
+  return {
+    t: pick(rows.t),
+    v: column ? pick(column) : new Float64Array(0),
+    cause: Uint8Array.from(kept, (i) => rows.cause[i]),
+    periodMs: pick(rows.periodMs),
+  };
+}
+
+/**
+ * Stretches of one cause: a run ends where the next row of that cause is further away than `apart` says.
+ * @param {{t: Float64Array, cause: Uint8Array, periodMs: Float64Array}} rows
+ * @param {number} cause
+ * @param {(periodMs: number) => number} apart milliseconds
+ * @returns {Run[]}
+ */
+export function runs(rows, cause, apart) {
+  /** @type {Run[]} */
+  const out = [];
+  /** @type {Run | null} */
+  let run = null;
+  for (let i = 0; i < rows.t.length; i += 1) {
+    if (rows.cause[i] !== cause) continue;
+    const t = rows.t[i];
+    const periodMs = rows.periodMs[i];
+    if (run && t - run.to <= apart(periodMs) * 1000) {
+      run.to = t;
+      run.periodMs = Math.max(run.periodMs, periodMs);
+      run.rows += 1;
+    } else {
+      run = { cause, from: t, to: t, periodMs, rows: 1 };
+      out.push(run);
+    }
+  }
+  return out;
+}
+
+/** The stretches to shade: history and burst where they really have rows. @param {{t: Float64Array, cause: Uint8Array, periodMs: Float64Array}} rows */
+export function bands(rows) {
+  const apart = (/** @type {number} */ periodMs) => periodMs * GAP_PERIODS;
+  return [...runs(rows, 1, apart), ...runs(rows, 2, apart)];
+}
+
+/** @param {number[]} values */
+function median(values) {
+  if (!values.length) return NaN;
+  const sorted = values.slice().sort((a, b) => a - b);
+  return sorted[sorted.length >> 1];
+}
+
+/**
+ * A function that says which period was in force between two neighbouring readings. Inside a history or a burst it is
+ * theirs; between the two the slower of both; elsewhere base's. A column of a slower tier (read in every tenth base row,
+ * say) has the spacing it really has, since the row's period is that of the fast files.
+ * @param {Readings} column
+ * @returns {(i: number) => number} milliseconds in force between reading i-1 and i
+ */
+export function periodInForce(column) {
+  const apart = (/** @type {number} */ periodMs) => Math.max(periodMs * GAP_PERIODS, SAME_TRIGGER_MS);
+  const fast = [...runs(column, 1, apart), ...runs(column, 2, apart)];
+  /** @type {number[]} */
+  const spacing = [];
+  let declared = 0;
+  let last = NaN;
+  for (let i = 0; i < column.t.length; i += 1) {
+    if (column.cause[i] !== BASE) continue;
+    declared = Math.max(declared, column.periodMs[i]);
+    if (!Number.isNaN(last)) spacing.push((column.t[i] - last) / 1000);
+    last = column.t[i];
+  }
+  const usual = median(spacing);
+  const base = usual > declared * GAP_PERIODS ? usual : declared;
+  const holding = (/** @type {number} */ t) => fast.filter((run) => t >= run.from && t <= run.to);
+  return (i) => {
+    const before = holding(column.t[i - 1]);
+    const after = holding(column.t[i]);
+    const both = before.filter((run) => after.includes(run));
+    if (both.length) return Math.min(...both.map((run) => run.periodMs));
+    if (before.length && after.length) return Math.max(...[...before, ...after].map((run) => run.periodMs));
+    return base || Math.max(column.periodMs[i - 1], column.periodMs[i]);
+  };
+}
+
+/**
+ * Which readings begin a new stretch: 1 where the one before is more than three periods away.
+ * @param {Readings} column
+ */
+export function gaps(column) {
+  const cut = new Uint8Array(column.t.length);
+  const period = periodInForce(column);
+  for (let i = 1; i < cut.length; i += 1) {
+    const apartMs = (column.t[i] - column.t[i - 1]) / 1000;
+    // The cheap question first: nearly every neighbour is closer than its own period.
+    if (apartMs > GAP_PERIODS * Math.min(column.periodMs[i - 1], column.periodMs[i]) && apartMs > GAP_PERIODS * period(i)) cut[i] = 1;
+  }
+  return cut;
+}
+
+/** A gauge as a line. @param {Readings} column @returns {Line} */
+export function gauge(column) {
+  return { t: column.t, v: column.v, cause: column.cause, cut: gaps(column) };
+}
+
+/** @param {{t: number, v: number, cause: number, cut: number}[]} points @returns {Line} */
+function line(points) {
+  return {
+    t: Float64Array.from(points, (p) => p.t),
+    v: Float64Array.from(points, (p) => p.v),
+    cause: Uint8Array.from(points, (p) => p.cause),
+    cut: Uint8Array.from(points, (p) => p.cut),
+  };
+}
+
+/**
+ * A cumulative counter as a rate: units of the counter a second, times `factor`, at the end of each interval. Two readings
+ * much closer than the period (a base row beside a burst row) would divide by almost nothing: the later one is passed
+ * over, and what it counted is in the next interval.
+ * @param {Readings} column
+ * @param {number} [factor]
+ * @returns {Line}
+ */
+export function rate(column, factor = 1) {
+  const cut = gaps(column);
+  /** @type {{t: number, v: number, cause: number, cut: number}[]} */
+  const points = [];
+  let from = 0;
+  let broken = 0;
+  for (let i = 1; i < column.t.length; i += 1) {
+    const span = column.t[i] - column.t[from];
+    const risen = column.v[i] - column.v[from];
+    if (cut[i] || risen < 0) {
+      broken = 1;
+      from = i;
+      continue;
+    }
+    if (span <= 0 || span < 500 * Math.min(column.periodMs[from], column.periodMs[i])) continue;
+    points.push({ t: column.t[i], v: (risen / span) * 1e6 * factor, cause: column.cause[i], cut: broken });
+    broken = 0;
+    from = i;
+  }
+  return line(points);
+}
+
+/**
+ * How much one counter rose for each unit of another (throttled periods for each period), times `factor`. Where the second
+ * stood still there is nothing to divide by and no point.
+ * @param {Readings} over both columns must come from the same rows: `t` is the join
+ * @param {Readings} under
+ * @param {number} [factor]
+ * @returns {Line}
+ */
+export function share(over, under, factor = 1) {
+  const cut = gaps(under);
+  /** @type {{t: number, v: number, cause: number, cut: number}[]} */
+  const points = [];
+  const at = new Map(Array.from(over.t, (t, i) => [t, i]));
+  let from = -1;
+  let broken = 0;
+  for (let i = 0; i < under.t.length; i += 1) {
+    const j = at.get(under.t[i]);
+    if (cut[i]) {
+      broken = 1;
+      from = -1;
+    }
+    if (j === undefined) continue;
+    if (from >= 0) {
+      const k = /** @type {number} */ (at.get(under.t[from]));
+      const whole = under.v[i] - under.v[from];
+      const part = over.v[j] - over.v[k];
+      if (whole === 0 && part >= 0) continue;
+      if (whole < 0 || part < 0) broken = 1;
+      else {
+        points.push({ t: under.t[i], v: (part / whole) * factor, cause: under.cause[i], cut: broken });
+        broken = 0;
+      }
+    }
+    from = i;
+  }
+  return line(points);
+}
+
+/** The index of the last element that is not after `t`, or -1. @param {ArrayLike<number>} times @param {number} t */
+export function indexAt(times, t) {
+  let low = 0;
+  let high = times.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (times[middle] <= t) low = middle + 1;
+    else high = middle;
+  }
+  return low - 1;
+}
+
+/**
+ * A limit, which is read seldom and holds until it is read again. NaN before the first reading.
+ * @param {Readings} column
+ * @param {ArrayLike<number>} times
+ */
+export function carryForward(column, times) {
+  const out = new Float64Array(times.length).fill(NaN);
+  for (let i = 0; i < times.length; i += 1) {
+    const at = indexAt(column.t, times[i]);
+    if (at >= 0) out[i] = column.v[at];
+  }
+  return out;
+}
+
+/**
+ * The value under the cursor: the last point not after `t`. Where the line stops there (a gap, or its end), the value
+ * counts for three of the spacings it had, and no longer.
+ * @param {Line} drawn
+ * @param {number} t
+ */
+export function valueAt(drawn, t) {
+  const i = indexAt(drawn.t, t);
+  if (i < 0) return NaN;
+  const stops = i + 1 >= drawn.t.length || drawn.cut[i + 1] === 1;
+  const spacing = i > 0 && !drawn.cut[i] ? drawn.t[i] - drawn.t[i - 1] : 1e6;
+  return stops && t - drawn.t[i] > GAP_PERIODS * spacing ? NaN : drawn.v[i];
+}
+
+/**
+ * Thins a line to its first, lowest, highest and last point in each of `buckets` equal spans, so that no spike is lost.
+ * One point on either side of the range is kept, so that lines run on to the edge.
+ * @param {Line} full
+ * @param {number} from
+ * @param {number} to
+ * @param {number} buckets
+ * @returns {Line}
+ */
+export function thin(full, from, to, buckets) {
+  const start = Math.max(0, indexAt(full.t, from));
+  const end = Math.min(full.t.length, indexAt(full.t, to) + 2);
+  if (end - start <= buckets * 4) {
+    return { t: full.t.subarray(start, end), v: full.v.subarray(start, end), cause: full.cause.subarray(start, end), cut: full.cut.subarray(start, end) };
+  }
+  const width = (to - from) / buckets;
+  const bucketOf = (/** @type {number} */ t) => Math.floor((t - from) / width);
+  /** @type {{t: number, v: number, cause: number, cut: number}[]} */
+  const points = [];
+  let i = start;
+  let pending = 0;
+  let seen = start - 1;
+  while (i < end) {
+    const bucket = bucketOf(full.t[i]);
+    let low = i;
+    let high = i;
+    let last = i;
+    while (last + 1 < end && bucketOf(full.t[last + 1]) === bucket) {
+      last += 1;
+      if (full.v[last] < full.v[low]) low = last;
+      if (full.v[last] > full.v[high]) high = last;
+    }
+    for (const at of [...new Set([i, low, high, last])].sort((a, b) => a - b)) {
+      for (let k = seen + 1; k <= at; k += 1) pending |= full.cut[k];
+      points.push({ t: full.t[at], v: full.v[at], cause: full.cause[at], cut: pending });
+      pending = 0;
+      seen = at;
+    }
+    i = last + 1;
+  }
+  return line(points);
+}
+
+/**
+ * Joins lines over one x, as the chart library wants them: undefined where a line has no point (it runs on), null inside
+ * a gap (it stops). `steps` are carried limits, with a value at every x from their first reading on.
+ * @param {Line[]} lines
+ * @param {Readings[]} steps
+ * @param {number} originUs x is seconds from here
+ * @returns {[number[], ...(number | null | undefined)[][]]}
+ */
+export function join(lines, steps, originUs) {
+  /** @type {Set<number>} */
+  const all = new Set();
+  const middles = lines.map((drawn) => {
+    /** @type {number[]} */
+    const inside = [];
+    for (let i = 0; i < drawn.t.length; i += 1) {
+      all.add(drawn.t[i]);
+      if (drawn.cut[i] && i > 0) inside.push((drawn.t[i - 1] + drawn.t[i]) / 2);
+    }
+    for (const t of inside) all.add(t);
+    return inside;
+  });
+  for (const step of steps) for (const t of step.t) all.add(t);
+  const times = Float64Array.from(all).sort();
+  const place = new Map(Array.from(times, (t, i) => [t, i]));
+  const columns = lines.map((drawn, n) => {
+    /** @type {(number | null | undefined)[]} */
+    const column = new Array(times.length).fill(undefined);
+    for (const t of middles[n]) column[/** @type {number} */ (place.get(t))] = null;
+    for (let i = 0; i < drawn.t.length; i += 1) column[/** @type {number} */ (place.get(drawn.t[i]))] = drawn.v[i];
+    return column;
+  });
+  const carried = steps.map((step) => Array.from(carryForward(step, times), (v) => (Number.isNaN(v) ? null : v)));
+  return [Array.from(times, (t) => (t - originUs) / 1e6), ...columns, ...carried];
+}
