@@ -1,0 +1,68 @@
+/**
+ * Bundles src/ into dist/report.html, the one file that the agent takes as its template. The same sources give the same
+ * bytes: no time, no path, no version of the machine in it. It fails when the template breaks its contract (each
+ * placeholder once, nothing that ends the script early, size). `--out FILE` writes elsewhere: the test compares.
+ * Called by `npm run build` and by the tests.
+ */
+
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { build } from 'esbuild';
+
+const HERE = dirname(fileURLToPath(import.meta.url));
+export const MOST_BYTES = 300 * 1024;
+export const PLACEHOLDERS = ['__FGM_DATA_JSON__', '__FGM_PARQUET_BASE64__'];
+const BUNDLED = ['uplot', 'hyparquet', 'fzstd'];
+
+/** The licences of what is bundled, as they ask. */
+async function notices() {
+  const parts = [];
+  for (const name of BUNDLED) {
+    const folder = join(HERE, 'node_modules', name);
+    const { version } = JSON.parse(await readFile(join(folder, 'package.json'), 'utf8'));
+    const text = (await readFile(join(folder, 'LICENSE'), 'utf8')).trim().replaceAll('*/', '* /');
+    parts.push(`${name} ${version}\n${text}`);
+  }
+  return `/*! This file contains:\n\n${parts.join('\n\n')}\n*/`;
+}
+
+/** @param {string} entry @param {Record<string, unknown>} options */
+async function bundle(entry, options) {
+  const result = await build({
+    absWorkingDir: HERE, entryPoints: [entry], bundle: true, minify: true, write: false, charset: 'utf8', legalComments: 'none', logLevel: 'warning', ...options,
+  });
+  return result.outputFiles[0].text.trim();
+}
+
+/** @returns {Promise<string>} the template */
+export async function template() {
+  const [html, style, code, licences] = await Promise.all([
+    readFile(join(HERE, 'src/report.html'), 'utf8'),
+    bundle('src/styles.css', {}),
+    bundle('src/main.js', { format: 'iife', target: 'es2022' }),
+    notices(),
+  ]);
+  const script = `${licences}\n${code}`;
+  for (const [name, text] of [['script', script], ['style', style]]) {
+    if (new RegExp(`</${name}|<!--`, 'i').test(text)) throw new Error(`the bundled ${name} contains a sequence that would end it early in HTML`);
+  }
+  // Functions, since "$&" in a bundle would be taken for a pattern.
+  const out = html.replace('{{STYLE}}', () => style).replace('{{SCRIPT}}', () => script);
+  for (const placeholder of PLACEHOLDERS) {
+    const times = out.split(placeholder).length - 1;
+    if (times !== 1) throw new Error(`${placeholder} stands ${times} times in the template; the agent needs it exactly once`);
+  }
+  const bytes = Buffer.byteLength(out);
+  if (bytes > MOST_BYTES) throw new Error(`the template has ${bytes} bytes, more than ${MOST_BYTES}: drop something or raise MOST_BYTES with a reason`);
+  return out;
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const at = process.argv.indexOf('--out');
+  const file = at > 0 ? process.argv[at + 1] : join(HERE, 'dist/report.html');
+  const text = await template();
+  await mkdir(dirname(file), { recursive: true });
+  await writeFile(file, text);
+  console.log(`${file}: ${Buffer.byteLength(text)} bytes`);
+}
