@@ -22,7 +22,7 @@ const POWERS_OF_TWO = Array.from({ length: 54 }, (_, n) => 2 ** n);
 
 /** Room beside the plots; the same in every panel, in the overview and in the event strip, so that they line up. */
 export function gutters() {
-  return matchMedia('(max-width: 700px)').matches ? { left: 58, right: 30 } : { left: 76, right: 44 };
+  return matchMedia('(max-width: 700px)').matches ? { left: 58, right: 36 } : { left: 76, right: 44 };
 }
 
 /**
@@ -140,7 +140,7 @@ function buildPanel(stack, panel, scene, bands, first, showSelection) {
     {
       width: width(),
       height: panel.height,
-      padding: [10, 0, 0, 0],
+      padding: [first ? 22 : 10, 0, 0, 0],
       cursor: { show: false },
       legend: { show: false },
       scales: {
@@ -171,11 +171,19 @@ function buildPanel(stack, panel, scene, bands, first, showSelection) {
         })),
       ],
       hooks: {
+        // What the chart really shows, where tests and bug reports can read it.
+        setScale: [
+          (u, key) => {
+            if (key !== 'x') return;
+            element.dataset.from = String(u.scales.x.min);
+            element.dataset.to = String(u.scales.x.max);
+          },
+        ],
         drawClear: [(u) => drawBands(u, bands, originUs, first)],
         drawSeries: [
           (u, index) => {
             const trace = visible[index - 1];
-            if (trace && u.series[index].show) drawSamples(u, { line: trace.line, color: trace.color, scale: trace.scale ?? 'y' }, originUs);
+            if (trace && u.series[index].show) drawSamples(u, { line: trace.line, color: trace.color, scale: trace.scale ?? 'y', main: Boolean(trace.fill) || trace.width === 2 }, originUs);
           },
         ],
         draw: [(u) => drawEvents(u, scene.events, scene.isIncident, originUs, first)],
@@ -192,9 +200,6 @@ function buildPanel(stack, panel, scene, bands, first, showSelection) {
     chart,
     update,
     resize() {
-      const { left, right } = gutters();
-      chart.axes[1].size = left;
-      chart.axes[2].size = right;
       if (width() !== chart.width) chart.setSize({ width: width(), height: panel.height });
       update();
     },
@@ -218,7 +223,6 @@ function ceiling(panel, max) {
 function axes(panel, scene, show) {
   const line = { stroke: () => color('grid'), width: 1 };
   const font = '11px system-ui, -apple-system, "Segoe UI", sans-serif';
-  const { left, right } = gutters();
   const hasShare = panel.traces.some((trace) => trace.scale === 'share');
   return [
     {
@@ -233,7 +237,7 @@ function axes(panel, scene, show) {
     },
     {
       scale: 'y',
-      size: left,
+      size: () => gutters().left,
       font,
       stroke: () => color('text-soft'),
       grid: line,
@@ -246,14 +250,14 @@ function axes(panel, scene, show) {
     {
       scale: hasShare ? 'share' : 'y',
       side: 1,
-      size: right,
+      size: () => gutters().right,
       font,
       stroke: () => color('text-soft'),
       grid: { show: false },
       ticks: { show: false },
       gap: 6,
       splits: hasShare ? () => [0, 50, 100] : () => [],
-      values: (_u, splits) => splits.map((v) => `${v} %`),
+      values: (_u, splits) => splits.map((v) => `${v}%`),
     },
   ];
 }
@@ -261,7 +265,7 @@ function axes(panel, scene, show) {
 /** @param {uPlot} u @param {Scene} scene */
 function shared(u, scene) {
   const width = u.bbox.width / (devicePixelRatio || 1) || u.width;
-  return ticks(scene.view.range.from, scene.view.range.to, Math.max(2, Math.floor(width / 92)), scene.originUs, scene.clock());
+  return ticks(scene.view.range.from, scene.view.range.to, Math.max(3, Math.floor(width / 88)), scene.originUs, scene.clock());
 }
 
 /** The panel in one sentence, for those who cannot see it. @param {Panel} panel @param {number} originUs */
@@ -297,7 +301,7 @@ function buildReadout(panel, toggle) {
         type: 'button',
         class: 'legend-button',
         'aria-pressed': 'true',
-        title: 'Show or hide this line',
+        title: `${key}: show or hide this line`,
         onclick: () => {
           const shown = button.getAttribute('aria-pressed') !== 'true';
           button.setAttribute('aria-pressed', String(shown));

@@ -46,7 +46,7 @@ export function createHeader(document, extent) {
   const { incident } = document;
   const when = incident && [
     h('time', { class: 'when', datetime: new Date(incident.ts_us / 1000).toISOString() }, format.utc(incident.ts_us)),
-    h('span', { class: 'soft' }, `${format.day(incident.ts_us, true) === format.day(incident.ts_us) ? '' : `${format.day(incident.ts_us, true)} `}${format.clock(incident.ts_us, true)} ${format.zoneName()}`),
+    h('span', { class: 'soft' }, format.localClock(incident.ts_us)),
   ];
   const about = incident ?? { ...document.cgroups[0], node: document.provenance.node };
   return h(
@@ -76,7 +76,7 @@ function unseen(label, text = 'not observed') {
 
 /** @param {any} who */
 function task(who) {
-  return [h('code', {}, who.comm ?? 'unknown'), who.pid !== null && who.pid !== undefined && h('span', { class: 'soft' }, ` pid ${who.pid}`)];
+  return [h('code', {}, who.comm ?? 'unknown'), who.pid !== null && who.pid !== undefined && ' ', h('span', { class: 'soft pid' }, `pid ${who.pid}`)];
 }
 
 /** @param {any} limit */

@@ -41,13 +41,13 @@ export function bytesPerSecond(value) {
 /** @param {unknown} value thousandths of a core */
 export function millicores(value) {
   if (!isNumber(value)) return ABSENT;
-  return value >= 10_000 ? `${(value / 1000).toFixed(1)} cores` : `${value < 10 ? value.toFixed(1) : Math.round(value)} m`;
+  return value >= 10_000 ? `${(value / 1000).toFixed(1)} cores` : `${value < 10 ? Number(value.toFixed(1)) : Math.round(value)} m`;
 }
 
 /** @param {unknown} value */
 export function percent(value) {
   if (!isNumber(value)) return ABSENT;
-  return `${value !== 0 && Math.abs(value) < 10 ? value.toFixed(1) : Math.round(value)} %`;
+  return `${Math.abs(value) < 10 ? Number(value.toFixed(1)) : Math.round(value)} %`;
 }
 
 /** @param {unknown} value */
@@ -148,6 +148,15 @@ export function zoneName() {
   } catch {
     return 'local time';
   }
+}
+
+/**
+ * The reader's own clock and zone, or nothing when that is UTC.
+ * @param {number} us
+ */
+export function localClock(us) {
+  if (new Date(us / 1000).getTimezoneOffset() === 0) return '';
+  return `${day(us, true) === day(us) ? '' : `${day(us, true)} `}${clock(us, true)} ${zoneName()}`;
 }
 
 /** A long id short enough for a line; the full one goes into the title attribute. @param {string | null | undefined} id */

@@ -155,9 +155,9 @@ async function start() {
     const cause = at >= 0 ? CAUSES[group.cause[at]] : null;
     now.replaceChildren(
       h('strong', {}, view.cursor === null ? (incident ? `At the ${noun}` : 'At the start') : format.relative(t - originUs)),
-      h('span', {}, ` ${format.clock(t)} UTC`),
-      h('span', { class: 'soft' }, ` · ${format.clock(t, true)} ${format.zoneName()}`),
-      cause ? h('span', { class: 'soft', title: CAUSE_WORDS[cause] }, ` · last row: ${cause}, ${format.milliseconds((t - group.t[at]) / 1000)} before`) : '',
+      h('span', {}, `${format.clock(t)} UTC`),
+      h('span', { class: 'soft' }, format.localClock(t)),
+      cause ? h('span', { class: 'soft', title: CAUSE_WORDS[cause] }, t === group.t[at] ? `a ${cause} sample` : `last sample: ${cause}, ${format.milliseconds((t - group.t[at]) / 1000)} before`) : '',
     );
   };
   charts.append(

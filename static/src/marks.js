@@ -11,6 +11,8 @@ import { kindName } from './words.js';
 
 /** Samples closer than this many CSS pixels are drawn as a line only. */
 const MARK_SPACING = 7;
+/** The same for the thinner lines of a panel, which would otherwise hide the main one. */
+const MINOR_SPACING = 18;
 /** No cause marks more than this many samples of one line in one view. */
 const MOST_MARKS = 600;
 
@@ -50,8 +52,8 @@ export function drawBands(u, bands, originUs, named) {
       ctx.font = `${11 * ratio}px system-ui, sans-serif`;
       ctx.fillStyle = color('text-soft');
       ctx.textAlign = 'left';
-      ctx.textBaseline = 'bottom';
-      ctx.fillText(name, left + 6 * ratio, bbox.top + bbox.height - 6 * ratio);
+      ctx.textBaseline = 'top';
+      ctx.fillText(name, left + 6 * ratio, bbox.top + 5 * ratio);
     }
   }
   ctx.restore();
@@ -79,7 +81,7 @@ export function drawEvents(u, events, isIncident, originUs, named) {
     ctx.lineWidth = (main ? 2 : 1) * ratio;
     ctx.setLineDash(main ? [] : [2 * ratio, 3 * ratio]);
     ctx.beginPath();
-    ctx.moveTo(x, bbox.top);
+    ctx.moveTo(x, main && named ? bbox.top - 17 * ratio : bbox.top);
     ctx.lineTo(x, bbox.top + bbox.height);
     ctx.stroke();
     if (!named || !main || x - taken < 40 * ratio) continue;
@@ -89,11 +91,11 @@ export function drawEvents(u, events, isIncident, originUs, named) {
     const width = ctx.measureText(text).width + 10 * ratio;
     const flip = x + width > bbox.left + bbox.width;
     ctx.fillStyle = color('critical');
-    ctx.fillRect(flip ? x - width : x, bbox.top, width, 17 * ratio);
+    ctx.fillRect(flip ? x - width : x, bbox.top - 19 * ratio, width, 17 * ratio);
     ctx.fillStyle = color('on-critical');
     ctx.textAlign = 'left';
     ctx.textBaseline = 'middle';
-    ctx.fillText(text, (flip ? x - width : x) + 5 * ratio, bbox.top + 9 * ratio);
+    ctx.fillText(text, (flip ? x - width : x) + 5 * ratio, bbox.top - 10 * ratio);
   }
   ctx.restore();
 }
@@ -101,7 +103,7 @@ export function drawEvents(u, events, isIncident, originUs, named) {
 /**
  * Marks the samples of one line, for each cause that is sparse enough here to tell one sample from the next.
  * @param {uPlot} u
- * @param {{line: import('./series.js').Line, color: string, scale: string}} trace
+ * @param {{line: import('./series.js').Line, color: string, scale: string, main: boolean}} trace
  * @param {number} originUs
  */
 export function drawSamples(u, trace, originUs) {
@@ -118,12 +120,13 @@ export function drawSamples(u, trace, originUs) {
   ctx.beginPath();
   ctx.rect(bbox.left, bbox.top - 4 * ratio, bbox.width, bbox.height + 8 * ratio);
   ctx.clip();
+  ctx.setLineDash([]);
   ctx.lineWidth = 1.4 * ratio;
   ctx.strokeStyle = color(trace.color);
   points.forEach((list, cause) => {
     if (!list.length || list.length > MOST_MARKS) return;
     const closest = usualSpacing(list);
-    if (closest < MARK_SPACING * ratio) return;
+    if (closest < (trace.main ? MARK_SPACING : MINOR_SPACING) * ratio) return;
     for (const [x, y] of list) {
       ctx.beginPath();
       if (cause === 1) ctx.arc(x, y, 1.8 * ratio, 0, 2 * Math.PI);

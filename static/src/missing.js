@@ -6,9 +6,10 @@
  */
 
 import { h } from './dom.js';
+import { subjectName } from './facts.js';
 import * as format from './format.js';
 import * as series from './series.js';
-import { lossSentence, open } from './words.js';
+import { lossSentence, open, scopeName } from './words.js';
 
 /**
  * The ledger's rows of the export and of the incident, each loss once.
@@ -41,7 +42,7 @@ export function gapSentence(group) {
     longest = Math.max(longest, memory.t[i] - memory.t[i - 1]);
   }
   if (!many) return null;
-  return `${many} ${many === 1 ? 'gap' : 'gaps'} in the memory readings of ${group.container ?? (format.baseName(group.path) || group.id)}, the longest ${format.milliseconds(longest / 1000)}; the lines stop there.`;
+  return `${many} ${many === 1 ? 'gap' : 'gaps'} in the memory readings of ${scopeName(group.scope)} ${subjectName({ ...group, cgroup_path: group.path })}, the longest ${format.milliseconds(longest / 1000)}; the lines stop there.`;
 }
 
 /** @param {any} document @param {Group[] | null} groups null: the Parquet file could not be read */

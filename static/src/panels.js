@@ -32,6 +32,9 @@
 
 import * as series from './series.js';
 
+/** A share of fewer scheduling periods than this would jump between 0 and 100 %. */
+const LEAST_PERIODS = 5;
+
 /** @param {Group} group @param {string} name */
 function read(group, name) {
   return series.readings(group, group.columns[name]);
@@ -56,7 +59,7 @@ function memoryLimits(group, incident, nameOf) {
   const limit = incident?.limit;
   const named = limit && typeof limit.max_bytes === 'number' && group.t.length > 0;
   const mine = named && String(limit.cgroup_id) === group.id;
-  if (own.t.length) steps.push({ key: 'memory_max', label: 'limit (memory.max)', readings: own });
+  if (own.t.length) steps.push({ key: 'memory_max', label: 'limit', readings: own });
   else if (mine) steps.push({ key: 'memory_max', label: 'limit at the event', readings: constant(group.t[0], group.t[group.t.length - 1], limit.max_bytes) });
   const above = named && !mine && limit.cgroup_path && group.path.startsWith(`${limit.cgroup_path.replace(/\/$/, '')}/`);
   if (above) {
@@ -71,7 +74,7 @@ function cpuLimit(group) {
   const period = read(group, 'cpu_max_period_usec');
   if (!quota.t.length || !period.t.length) return [];
   const per = series.carryForward(period, quota.t);
-  return [{ key: 'cpu_max', label: 'limit (cpu.max)', readings: { ...quota, v: quota.v.map((q, i) => (q / per[i]) * 1000) } }];
+  return [{ key: 'cpu_max', label: 'limit', readings: { ...quota, v: quota.v.map((q, i) => (q / per[i]) * 1000) } }];
 }
 
 /** @param {Trace[]} traces */
@@ -91,7 +94,7 @@ function limited(steps) {
  * @returns {Panel[]}
  */
 export function panelsOf(group, incident, nameOf) {
-  const level = (/** @type {string} */ name) => series.gauge(read(group, name));
+  const level = (/** @type {string} */ name) => series.gauge(read(group, name), incident?.ts_us ?? null);
   const speed = (/** @type {string} */ name, /** @type {number} */ factor) => series.rate(read(group, name), factor);
   const kernel = group.columns.memory_stat_kernel?.some((v) => !Number.isNaN(v)) ? 'memory_stat_kernel' : 'memory_stat_slab';
   // A counter of microseconds: a second's rise over 1000 is thousandths of a core, over 10,000 per cent of the time.
@@ -105,7 +108,7 @@ export function panelsOf(group, incident, nameOf) {
       unit: 'bytes',
       height: 230,
       traces: drawable([
-        { key: 'memory_current', label: 'in use (memory.current)', color: 'c-blue', fill: true, width: 2, line: level('memory_current') },
+        { key: 'memory_current', label: 'in use', color: 'c-blue', fill: true, width: 2, line: level('memory_current') },
         { key: 'memory_stat_anon', label: 'anonymous', color: 'c-orange', line: level('memory_stat_anon') },
         { key: 'memory_stat_file', label: 'file cache', color: 'c-green', dash: [6, 3], line: level('memory_stat_file') },
         { key: kernel, label: kernel === 'memory_stat_kernel' ? 'kernel' : 'kernel (slab)', color: 'c-purple', dash: [2, 3], line: level(kernel) },
@@ -123,7 +126,7 @@ export function panelsOf(group, incident, nameOf) {
         { key: 'cpu_usage', label: 'used', color: 'c-blue', fill: true, width: 2, line: speed('cpu_stat_usage_usec', MILLI) },
         { key: 'cpu_user', label: 'user', color: 'c-green', dash: [6, 3], line: speed('cpu_stat_user_usec', MILLI) },
         { key: 'cpu_system', label: 'system', color: 'c-purple', dash: [2, 3], line: speed('cpu_stat_system_usec', MILLI) },
-        { key: 'cpu_throttled', label: 'throttled (right axis)', color: 'c-orange', scale: 'share', line: series.share(read(group, 'cpu_stat_nr_throttled'), read(group, 'cpu_stat_nr_periods'), 100) },
+        { key: 'cpu_throttled', label: 'throttled, right axis', color: 'c-orange', scale: 'share', line: series.share(read(group, 'cpu_stat_nr_throttled'), read(group, 'cpu_stat_nr_periods'), 100, LEAST_PERIODS) },
       ]),
       steps: limited(cpuLimit(group)),
     },
@@ -163,7 +166,7 @@ export function panelsOf(group, incident, nameOf) {
       height: 120,
       traces: drawable([{ key: 'pids_current', label: 'tasks', color: 'c-blue', fill: true, width: 2, line: level('pids_current') }]),
       // A limit of thousands over a dozen tasks would press the line flat: it is shown only when it is near.
-      steps: limited([{ key: 'pids_max', label: 'limit (pids.max)', readings: read(group, 'pids_max') }]).filter((step) => near(group.columns.pids_current, step.readings.v)),
+      steps: limited([{ key: 'pids_max', label: 'limit', readings: read(group, 'pids_max') }]).filter((step) => near(group.columns.pids_current, step.readings.v)),
     },
   ];
 }

@@ -27,6 +27,9 @@ const BASE = 0;
 /** A line ends where the next reading is further away than this many periods. */
 export const GAP_PERIODS = 3;
 
+/** Fewer distances than this do not make a habit. */
+const LEAST_SPACINGS = 3;
+
 /** Fast samples further apart than this belong to two triggers, not to one that lost rows. */
 const SAME_TRIGGER_MS = 5000;
 
@@ -84,9 +87,8 @@ export function bands(rows) {
 
 /** @param {number[]} values */
 function median(values) {
-  if (!values.length) return NaN;
   const sorted = values.slice().sort((a, b) => a - b);
-  return sorted[sorted.length >> 1];
+  return sorted[(sorted.length - 1) >> 1];
 }
 
 /**
@@ -110,7 +112,7 @@ export function periodInForce(column) {
     last = column.t[i];
   }
   const usual = median(spacing);
-  const base = usual > declared * GAP_PERIODS ? usual : declared;
+  const base = spacing.length >= LEAST_SPACINGS && usual > declared * GAP_PERIODS ? usual : declared;
   const holding = (/** @type {number} */ t) => fast.filter((run) => t >= run.from && t <= run.to);
   return (i) => {
     const before = holding(column.t[i - 1]);
@@ -137,9 +139,21 @@ export function gaps(column) {
   return cut;
 }
 
-/** A gauge as a line. @param {Readings} column @returns {Line} */
-export function gauge(column) {
-  return { t: column.t, v: column.v, cause: column.cause, cut: gaps(column) };
+/** Readings closer than this on either side of the event may be joined over it. */
+const JOINED_OVER_EVENT_US = 100_000;
+
+/**
+ * A gauge as a line. A kill changes a gauge at once: a slope from half a second before it to the first reading after it
+ * would show memory falling while it rose. So the line stops at the event, unless the two readings are close.
+ * @param {Readings} column
+ * @param {number | null} [eventUs]
+ * @returns {Line}
+ */
+export function gauge(column, eventUs = null) {
+  const cut = gaps(column);
+  const after = eventUs === null ? 0 : indexAt(column.t, eventUs) + 1;
+  if (after > 0 && after < cut.length && column.t[after] - column.t[after - 1] > JOINED_OVER_EVENT_US) cut[after] = 1;
+  return { t: column.t, v: column.v, cause: column.cause, cut };
 }
 
 /** @param {{t: number, v: number, cause: number, cut: number}[]} points @returns {Line} */
@@ -183,14 +197,15 @@ export function rate(column, factor = 1) {
 }
 
 /**
- * How much one counter rose for each unit of another (throttled periods for each period), times `factor`. Where the second
- * stood still there is nothing to divide by and no point.
+ * How much one counter rose for each unit of another (throttled periods for each period), times `factor`. There is a point
+ * only where the second has risen by `least` since the last: a share of one or two is noise, of none nothing at all.
  * @param {Readings} over both columns must come from the same rows: `t` is the join
  * @param {Readings} under
  * @param {number} [factor]
+ * @param {number} [least]
  * @returns {Line}
  */
-export function share(over, under, factor = 1) {
+export function share(over, under, factor = 1, least = 1) {
   const cut = gaps(under);
   /** @type {{t: number, v: number, cause: number, cut: number}[]} */
   const points = [];
@@ -208,7 +223,7 @@ export function share(over, under, factor = 1) {
       const k = /** @type {number} */ (at.get(under.t[from]));
       const whole = under.v[i] - under.v[from];
       const part = over.v[j] - over.v[k];
-      if (whole === 0 && part >= 0) continue;
+      if (whole >= 0 && whole < least && part >= 0) continue;
       if (whole < 0 || part < 0) broken = 1;
       else {
         points.push({ t: under.t[i], v: (part / whole) * factor, cause: under.cause[i], cut: broken });

@@ -11,24 +11,29 @@ import { h, severityMark } from './dom.js';
 import * as format from './format.js';
 import { kindName, open, signalName } from './words.js';
 
-const ROW_HEIGHT = 24;
+const ROW_HEIGHT = 21;
 const MOST_ROWS = 5;
+const BARE_WIDTH = 18;
 const LABEL_ROOM = 7.2;
 
 /**
- * Which row each mark goes to, so that none covers another. Pure: pixels in, rows out.
+ * Which row each mark goes to, so that none covers another; where every row is taken, the mark goes without its words.
+ * Pure: pixels in, rows out.
  * @param {{x: number, width: number}[]} marks sorted by x
- * @param {number} most
- * @returns {number[]}
+ * @param {number} most rows
+ * @param {number} bare the width of a mark without words
+ * @returns {{row: number, bare: boolean}[]}
  */
-export function stackRows(marks, most) {
+export function stackRows(marks, most, bare) {
   /** @type {number[]} */
   const ends = [];
   return marks.map(({ x, width }) => {
     let row = ends.findIndex((end) => end <= x);
-    if (row < 0) row = ends.length < most ? ends.length : ends.indexOf(Math.min(...ends));
-    ends[row] = x + width;
-    return row;
+    if (row < 0 && ends.length < most) row = ends.length;
+    const wordless = row < 0 || width <= bare;
+    if (row < 0) row = ends.indexOf(Math.min(...ends));
+    ends[row] = Math.max(ends[row] ?? 0, x + (wordless ? bare : width));
+    return { row, bare: wordless };
   });
 }
 
@@ -81,8 +86,8 @@ export function createTimeline(mount, scene) {
     for (const type of ['mouseleave', 'focusout']) node.addEventListener(type, () => light(event, false));
   };
 
-  const rows = events.map((event) => listRow(event, isIncident(event), originUs, () => view && reveal(view, event.ts_us)));
-  events.forEach((event, i) => link(event, rows[i]));
+  const listRows = events.map((event) => listRow(event, isIncident(event), originUs, () => view && reveal(view, event.ts_us)));
+  events.forEach((event, i) => link(event, listRows[i]));
   mount.list.replaceChildren(
     h(
       'div',
@@ -92,7 +97,7 @@ export function createTimeline(mount, scene) {
         { class: 'events' },
         h('caption', { class: 'hidden' }, 'Events in time order'),
         h('thead', {}, h('tr', {}, ...['From event', 'UTC', 'What', 'Who', 'Seen by', 'Details'].map((text) => h('th', { scope: 'col' }, text)))),
-        h('tbody', {}, ...rows),
+        h('tbody', {}, ...listRows),
       ),
     ),
   );
@@ -128,6 +133,7 @@ export function createTimeline(mount, scene) {
   const outside = h('p', { class: 'strip-note' });
   mount.strip.replaceChildren(...marks, tip, outside);
 
+  let rows = 1;
   const place = () => {
     const { left, right } = gutters();
     const width = mount.strip.clientWidth - left - right;
@@ -137,17 +143,18 @@ export function createTimeline(mount, scene) {
     const boxes = inside.map((m) => ({ x: m.x - 8, width: 22 + kindName(m.event.kind).length * LABEL_ROOM }));
     // Near the right edge there is no room for words: the mark stands alone there and is named on hover.
     boxes.forEach((box) => {
-      if (box.x + box.width > left + width + right) box.width = 18;
+      if (box.x + box.width > left + width + right) box.width = BARE_WIDTH;
     });
-    const placed = stackRows(boxes, MOST_ROWS);
+    const placed = stackRows(boxes, MOST_ROWS, BARE_WIDTH);
     inside.forEach((m, i) => {
       m.mark.hidden = false;
-      m.mark.classList.toggle('bare', boxes[i].width === 18);
+      m.mark.classList.toggle('bare', placed[i].bare);
       m.mark.style.left = `${boxes[i].x}px`;
-      m.mark.style.top = `${placed[i] * ROW_HEIGHT}px`;
+      m.mark.style.top = `${placed[i].row * ROW_HEIGHT}px`;
     });
-    const used = inside.length ? Math.max(...placed) + 1 : 1;
-    mount.strip.style.height = `${used * ROW_HEIGHT + 4}px`;
+    // Grows and never shrinks: the charts below must not move away under a mouse that zooms.
+    rows = Math.max(rows, ...placed.map((p) => p.row + 1));
+    mount.strip.style.height = `${rows * ROW_HEIGHT + 4}px`;
     const hiddenCount = events.length - inside.length;
     outside.textContent = inside.length ? '' : `No event in this range; ${hiddenCount} outside it, listed below.`;
   };
@@ -188,7 +195,7 @@ function listRow(event, main, originUs, show) {
     h('td', { class: 'num' }, h('button', { type: 'button', class: 'link num', title: 'Show in the charts', onclick: show }, format.relative(event.ts_us - originUs, 100))),
     h('td', { class: 'num soft' }, format.clock(event.ts_us)),
     h('th', { scope: 'row' }, severityMark(event.severity), ' ', kindName(event.kind), h('span', { class: 'hidden' }, ` (${event.severity ?? 'info'})`)),
-    h('td', {}, subject(event) || format.ABSENT),
+    h('td', { class: subject(event) ? '' : 'event-absent' }, subject(event) || format.ABSENT),
     h('td', { class: 'soft' }, h('code', {}, event.source ?? format.ABSENT)),
     h('td', { class: 'soft' }, pairs.length ? pairs.map(([key, value]) => `${key} ${value}`).join(' · ') : format.ABSENT),
   );

@@ -73,8 +73,8 @@ export function open(word) {
 /** @param {string | null | undefined} kind */
 export function kindName(kind) {
   if (!kind) return 'Event';
-  const text = KINDS[kind] ?? open(kind);
-  return text.charAt(0).toUpperCase() + text.slice(1);
+  const text = open(kind);
+  return KINDS[kind] ?? text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 /** @param {string | null | undefined} source */
