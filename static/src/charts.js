@@ -31,7 +31,8 @@ export function gutters() {
  * @property {any} incident
  * @property {any[]} events
  * @property {(event: any) => boolean} isIncident
- * @property {number} originUs
+ * @property {number} originUs zero of the axis
+ * @property {number} restUs where the readouts stand without a cursor
  * @property {View} view
  * @property {() => Clock} clock
  * @property {(id: string) => string} nameOf
@@ -80,7 +81,7 @@ export function createCharts(stack, scene) {
     const shown = t !== null && t >= view.range.from && t <= view.range.to;
     crosshair.hidden = !shown;
     if (shown) crosshair.style.transform = `translateX(${xInStack(t)}px)`;
-    for (const panel of built) panel.read(t ?? originUs);
+    for (const panel of built) panel.read(t ?? scene.restUs);
   };
   const dropRange = view.onRange(onRange);
   const dropCursor = view.onCursor(onCursor);
@@ -116,7 +117,7 @@ export function createCharts(stack, scene) {
 function buildPanel(stack, panel, scene, bands, first, showSelection) {
   const { view, originUs } = scene;
   const titleId = `panel-${panel.id}`;
-  const plot = h('div', { class: 'plot', role: 'img', 'aria-label': spoken(panel, originUs) });
+  const plot = h('div', { class: 'plot', role: 'img', 'aria-label': spoken(panel, scene.restUs) });
   const head = h('header', { class: 'panel-head' }, h('h3', { id: titleId }, panel.title), h('p', { class: 'note' }, panel.hint));
   const element = h('article', { class: 'panel', 'data-panel': panel.id, 'aria-labelledby': titleId });
   stack.append(element);
@@ -268,8 +269,8 @@ function shared(u, scene) {
   return ticks(scene.view.range.from, scene.view.range.to, Math.max(3, Math.floor(width / 88)), scene.originUs, scene.clock());
 }
 
-/** The panel in one sentence, for those who cannot see it. @param {Panel} panel @param {number} originUs */
-function spoken(panel, originUs) {
+/** The panel in one sentence, for those who cannot see it. @param {Panel} panel @param {number} t */
+function spoken(panel, t) {
   const show = format[panel.unit];
   const parts = panel.traces.map((trace) => {
     let low = Infinity;
@@ -278,7 +279,7 @@ function spoken(panel, originUs) {
       if (v < low) low = v;
       if (v > high) high = v;
     }
-    return `${trace.label}: ${show(low)} to ${show(high)}, ${show(series.valueAt(trace.line, originUs))} at the event`;
+    return `${trace.label}: ${show(low)} to ${show(high)}, ${show(series.valueAt(trace.line, t))} at ${format.clock(t)} UTC`;
   });
   return `${panel.title}. ${parts.join('; ')}.`;
 }

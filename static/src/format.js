@@ -13,12 +13,18 @@ export function isNumber(value) {
   return typeof value === 'number' && Number.isFinite(value);
 }
 
-/** Three significant digits, rounded down so that 127.96 of 128 never reads as 128. @param {number} value */
+/**
+ * About three digits, rounded as usual; but what is below a whole number never rounds up to it: 127.99 of 128 is not 128.
+ * @param {number} value
+ */
 function digits(value) {
-  const places = value < 10 ? 2 : value < 100 ? 1 : value < 1000 ? 1 : 0;
-  const scale = 10 ** places;
-  const text = (Math.floor(value * scale + 1e-6) / scale).toFixed(places);
-  return text.includes('.') ? text.replace(/\.?0+$/, '') : text;
+  const usual = value < 10 ? 2 : value < 1000 ? 1 : 0;
+  const whole = Math.ceil(value);
+  for (const places of [usual, 2]) {
+    const text = value.toFixed(places);
+    if (Number(text) < whole || value === whole) return text.includes('.') ? text.replace(/\.?0+$/, '') : text;
+  }
+  return (Math.floor(value * 100) / 100).toFixed(2);
 }
 
 /** @param {unknown} value */

@@ -63,6 +63,18 @@ function extentOf(groups, incident) {
   return Number.isFinite(from) && Number.isFinite(to) ? { from, to } : null;
 }
 
+/**
+ * The event that the incident is about: the one of its kind at its instant, else the nearest of those that it lists.
+ * @param {any[]} events
+ * @param {any} incident
+ */
+function chiefEvent(events, incident) {
+  if (!incident) return null;
+  const same = events.find((event) => event.ts_us === incident.ts_us && event.kind === incident.kind);
+  const far = (/** @type {any} */ event) => Math.abs(event.ts_us - incident.ts_us);
+  return same ?? events.filter((event) => (incident.events ?? []).includes(event.event_id)).sort((a, b) => far(a) - far(b))[0] ?? null;
+}
+
 async function start() {
   const { document: report, error: documentError } = readDocument(embedded('fgm-data'));
   const { incident } = report;
@@ -70,6 +82,7 @@ async function start() {
   let groups = [];
   /** @type {unknown} */
   let samplesError = null;
+  /** @type {Uint8Array} */
   let parquet = new Uint8Array(0);
   try {
     parquet = fromBase64(embedded('fgm-parquet'));
@@ -81,6 +94,9 @@ async function start() {
   const hash = parquet.length ? await sha256(parquet) : null;
   const extent = extentOf(groups, incident);
   const originUs = incident?.ts_us ?? extent?.from ?? 0;
+  // Where the readouts stand while nothing is pointed at: at the event, or at the end of a plain range.
+  const restUs = incident?.ts_us ?? extent?.to ?? 0;
+  if (!report.cgroups.length) report.cgroups = groups.map((group) => ({ ...group, cgroup_id: group.id, parent_cgroup_id: group.parentId, cgroup_path: group.path }));
   const nameOf = namer(report, groups);
   const noun = incident ? (incident.kind === 'oom_kill' ? 'kill' : 'event') : 'start of the range';
   document.title = titleOf(report, extent);
@@ -125,12 +141,13 @@ async function start() {
   document.querySelector('.loading')?.remove();
   document.body.prepend(h('a', { class: 'skip', href: '#charts', onclick: jump }, 'Skip to the charts'), top, main);
 
-  const isIncident = (/** @type {any} */ event) => Boolean(incident) && event.ts_us === incident.ts_us && event.kind === incident.kind;
   const events = report.events;
-  createProcesses(processes, { processes: report.processes, victims: incident?.victims ?? [], originUs, manyCgroups: new Set(report.processes.map((/** @type {any} */ row) => String(row.cgroup_id))).size > 1, noun });
+  const chief = chiefEvent(events, incident);
+  const isIncident = (/** @type {any} */ event) => event === chief;
+  createProcesses(processes, { processes: report.processes, victims: incident?.victims ?? [], originUs, manyCgroups: new Set(report.processes.map((/** @type {any} */ row) => String(row.cgroup_id))).size > 1, nameOf, noun });
   if (samplesError || !extent) {
     charts.append(h('p', { class: 'broken', role: 'alert' }, `The samples cannot be shown: ${reason(samplesError)}. The rest of this report does not depend on them${parquet.length ? ', and the embedded file can still be saved' : ''}.`));
-    createTimeline({ strip, list: eventList }, { events, isIncident, originUs, view: null });
+    createTimeline({ strip, list: eventList }, { events, isIncident, originUs, nameOf, view: null });
     document.documentElement.dataset.ready = 'broken';
     return;
   }
@@ -143,18 +160,18 @@ async function start() {
   let drawn = [];
   const draw = () => {
     for (const part of drawn) part.destroy();
-    const scene = { group, incident, events, isIncident, originUs, view, clock: () => clock, nameOf };
+    const scene = { group, incident, events, isIncident, originUs, restUs, view, clock: () => clock, nameOf };
     drawn = [createOverview(overview, scene), createCharts(stack, scene)];
   };
   redraw = () => drawn.forEach((part) => part.redraw());
 
   const now = h('p', { class: 'now', id: 'now' });
   const tell = () => {
-    const t = view.cursor ?? originUs;
+    const t = view.cursor ?? restUs;
     const at = indexAt(group.t, t);
     const cause = at >= 0 ? CAUSES[group.cause[at]] : null;
     now.replaceChildren(
-      h('strong', {}, view.cursor === null ? (incident ? `At the ${noun}` : 'At the start') : format.relative(t - originUs)),
+      h('strong', {}, view.cursor === null ? (incident ? `At the ${noun}` : 'At the end') : format.relative(t - originUs)),
       h('span', {}, `${format.clock(t)} UTC`),
       h('span', { class: 'soft' }, format.localClock(t)),
       cause ? h('span', { class: 'soft', title: CAUSE_WORDS[cause] }, t === group.t[at] ? `a ${cause} sample` : `last sample: ${cause}, ${format.milliseconds((t - group.t[at]) / 1000)} before`) : '',
@@ -166,9 +183,10 @@ async function start() {
     stack,
   );
   draw();
-  createTimeline({ strip, list: eventList }, { events, isIncident, originUs, view });
+  createTimeline({ strip, list: eventList }, { events, isIncident, originUs, nameOf, view });
   view.onCursor(tell);
   tell();
+  document.documentElement.dataset.openedMs = performance.now().toFixed(0);
   document.documentElement.dataset.ready = 'yes';
 }
 

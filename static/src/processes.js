@@ -64,7 +64,7 @@ export function sorted(rows, key, ascending) {
 
 /**
  * @param {HTMLElement} mount
- * @param {{processes: any[], victims: any[], originUs: number, manyCgroups: boolean, noun: string}} scene
+ * @param {{processes: any[], victims: any[], originUs: number, manyCgroups: boolean, nameOf: (id: string) => string, noun: string}} scene
  */
 export function createProcesses(mount, scene) {
   const { processes, victims, originUs } = scene;
@@ -113,7 +113,7 @@ export function createProcesses(mount, scene) {
           ...COLUMNS.map((column) => {
             const value = column.show ? column.show(row[column.key]) : (row[column.key] ?? format.ABSENT);
             if (column.key === 'comm') {
-              return h('th', { scope: 'row' }, h('code', {}, value), isVictim(row) && h('span', { class: 'tag tag-victim' }, 'victim'), row.is_init && h('span', { class: 'tag' }, 'init'), scene.manyCgroups && h('span', { class: 'soft' }, ` ${format.baseName(row.cgroup_path)}`));
+              return h('th', { scope: 'row' }, h('code', {}, value), isVictim(row) && h('span', { class: 'tag tag-victim' }, 'victim'), row.is_init && h('span', { class: 'tag' }, 'init'), scene.manyCgroups && h('span', { class: 'soft' }, ` ${scene.nameOf(String(row.cgroup_id))}`));
             }
             if (column.key === 'rss_bytes') {
               const bar = h('span', { class: 'bar', 'aria-hidden': 'true' });

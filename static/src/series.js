@@ -329,24 +329,26 @@ export function thin(full, from, to, buckets) {
 export function join(lines, steps, originUs) {
   /** @type {Set<number>} */
   const all = new Set();
-  const middles = lines.map((drawn) => {
-    /** @type {number[]} */
-    const inside = [];
+  for (const drawn of lines) {
     for (let i = 0; i < drawn.t.length; i += 1) {
       all.add(drawn.t[i]);
-      if (drawn.cut[i] && i > 0) inside.push((drawn.t[i - 1] + drawn.t[i]) / 2);
+      // So that there is an instant inside each gap on which the line can stop.
+      if (drawn.cut[i] && i > 0) all.add((drawn.t[i - 1] + drawn.t[i]) / 2);
     }
-    for (const t of inside) all.add(t);
-    return inside;
-  });
+  }
   for (const step of steps) for (const t of step.t) all.add(t);
   const times = Float64Array.from(all).sort();
   const place = new Map(Array.from(times, (t, i) => [t, i]));
-  const columns = lines.map((drawn, n) => {
+  const columns = lines.map((drawn) => {
     /** @type {(number | null | undefined)[]} */
     const column = new Array(times.length).fill(undefined);
-    for (const t of middles[n]) column[/** @type {number} */ (place.get(t))] = null;
-    for (let i = 0; i < drawn.t.length; i += 1) column[/** @type {number} */ (place.get(drawn.t[i]))] = drawn.v[i];
+    let before = -1;
+    for (let i = 0; i < drawn.t.length; i += 1) {
+      const at = /** @type {number} */ (place.get(drawn.t[i]));
+      if (drawn.cut[i] && i > 0) column.fill(null, before + 1, at);
+      column[at] = drawn.v[i];
+      before = at;
+    }
     return column;
   });
   const carried = steps.map((step) => Array.from(carryForward(step, times), (v) => (Number.isNaN(v) ? null : v)));

@@ -12,29 +12,40 @@ import * as format from './format.js';
 import { kindName, open, signalName } from './words.js';
 
 const ROW_HEIGHT = 21;
-const MOST_ROWS = 5;
+const MOST_ROWS = 6;
 const BARE_WIDTH = 18;
 const LABEL_ROOM = 7.2;
 
 /**
- * Which row each mark goes to, so that none covers another; where every row is taken, the mark goes without its words.
- * Pure: pixels in, rows out.
- * @param {{x: number, width: number}[]} marks sorted by x
+ * Which row each mark goes to, so that none covers another. Where every row is taken, the mark whose words reach over the
+ * place loses them, unless it is to keep them. Pure: pixels in, rows out.
+ * @param {{x: number, width: number, keep?: boolean}[]} marks sorted by x
  * @param {number} most rows
  * @param {number} bare the width of a mark without words
  * @returns {{row: number, bare: boolean}[]}
  */
 export function stackRows(marks, most, bare) {
-  /** @type {number[]} */
-  const ends = [];
-  return marks.map(({ x, width }) => {
-    let row = ends.findIndex((end) => end <= x);
-    if (row < 0 && ends.length < most) row = ends.length;
-    const wordless = row < 0 || width <= bare;
-    if (row < 0) row = ends.indexOf(Math.min(...ends));
-    ends[row] = Math.max(ends[row] ?? 0, x + (wordless ? bare : width));
-    return { row, bare: wordless };
+  /** @type {{end: number, last: number}[]} */
+  const rows = [];
+  /** @type {{row: number, bare: boolean}[]} */
+  const out = [];
+  marks.forEach(({ x, width }, i) => {
+    let row = rows.findIndex((r) => r.end <= x);
+    if (row < 0 && rows.length < most) row = rows.push({ end: 0, last: -1 }) - 1;
+    if (row < 0) {
+      const order = rows.map((r, n) => ({ n, mark: marks[r.last] })).sort((a, b) => Number(a.mark.keep ?? false) - Number(b.mark.keep ?? false) || a.mark.x - b.mark.x);
+      row = order[0].n;
+      const before = rows[row].last;
+      if (!marks[before].keep) {
+        out[before].bare = true;
+        rows[row].end = marks[before].x + bare;
+      }
+    }
+    const wordless = width <= bare || rows[row].end > x;
+    out.push({ row, bare: wordless });
+    rows[row] = { end: x + (wordless ? bare : width), last: i };
   });
+  return out;
 }
 
 /** Bytes, milliseconds or plain, as the key says. @param {string} key @param {unknown} value */
@@ -58,19 +69,19 @@ export function detailPairs(detail) {
   return Object.entries(detail).map(([key, value]) => [open(key.replace(/_(bytes|ms|us|usec|percent)$/, '')), detailValue(key, value)]);
 }
 
-/** Who it was about. @param {any} event */
-function subject(event) {
+/** Who it was about: a task, else the cgroup. @param {any} event @param {(id: string) => string} nameOf */
+function subject(event, nameOf) {
   const who = event.comm ? `${event.comm}${event.pid ? ` (pid ${event.pid})` : ''}` : event.pid ? `pid ${event.pid}` : '';
   const how = event.signal ? signalName(event.signal) : event.exit_code !== null && event.exit_code !== undefined ? `exit code ${event.exit_code}` : '';
-  return [who, how].filter(Boolean).join(', ');
+  return [who || (event.cgroup_id ? nameOf(String(event.cgroup_id)) : ''), how].filter(Boolean).join(', ');
 }
 
 /**
  * @param {{strip: HTMLElement, list: HTMLElement}} mount
- * @param {{events: any[], isIncident: (event: any) => boolean, originUs: number, view: View | null}} scene
+ * @param {{events: any[], isIncident: (event: any) => boolean, originUs: number, nameOf: (id: string) => string, view: View | null}} scene
  */
 export function createTimeline(mount, scene) {
-  const { originUs, view, isIncident } = scene;
+  const { originUs, view, isIncident, nameOf } = scene;
   const events = [...scene.events].sort((a, b) => a.ts_us - b.ts_us || a.ktime_ns - b.ktime_ns);
   if (!events.length) {
     mount.strip.hidden = true;
@@ -86,7 +97,7 @@ export function createTimeline(mount, scene) {
     for (const type of ['mouseleave', 'focusout']) node.addEventListener(type, () => light(event, false));
   };
 
-  const listRows = events.map((event) => listRow(event, isIncident(event), originUs, () => view && reveal(view, event.ts_us)));
+  const listRows = events.map((event) => listRow(event, isIncident(event), originUs, subject(event, nameOf), () => view && reveal(view, event.ts_us)));
   events.forEach((event, i) => link(event, listRows[i]));
   mount.list.replaceChildren(
     h(
@@ -109,11 +120,11 @@ export function createTimeline(mount, scene) {
   const tip = h('div', { class: 'tip', role: 'status', hidden: true });
   const marks = events.map((event) => {
     const main = isIncident(event);
-    const label = `${kindName(event.kind)}, ${format.relative(event.ts_us - originUs)}${subject(event) ? `, ${subject(event)}` : ''}`;
+    const label = `${kindName(event.kind)}, ${format.relative(event.ts_us - originUs)}${subject(event, nameOf) ? `, ${subject(event, nameOf)}` : ''}`;
     const mark = h('button', { type: 'button', class: `event-mark${main ? ' event-main' : ''}`, 'aria-label': label }, severityMark(event.severity, main ? 15 : 12), h('span', {}, kindName(event.kind)));
     mark.addEventListener('click', () => reveal(view, event.ts_us));
     const showTip = () => {
-      tip.replaceChildren(...tipText(event, originUs));
+      tip.replaceChildren(...tipText(event, originUs, subject(event, nameOf)));
       tip.hidden = false;
       const room = mount.strip.clientWidth;
       tip.style.left = `${Math.max(0, Math.min(mark.offsetLeft, room - Math.min(320, room)))}px`;
@@ -140,7 +151,7 @@ export function createTimeline(mount, scene) {
     const { from, to } = view.range;
     const inside = events.map((event, i) => ({ event, mark: marks[i], x: left + ((event.ts_us - from) / (to - from)) * width })).filter((m) => m.event.ts_us >= from && m.event.ts_us <= to);
     for (const mark of marks) mark.hidden = true;
-    const boxes = inside.map((m) => ({ x: m.x - 8, width: 22 + kindName(m.event.kind).length * LABEL_ROOM }));
+    const boxes = inside.map((m) => ({ x: m.x - 8, width: 22 + kindName(m.event.kind).length * LABEL_ROOM, keep: isIncident(m.event) }));
     // Near the right edge there is no room for words: the mark stands alone there and is named on hover.
     boxes.forEach((box) => {
       if (box.x + box.width > left + width + right) box.width = BARE_WIDTH;
@@ -170,12 +181,12 @@ function reveal(view, t) {
   view.setCursor(t);
 }
 
-/** @param {any} event @param {number} originUs */
-function tipText(event, originUs) {
+/** @param {any} event @param {number} originUs @param {string} who */
+function tipText(event, originUs, who) {
   return [
     h('strong', {}, kindName(event.kind)),
     h('div', {}, `${format.relative(event.ts_us - originUs, 100)} · ${format.clock(event.ts_us, false, 6)} UTC`),
-    subject(event) ? h('div', {}, subject(event)) : h('div', {}, format.baseName(event.cgroup_path)),
+    h('div', {}, who || format.baseName(event.cgroup_path)),
     h('div', { class: 'tip-source' }, `seen by ${event.source ?? 'unknown'}`),
     h('dl', {}, ...detailPairs(event.detail).flatMap(([key, value]) => [h('dt', {}, key), h('dd', {}, value)])),
   ];
@@ -185,9 +196,10 @@ function tipText(event, originUs) {
  * @param {any} event
  * @param {boolean} main
  * @param {number} originUs
+ * @param {string} who
  * @param {() => void} show
  */
-function listRow(event, main, originUs, show) {
+function listRow(event, main, originUs, who, show) {
   const pairs = detailPairs(event.detail);
   return h(
     'tr',
@@ -195,7 +207,7 @@ function listRow(event, main, originUs, show) {
     h('td', { class: 'num' }, h('button', { type: 'button', class: 'link num', title: 'Show in the charts', onclick: show }, format.relative(event.ts_us - originUs, 100))),
     h('td', { class: 'num soft' }, format.clock(event.ts_us)),
     h('th', { scope: 'row' }, severityMark(event.severity), ' ', kindName(event.kind), h('span', { class: 'hidden' }, ` (${event.severity ?? 'info'})`)),
-    h('td', { class: subject(event) ? '' : 'event-absent' }, subject(event) || format.ABSENT),
+    h('td', { class: who ? '' : 'event-absent' }, who || format.ABSENT),
     h('td', { class: 'soft' }, h('code', {}, event.source ?? format.ABSENT)),
     h('td', { class: 'soft' }, pairs.length ? pairs.map(([key, value]) => `${key} ${value}`).join(' · ') : format.ABSENT),
   );

@@ -6,28 +6,39 @@
 /** The narrowest zoom. */
 export const MIN_SPAN_US = 2000;
 
-/** @param {number} from @param {number} to */
+/**
+ * @typedef {object} View
+ * @property {{from: number, to: number}} extent
+ * @property {{from: number, to: number}} range
+ * @property {number | null} cursor
+ * @property {(listener: () => void) => () => void} onRange gives a function that forgets the listener
+ * @property {(listener: () => void) => () => void} onCursor the same
+ * @property {(a: number, b: number) => void} setRange
+ * @property {(factor: number, around?: number) => void} zoom
+ * @property {(share: number) => void} pan
+ * @property {() => void} reset
+ * @property {(t: number | null) => void} setCursor
+ */
+
+/** @param {number} from @param {number} to @returns {View} */
 export function createView(from, to) {
   /** @type {Set<() => void>} */
   const onRange = new Set();
   /** @type {Set<() => void>} */
   const onCursor = new Set();
+  /** @type {View} */
   const view = {
     extent: { from, to: Math.max(to, from + MIN_SPAN_US) },
     range: { from, to: Math.max(to, from + MIN_SPAN_US) },
-    /** @type {number | null} */
     cursor: null,
-    /** @param {() => void} listener @returns {() => void} forgets it */
     onRange(listener) {
       onRange.add(listener);
       return () => onRange.delete(listener);
     },
-    /** @param {() => void} listener @returns {() => void} forgets it */
     onCursor(listener) {
       onCursor.add(listener);
       return () => onCursor.delete(listener);
     },
-    /** @param {number} a @param {number} b */
     setRange(a, b) {
       const whole = view.extent.to - view.extent.from;
       const span = Math.min(Math.max(Math.abs(b - a), MIN_SPAN_US), whole);
@@ -36,11 +47,10 @@ export function createView(from, to) {
       view.range = { from: start, to: start + span };
       for (const listener of onRange) listener();
     },
-    /** @param {number} factor above 1 shows more @param {number} [around] stays where it is */
+    // A factor above 1 shows more; `around` stays where it is.
     zoom(factor, around = (view.range.from + view.range.to) / 2) {
       view.setRange(around - (around - view.range.from) * factor, around + (view.range.to - around) * factor);
     },
-    /** @param {number} share of the visible range */
     pan(share) {
       const by = (view.range.to - view.range.from) * share;
       const span = view.range.to - view.range.from;
@@ -50,7 +60,6 @@ export function createView(from, to) {
     reset() {
       view.setRange(view.extent.from, view.extent.to);
     },
-    /** @param {number | null} t */
     setCursor(t) {
       if (t === view.cursor) return;
       view.cursor = t;
@@ -59,5 +68,3 @@ export function createView(from, to) {
   };
   return view;
 }
-
-/** @typedef {ReturnType<typeof createView>} View */

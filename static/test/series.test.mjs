@@ -144,10 +144,10 @@ test('thinning_leaves_few_points_as_they_are_with_a_neighbour_on_each_side', () 
 
 test('joined_lines_run_on_over_foreign_instants_and_stop_in_gaps', () => {
   const a = series.gauge(read([[0, 1], [1000, 2], [9000, 3]]));
-  const b = series.gauge(read([[0, 7], [500, 8, BURST, 50], [1000, 9]]));
+  const b = series.gauge(read([[0, 7], [500, 8, BURST, 50], [1000, 9], [2000, 9]]));
   const [x, ya, yb, limit] = series.join([a, b], [read([[500, 64]])], 0);
-  assert.deepEqual(x, [0, 0.5, 1, 5, 9]);
-  assert.deepEqual(ya, [1, undefined, 2, null, 3]);
-  assert.deepEqual(yb, [7, 8, 9, undefined, undefined]);
-  assert.deepEqual(limit, [null, 64, 64, 64, 64]);
+  assert.deepEqual(x, [0, 0.5, 1, 2, 5, 9]);
+  assert.deepEqual(ya, [1, undefined, 2, null, null, 3], 'the gap is whole, whatever others have inside it');
+  assert.deepEqual(yb, [7, 8, 9, 9, undefined, undefined]);
+  assert.deepEqual(limit, [null, 64, 64, 64, 64, 64]);
 });

@@ -20,7 +20,10 @@ test('bytes_never_round_up_to_the_limit', () => {
   assert.equal(format.bytes(0), '0 B');
   assert.equal(format.bytes(1023), '1023 B');
   assert.equal(format.bytes(128 * 2 ** 20), '128 MiB');
-  assert.equal(format.bytes(128 * 2 ** 20 - 8192), '127.9 MiB');
+  assert.equal(format.bytes(128 * 2 ** 20 - 8192), '127.99 MiB');
+  assert.equal(format.bytes(128 * 2 ** 20 - 1), '127.99 MiB');
+  assert.equal(format.bytes(79.58 * 2 ** 20), '79.6 MiB');
+  assert.equal(format.bytes(64.02 * 2 ** 20), '64 MiB');
   assert.equal(format.bytes(-2048), '−2 KiB');
   assert.equal(format.bytes(null), '–');
   assert.equal(format.bytes(NaN), '–');
@@ -89,7 +92,7 @@ test('details_have_units_by_their_keys', () => {
 
 test('marks_that_would_cover_each_other_go_to_rows_of_their_own', () => {
   const got = stackRows([{ x: 0, width: 100 }, { x: 10, width: 100 }, { x: 50, width: 100 }, { x: 120, width: 40 }], 2, 18);
-  assert.deepEqual(got, [{ row: 0, bare: false }, { row: 1, bare: false }, { row: 0, bare: true }, { row: 0, bare: false }]);
+  assert.deepEqual(got, [{ row: 0, bare: true }, { row: 1, bare: false }, { row: 0, bare: false }, { row: 1, bare: false }]);
 });
 
 test('the_instant_shown_first_is_the_last_before_the_event', () => {
