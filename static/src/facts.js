@@ -82,12 +82,13 @@ function task(who) {
 /** @param {any} limit */
 function limitFact(limit, /** @type {(id: string) => string} */ nameOf) {
   if (!limit) return unseen('Limit');
+  if (limit.source === 'global') return fact('Limit that was hit', ['none: the node ran out'], limitSource(limit.source));
   const known = format.isNumber(limit.usage_bytes) && format.isNumber(limit.max_bytes) && limit.max_bytes > 0;
   const meter = known && h('div', { class: 'meter', 'aria-hidden': 'true' });
   if (meter) meter.style.setProperty('--share', `${Math.min(100, (limit.usage_bytes / limit.max_bytes) * 100)}%`);
   return fact(
     'Limit that was hit',
-    [format.bytes(limit.max_bytes), h('span', { class: 'soft' }, ` of ${nameOf(String(limit.cgroup_id))}`)],
+    [format.isNumber(limit.max_bytes) ? format.bytes(limit.max_bytes) : 'size not observed', h('span', { class: 'soft' }, ` of ${limit.cgroup_id ? nameOf(String(limit.cgroup_id)) : format.baseName(limit.cgroup_path) || 'a cgroup not seen from here'}`)],
     meter,
     format.isNumber(limit.usage_bytes) ? `in use ${format.bytes(limit.usage_bytes)}${known ? ` (${format.bytes(limit.max_bytes - limit.usage_bytes)} left)` : ''}` : 'usage at that instant not observed',
     limitSource(limit.source),

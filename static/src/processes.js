@@ -127,7 +127,7 @@ export function createProcesses(mount, scene) {
     );
     const missing = victims.filter((victim) => !rows.some((row) => row.pid === victim.pid));
     const when = `${rows.length} processes, read ${format.milliseconds(Math.abs(state.at - originUs) / 1000)} ${state.at <= originUs ? 'before' : 'after'} the ${scene.noun}.`;
-    note.textContent = missing.length ? `${when} Not in this reading: victim ${missing.map((victim) => `${victim.comm} (pid ${victim.pid})`).join(', ')}.` : when;
+    note.textContent = missing.length ? `${when} Not in this reading: victim ${missing.map((victim) => `${victim.comm ?? 'unknown'}${victim.pid ? ` (pid ${victim.pid})` : ''}`).join(', ')}.` : when;
   };
 
   const choice =

@@ -15,6 +15,8 @@ const ROW_HEIGHT = 21;
 const MOST_ROWS = 6;
 const BARE_WIDTH = 18;
 const LABEL_ROOM = 7.2;
+/** Details of an event shown before "more". */
+const SHOWN_PAIRS = 7;
 
 /**
  * Which row each mark goes to, so that none covers another. Where every row is taken, the mark whose words reach over the
@@ -63,10 +65,20 @@ export function detailValue(key, value) {
   return String(value);
 }
 
-/** @param {any} detail @returns {[string, string][]} */
-export function detailPairs(detail) {
+/**
+ * What an event carries, flat: `victim.anon_bytes` becomes "victim anon". What is null inside is left out.
+ * @param {any} detail
+ * @param {string} [under]
+ * @returns {[string, string][]}
+ */
+export function detailPairs(detail, under = '') {
   if (!detail || typeof detail !== 'object') return [];
-  return Object.entries(detail).map(([key, value]) => [open(key.replace(/_(bytes|ms|us|usec|percent)$/, '')), detailValue(key, value)]);
+  return Object.entries(detail).flatMap(([key, value]) => {
+    if (value === null || value === undefined) return [];
+    const name = `${under}${open(key.replace(/_(bytes|ms|us|usec|percent)$/, ''))}`;
+    if (typeof value === 'object' && !Array.isArray(value)) return detailPairs(value, `${name} `);
+    return [/** @type {[string, string]} */ ([name, key === 'cgroup_path' ? format.baseName(value) : detailValue(key, value)])];
+  });
 }
 
 /** Who it was about: a task, else the cgroup. @param {any} event @param {(id: string) => string} nameOf */
@@ -192,6 +204,11 @@ function tipText(event, originUs, who) {
   ];
 }
 
+/** @param {[string, string][]} pairs */
+function pairText(pairs) {
+  return pairs.map(([key, value]) => `${key} ${value}`).join(' · ');
+}
+
 /**
  * @param {any} event
  * @param {boolean} main
@@ -209,6 +226,6 @@ function listRow(event, main, originUs, who, show) {
     h('th', { scope: 'row' }, severityMark(event.severity), ' ', kindName(event.kind), h('span', { class: 'hidden' }, ` (${event.severity ?? 'info'})`)),
     h('td', { class: who ? '' : 'event-absent' }, who || format.ABSENT),
     h('td', { class: 'soft' }, h('code', {}, event.source ?? format.ABSENT)),
-    h('td', { class: 'soft' }, pairs.length ? pairs.map(([key, value]) => `${key} ${value}`).join(' · ') : format.ABSENT),
+    h('td', { class: 'soft' }, pairs.length ? pairText(pairs.slice(0, SHOWN_PAIRS)) : format.ABSENT, pairs.length > SHOWN_PAIRS && h('details', {}, h('summary', {}, `${pairs.length - SHOWN_PAIRS} more`), pairText(pairs.slice(SHOWN_PAIRS)))),
   );
 }

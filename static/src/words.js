@@ -39,6 +39,7 @@ const REASONS = {
   suppressed: 'the trigger budget suppressed them',
   vanished: 'the cgroup was gone before it could be read',
   read_error: 'reading the file failed',
+  too_many: 'there were more than one reading may list',
   late: 'the sampler came too late for the tick',
   tick_missed: 'the sampler missed the tick',
   disk_full: 'the disk was full',
@@ -56,6 +57,7 @@ const TABLES = {
 /** @type {Record<string, string>} */
 const LIMIT_SOURCES = {
   fentry: 'read in the kernel at the instant of the kill',
+  global: 'the kernel saw no cgroup limit in this kill',
   events_local: 'inferred from memory.events.local after the kill',
 };
 
