@@ -1,0 +1,234 @@
+//! The whole agent against a real kernel: kills in cgroups named as a kubelet names them, and what the agent says of
+//! them afterwards. Run as root with --test-threads=1 where cgroup v2 has the memory controller (the test VM);
+//! elsewhere each test says that it was skipped and why.
+//!
+//! Truth comes from processes and files that the agent has no part in: wait(2), inode numbers, memory.events.local and a
+//! private tracefs instance.
+
+#[path = "kernel_agent/stage.rs"]
+mod stage;
+
+use fgm::clock::ktime_ns;
+use stage::{Agent, MIB, Pod, Process, Victims, guard, rows, wait};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Not a test: the body of the processes that the tests start from this very binary.
+#[test]
+fn child_role() {
+    if let Ok(role) = std::env::var(stage::ROLE) {
+        stage::play(&role);
+    }
+}
+
+#[test]
+fn a_child_is_killed_while_the_containers_init_lives_on() {
+    if !guard("a_child_is_killed_while_the_containers_init_lives_on") {
+        return;
+    }
+    let agent = Agent::start("child", "");
+    let truth = Victims::begin();
+    let born = ktime_ns();
+    let pod = Pod::new(None);
+    let app = pod.container(Some(64 * MIB));
+    // idle for 34 s, then a child ramps to 100 MiB over 5 s
+    let init = Process::spawn("init 34 100 5", &app);
+    let i = agent.closed_incident(Duration::from_secs(90));
+
+    let killed = truth.pids();
+    assert_eq!(killed.len(), 1, "{killed:?}");
+    assert_eq!(i["kind"], "oom_kill");
+    assert_eq!(i["victims"][0]["pid"].as_u64(), killed.first().map(|p| u64::from(*p)));
+    assert_ne!(i["victims"][0]["pid"].as_u64(), Some(u64::from(init.pid)), "the child, not the init");
+    assert_eq!(i["victims"].as_array().map(Vec::len), usize::try_from(app.events_local("oom_kill")).ok());
+    assert_eq!((i["cgroup_id"].as_u64(), i["container_id"].as_str()), (Some(app.id()), Some(app.container_id.as_str())));
+    assert_eq!((i["pod_uid"].as_str(), i["qos"].as_str()), (Some(pod.uid.as_str()), Some("Burstable")));
+    assert_eq!((i["limit"]["cgroup_id"].as_u64(), i["limit"]["max_bytes"].as_u64()), (Some(app.id()), Some(64 * MIB)));
+    assert_eq!(i["exit"], serde_json::Value::Null, "the init lives: {i}");
+    let history = i["history_s"].as_f64().expect("history");
+    assert!(history >= 30.0, "{history} s of history");
+    let last = i["last_sample_before_ms"].as_f64().expect("a last sample");
+    assert!((0.0..2000.0).contains(&last), "{last} ms");
+    assert!(i["first_burst_after_ms"].as_f64().is_some_and(|ms| ms >= 0.0), "{i}");
+    let summary = i["summary"].as_str().expect("a summary");
+    assert!(summary.contains("64.0 MiB") && summary.contains(&format!("(pid {})", killed.first().expect("one"))), "{summary}");
+
+    let kill_ns = i["ktime_ns"].as_i64().expect("ktime");
+    let table = rows(&agent.export(i["id"].as_str().expect("id"), "parquet"));
+    let of_app: Vec<_> = table.iter().filter(|r| r.cgroup_id == app.id().cast_signed()).collect();
+    let causes: BTreeSet<&str> = of_app.iter().map(|r| r.cause.as_str()).collect();
+    assert_eq!(causes, BTreeSet::from(["base", "burst", "history"]));
+    let instants: BTreeSet<i64> = of_app.iter().map(|r| r.ktime_ns).collect();
+    assert_eq!(instants.len(), of_app.len(), "no instant twice");
+    assert!(instants.first().is_some_and(|t| *t > born.cast_signed()), "no row before it was born");
+    let history: Vec<_> = of_app.iter().filter(|r| r.cause == "history").collect();
+    assert!(history.len() > 200, "{} rows of history in 34 s", history.len());
+    let before: Vec<_> = history.iter().filter(|r| r.ktime_ns < kill_ns).collect();
+    let (first, last) = (before.first().expect("rows"), before.last().expect("rows"));
+    assert!(first.memory_current < Some(20 * MIB.cast_signed()), "{first:?}");
+    assert!(last.memory_current > Some(40 * MIB.cast_signed()), "{last:?}");
+    let widest = before.windows(2).map(|w| w[1].ktime_ns - w[0].ktime_ns).max().expect("rows");
+    assert!(widest < 2_000_000_000, "a gap of {widest} ns in the history");
+    assert!(of_app.iter().any(|r| r.memory_max == Some((64 * MIB).cast_signed())), "the limit is in the rows");
+    let of_pod = table.iter().filter(|r| r.scope == "pod").count();
+    assert!(of_pod > 100, "the pod's rows are there too: {of_pod}");
+
+    let html = String::from_utf8(agent.export(i["id"].as_str().expect("id"), "html")).expect("text");
+    assert!(html.contains("Content-Security-Policy") && html.contains(&app.container_id));
+    assert!(agent.stop(), "SIGTERM ends it with success");
+}
+
+#[test]
+fn the_pods_limit_is_named_and_the_trigger_in_another_container() {
+    if !guard("the_pods_limit_is_named_and_the_trigger_in_another_container") {
+        return;
+    }
+    let agent = Agent::start("pod", "");
+    let pod = Pod::new(Some(64 * MIB));
+    let (victim, other) = (pod.container(None), pod.container(None));
+    let mut sitter = Process::spawn("sit 40", &victim);
+    sitter.wait_ready();
+    let mut asker = Process::spawn("ramp 40 0", &other);
+    assert_eq!(sitter.wait().1, Some(9), "the sitter was to be killed");
+    assert_eq!(asker.wait().0, Some(0), "the asker was to survive");
+
+    let i = agent.closed_incident(Duration::from_secs(60));
+    assert_eq!(i["victims"][0]["pid"].as_u64(), Some(u64::from(sitter.pid)));
+    assert_eq!(i["container_id"].as_str(), Some(victim.container_id.as_str()));
+    assert_eq!(i["trigger"]["pid"].as_u64(), Some(u64::from(asker.pid)));
+    assert_eq!(i["trigger"]["cgroup_id"].as_u64(), Some(other.id()));
+    assert_eq!(i["limit"]["cgroup_id"].as_u64(), Some(pod.id()));
+    assert_eq!(i["limit"]["max_bytes"].as_u64(), Some(64 * MIB));
+    assert_eq!((i["exit"]["signal"].as_i64(), i["exit"]["code"].as_i64()), (Some(9), None), "it was the init: {i}");
+    assert!(i["summary"].as_str().is_some_and(|s| s.contains("ancestor")), "{}", i["summary"]);
+    assert_eq!((pod.events_local("oom"), victim.events_local("oom_kill")), (1, 1));
+}
+
+#[test]
+fn a_group_kill_names_each_victim_once() {
+    if !guard("a_group_kill_names_each_victim_once") {
+        return;
+    }
+    let agent = Agent::start("group", "");
+    let truth = Victims::begin();
+    let pod = Pod::new(None);
+    let app = pod.container(Some(64 * MIB));
+    app.write("memory.oom.group", "1");
+    let mut sitters: Vec<_> = (0..2).map(|_| Process::spawn("hold 4", &app)).collect();
+    for s in &mut sitters {
+        s.wait_ready();
+    }
+    let mut hog = Process::spawn("ramp 100 1", &app);
+    assert_eq!(hog.wait().1, Some(9));
+    for s in &mut sitters {
+        assert_eq!(s.wait().1, Some(9), "all of the group die");
+    }
+    let i = agent.closed_incident(Duration::from_secs(60));
+    let named: BTreeSet<u32> = i["victims"]
+        .as_array()
+        .expect("victims")
+        .iter()
+        .filter_map(|v| v["pid"].as_u64().and_then(|p| u32::try_from(p).ok()))
+        .collect();
+    let killed: BTreeSet<u32> = sitters.iter().chain([&hog]).map(|p| p.pid).collect();
+    assert_eq!(named, killed);
+    assert_eq!(named, truth.pids());
+    // the kernel counts the first victim again as a member of its group
+    let counted = app.events_local("oom_kill") - app.events_local("oom_group_kill");
+    assert_eq!((named.len() as u64, i["victims"].as_array().map(Vec::len)), (counted, Some(named.len())));
+}
+
+#[test]
+fn a_container_that_lives_a_fifth_of_a_second_is_recorded() {
+    if !guard("a_container_that_lives_a_fifth_of_a_second_is_recorded") {
+        return;
+    }
+    let agent = Agent::start("short", "");
+    let pod = Pod::new(None);
+    let (id, container, born, died) = {
+        let born = ktime_ns();
+        let short = pod.container(None);
+        let mut p = Process::spawn("exit 3", &short);
+        assert_eq!(p.wait().0, Some(3));
+        std::thread::sleep(Duration::from_millis(200));
+        let (id, name) = (short.id().cast_signed(), short.container_id.clone());
+        drop(short);
+        (id, name, born.cast_signed(), ktime_ns().cast_signed())
+    };
+    std::thread::sleep(Duration::from_secs(3));
+    let text = agent.get_ok(&format!("/api/export?format=parquet&range=5m&containers={container}"));
+    let of_it: Vec<_> = rows(&text).into_iter().filter(|r| r.cgroup_id == id).collect();
+    assert!(!of_it.is_empty(), "it was sampled at least once");
+    assert!(of_it.iter().all(|r| (born..died).contains(&r.ktime_ns)), "no row outside its life: {of_it:?}");
+    let events = agent.stored_events();
+    let kinds: Vec<_> = events.iter().filter(|(cgroup, ..)| *cgroup == Some(id)).collect();
+    for kind in ["cgroup_start", "exit", "cgroup_end"] {
+        assert!(kinds.iter().any(|(_, k, _)| k == kind), "{kind} is missing from {kinds:?}");
+    }
+    assert!(kinds.iter().any(|(_, k, code)| k == "exit" && *code == Some(3)), "{kinds:?}");
+}
+
+#[test]
+fn an_announced_incident_survives_the_kill_of_the_agent() {
+    if !guard("an_announced_incident_survives_the_kill_of_the_agent") {
+        return;
+    }
+    let agent = Agent::start("kill9", "");
+    let pod = Pod::new(None);
+    let app = pod.container(Some(32 * MIB));
+    let mut hog = Process::spawn("ramp 100 1", &app);
+    assert_eq!(hog.wait().1, Some(9));
+    let i = agent.incident(Duration::from_secs(30));
+    let again = agent.kill_and_restart();
+    let j = again.incident(Duration::from_secs(30));
+    assert_eq!((&j["id"], &j["victims"]), (&i["id"], &i["victims"]));
+    let table = rows(&again.export(i["id"].as_str().expect("id"), "parquet"));
+    assert!(table.iter().any(|r| r.cause == "history"), "its history is still there: {} rows", table.len());
+    assert!(again.stop());
+}
+
+#[test]
+fn a_full_disk_stops_nothing_but_writing() {
+    if !guard("a_full_disk_stops_nothing_but_writing") {
+        return;
+    }
+    let agent = Agent::start("full", "8M");
+    let pod = Pod::new(None);
+    let app = pod.container(None);
+    let _steady = Process::spawn("hold 1", &app);
+    wait("a first segment", Duration::from_secs(30), || agent.status()["store"]["files"].as_u64() > Some(2));
+    let closed = agent.segments();
+    agent.fill_disk();
+    wait("the complaint", Duration::from_secs(60), || agent.status()["store"]["degraded"].is_string());
+    let why = agent.status()["store"]["degraded"].to_string();
+    assert!(why.contains("free space"), "{why}");
+    for file in &closed {
+        assert!(!rows(&std::fs::read(file).expect("still there")).is_empty());
+    }
+    let waiting = agent.status()["store"]["pending"]["rows"].as_u64().expect("rows");
+    assert!(waiting > 0, "rows wait in memory");
+    agent.free_disk();
+    wait("the recovery", Duration::from_secs(60), || agent.status()["store"]["degraded"].is_null());
+    assert_eq!(agent.status()["store"]["dropped"].as_array().map(Vec::len), Some(0), "nothing was lost");
+    assert!(agent.segments().len() > closed.len());
+    assert!(agent.stop());
+}
+
+#[test]
+fn without_capabilities_it_says_so_and_samples_on() {
+    if !guard("without_capabilities_it_says_so_and_samples_on") {
+        return;
+    }
+    let agent = Agent::start_without_capabilities("nocap");
+    let status = agent.status();
+    assert_eq!(status["ladder"]["level"], "no_bpf", "{status}");
+    let why = status["ladder"].to_string();
+    assert!(why.contains("CAP_BPF"), "{why}");
+    let pod = Pod::new(None);
+    let app = pod.container(None);
+    let _steady = Process::spawn("hold 1", &app);
+    std::thread::sleep(Duration::from_secs(4));
+    let path = format!("/api/export?format=parquet&range=1m&containers={}", app.container_id);
+    assert!(!rows(&agent.get_ok(&path)).is_empty(), "it still samples");
+    assert!(agent.stop());
+}
