@@ -9,6 +9,7 @@ mod document;
 mod problem;
 mod selection;
 
+pub use document::{EVENT_COLUMNS, row};
 pub use problem::{MEDIA_TYPE, Problem};
 pub use selection::{Containers, Format, Rows, Selection, time_range};
 
@@ -377,6 +378,13 @@ fn provenance(evidence: &Evidence, found: &Found) -> Map<String, Value> {
             None => evidence.provenance.get(name).cloned().unwrap_or(Value::Null),
         };
         all.insert(name.to_owned(), value);
+    }
+    // The agent writes the ladder as one object; a report wants its level and its hooks apart.
+    if let Some(Value::Object(ladder)) = all.get("ladder").cloned() {
+        all.insert("ladder".to_owned(), ladder.get("level").cloned().unwrap_or(Value::Null));
+        if all.get("hooks").is_none_or(Value::is_null) {
+            all.insert("hooks".to_owned(), ladder.get("hooks").cloned().unwrap_or(Value::Null));
+        }
     }
     if let Some(incident) = &found.incident {
         // Of the incident's own two times: the offset as it was then, and the same whenever it is exported.

@@ -6,6 +6,7 @@
 pub mod accumulator;
 pub mod catalogue;
 pub mod cgroup;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod discovery;
