@@ -1,6 +1,7 @@
-fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let path = std::env::args().nth(1).map(std::path::PathBuf::from);
-    let config = fgm::config::Config::load(path.as_deref(), |k| std::env::var(k).ok())?;
-    fgm::pipeline::run(config)
+//! The binary `fgm`. All of it is in the library's `cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fgm::cli::main()
 }

@@ -158,6 +158,11 @@ fn project(table: Table, columns: &[&str]) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
+/// The schema of the rows that [`Plan::chunks`] gives for these columns.
+pub fn projection(table: Table, columns: Option<&[&str]>) -> SchemaRef {
+    columns.map_or_else(|| schema::of(table), |names| project(table, names))
+}
+
 /// False when the statistics of a row group prove that it holds nothing that is asked for.
 fn may_match(group: &RowGroupMetaData, filter: &Filter) -> bool {
     let bounds = |name: &str| {
@@ -241,9 +246,7 @@ fn keys_of_batch(
         }
         let row = first_row + i;
         match runs.last_mut() {
-            Some(r) if r.source == source && r.rows.end == row && r.key.cgroup_id == cgroup_id => {
-                r.rows.end += 1
-            }
+            Some(r) if r.source == source && r.rows.end == row && r.key.cgroup_id == cgroup_id => r.rows.end += 1,
             _ => runs.push(Run { key: Key { cgroup_id, boot: boot.clone() }, source, rows: row..row + 1 }),
         }
     }
@@ -270,19 +273,12 @@ impl Plan {
         &self,
         columns: Option<&[&str]>,
     ) -> Result<impl Iterator<Item = Result<RecordBatch, QueryError>>, QueryError> {
-        let out = match columns {
-            None => schema::of(self.table),
-            Some(names) => {
-                let whole = schema::of(self.table);
-                if let Some(name) = names.iter().find(|n| whole.column_with_name(n).is_none()) {
-                    return Err(QueryError::NoColumn {
-                        table: self.table.as_str(),
-                        column: (*name).to_owned(),
-                    });
-                }
-                project(self.table, names)
-            }
-        };
+        let whole = schema::of(self.table);
+        let unknown = columns.unwrap_or_default().iter().find(|n| whole.column_with_name(n).is_none());
+        if let Some(name) = unknown {
+            return Err(QueryError::NoColumn { table: self.table.as_str(), column: (*name).to_owned() });
+        }
+        let out = projection(self.table, columns);
         let mut at = 0;
         Ok(std::iter::from_fn(move || {
             let start = at;

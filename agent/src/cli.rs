@@ -1,0 +1,267 @@
+//! The command line: `fgm agent | export | incidents`.
+//!
+//! Turns arguments into a call of the library and its outcome into an exit code. Output goes to stdout or the named file,
+//! everything else to stderr. `export` and `incidents` work on a running agent (`--server`) or on a data folder (`--data`),
+//! which they never change. Called by `main` only.
+
+mod fetch;
+mod local;
+mod output;
+
+use crate::config::Config;
+use crate::export::{Format, Problem};
+use crate::incident::Incident;
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+use std::fmt;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  failed; the reason is on stderr
+  2  the command line, the configuration or the query is wrong
+  3  nothing was found: no such incident, no row in the range";
+
+const DEFAULT_SERVER: &str = "http://127.0.0.1:8050";
+
+#[derive(Parser)]
+#[command(name = "fgm", version, about = "A flight recorder for containers.", after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Record this node until SIGTERM.
+    Agent(AgentArgs),
+    /// Write an incident or a range of samples to a file.
+    Export(Box<ExportArgs>),
+    /// List the recorded incidents, newest first.
+    Incidents(IncidentsArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+struct AgentArgs {
+    /// Configuration file (TOML); without it the defaults and the environment count.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print every key with its default, its environment variable and its meaning.
+    #[arg(long)]
+    help_config: bool,
+}
+
+/// Where the data is.
+#[derive(Args)]
+#[group(multiple = false)]
+struct Place {
+    /// Address of a running agent.
+    #[arg(long, value_name = "URL", default_value = DEFAULT_SERVER)]
+    server: String,
+    /// A data folder (what data_dir names, or a copy of it); read only, no agent needed.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+struct IncidentsArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Print JSON: {"incidents": […]}, as the API gives it.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+struct ExportArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Incident to export, or `latest`.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["range", "from", "to", "namespace", "labels", "containers"])]
+    incident: Option<String>,
+    /// Seconds (or 30s, 5m) before the incident; default: the incident's own window.
+    #[arg(long, value_name = "S", requires = "incident")]
+    before: Option<String>,
+    /// Seconds (or 30s, 5m) after the incident; default: the incident's own window.
+    #[arg(long, value_name = "S", requires = "incident")]
+    after: Option<String>,
+    /// The time up to now, such as 15m or 1h30m.
+    #[arg(long, conflicts_with_all = ["from", "to"])]
+    range: Option<String>,
+    /// Start of the range, RFC 3339 or Unix seconds.
+    #[arg(long)]
+    from: Option<String>,
+    /// End of the range; default: now.
+    #[arg(long)]
+    to: Option<String>,
+    /// Kubernetes namespace.
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// Pod labels, such as app=cart,tier=web.
+    #[arg(short, long)]
+    labels: Option<String>,
+    /// Container names, container ids or globs of cgroup paths, comma-separated.
+    #[arg(short, long)]
+    containers: Option<String>,
+    /// Columns or globs of columns, comma-separated, such as memory_*,cpu_stat_usage_usec.
+    #[arg(short, long)]
+    metrics: Option<String>,
+    /// parquet, html, csv or json; default: what the ending of the output says.
+    #[arg(long)]
+    format: Option<String>,
+    /// File to write, or - for stdout.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// Why a command did not do what it should.
+#[derive(Debug)]
+enum Failure {
+    /// Exit code 1.
+    Failed(anyhow::Error),
+    /// Exit code 2.
+    Usage(String),
+    /// Exit code 3.
+    Nothing(String),
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Nothing(_) => 3,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(e) => write!(f, "{e:#}"),
+            Self::Usage(e) | Self::Nothing(e) => f.write_str(e),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(e: anyhow::Error) -> Self {
+        Self::Failed(e)
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        match problem.status {
+            400 => Self::Usage(problem.to_string()),
+            404 => Self::Nothing(problem.detail),
+            _ => Self::Failed(anyhow::Error::new(problem)),
+        }
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Agent(args) => agent(&args),
+        Command::Export(args) => export(&args),
+        Command::Incidents(args) => incidents(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nowhere else to go when stderr is closed.
+            let _ = writeln!(std::io::stderr(), "fgm: {failure}");
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// `FGM_LOG` (or RUST_LOG) chooses what is logged, as tracing's filters have it.
+fn log_to_stderr(default: &str) {
+    let filter = EnvFilter::try_from_env("FGM_LOG")
+        .or_else(|_| EnvFilter::try_from_default_env())
+        .unwrap_or_else(|_| EnvFilter::new(default));
+    let is_terminal = std::io::stderr().is_terminal();
+    // A second call (in tests) keeps the first subscriber.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(is_terminal)
+        .try_init();
+}
+
+fn agent(args: &AgentArgs) -> Result<(), Failure> {
+    if args.help_config {
+        return output::print(&Config::help());
+    }
+    log_to_stderr("info");
+    let config = Config::load(args.config.as_deref(), |name| std::env::var(name).ok())
+        .map_err(|e| Failure::Usage(e.to_string()))?;
+    Ok(crate::pipeline::run(config)?)
+}
+
+fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
+    log_to_stderr("warn");
+    let all: Vec<Incident> = match &args.place.data {
+        Some(dir) => local::incidents(dir)?,
+        None => {
+            let mut answer: Value = fetch::json(&args.place.server, "/api/incidents")?;
+            serde_json::from_value(answer["incidents"].take())
+                .map_err(|e| anyhow::anyhow!("{} gave incidents of another version: {e}", args.place.server))?
+        }
+    };
+    if args.json {
+        output::print(&format!("{}\n", json!({"incidents": all})))?;
+    } else {
+        for i in &all {
+            output::print(&format!("{}  {}  {}\n    {}\n", i.id, i.kind, i.severity, output::printable(&i.summary)))?;
+        }
+    }
+    if all.is_empty() {
+        return Err(Failure::Nothing("no incident has been recorded".to_owned()));
+    }
+    Ok(())
+}
+
+fn export(args: &ExportArgs) -> Result<(), Failure> {
+    log_to_stderr("warn");
+    let format = output::format(&args.output, args.format.as_deref())?;
+    let named = [
+        ("incident", &args.incident),
+        ("before", &args.before),
+        ("after", &args.after),
+        ("range", &args.range),
+        ("from", &args.from),
+        ("to", &args.to),
+        ("namespace", &args.namespace),
+        ("labels", &args.labels),
+        ("containers", &args.containers),
+        ("metrics", &args.metrics),
+    ];
+    let mut pairs: Vec<(String, String)> =
+        named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))).collect();
+    pairs.push(("format".to_owned(), format.as_str().to_owned()));
+    let bytes = match &args.place.data {
+        Some(dir) => local::export(dir, &pairs)?,
+        None => fetch::export(&args.place.server, &pairs)?,
+    };
+    output::write(&args.output, format == Format::Parquet, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

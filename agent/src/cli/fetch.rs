@@ -1,0 +1,68 @@
+//! Asking a running agent over HTTP.
+//!
+//! Plain HTTP to the address that was given, never through a proxy: the agent listens on loopback.
+
+use super::Failure;
+use crate::export::Problem;
+use crate::viewer::path_segment;
+use serde_json::Value;
+use std::io::Read;
+use std::time::Duration;
+
+/// The longest export takes some ten seconds; beyond this something hangs.
+const ANSWER_WITHIN: Duration = Duration::from_secs(180);
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// More than the agent ever sends: 64 MiB, and a third more as base64.
+const MAX_ANSWER: u64 = 256 << 20;
+
+fn get(server: &str, path: &str) -> Result<Vec<u8>, Failure> {
+    if !server.starts_with("http://") {
+        let detail = format!("--server {server}: give it as http://HOST:PORT (there is no TLS on the agent's own port)");
+        return Err(Failure::Usage(detail));
+    }
+    let url = format!("{}{path}", server.trim_end_matches('/'));
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(ANSWER_WITHIN))
+        .timeout_connect(Some(CONNECT_WITHIN))
+        .http_status_as_error(false)
+        .proxy(None)
+        .build()
+        .into();
+    let unreachable = |e: &dyn std::fmt::Display| {
+        anyhow::anyhow!("no answer from {server}: {e}; is the agent running there? (--server names another, --data reads its folder)")
+    };
+    let response = agent.get(&url).call().map_err(|e| unreachable(&e))?;
+    let status = response.status().as_u16();
+    let mut body = Vec::new();
+    let mut reader = response.into_body().into_reader().take(MAX_ANSWER + 1);
+    reader.read_to_end(&mut body).map_err(|e| unreachable(&e))?;
+    if body.len() as u64 > MAX_ANSWER {
+        return Err(anyhow::anyhow!("{server} sent more than {MAX_ANSWER} bytes: is it an fgm agent?").into());
+    }
+    if status == 200 { Ok(body) } else { Err(refused(server, status, &body)) }
+}
+
+/// What the agent says in its problem document, as a failure with the right exit code.
+fn refused(server: &str, status: u16, body: &[u8]) -> Failure {
+    let Ok(problem) = serde_json::from_slice::<Value>(body) else {
+        return anyhow::anyhow!("{server} answered {status} and no explanation: is it an fgm agent?").into();
+    };
+    let detail = problem["detail"].as_str().unwrap_or("no detail").to_owned();
+    let accepted: Vec<&str> = problem["accepted"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    match status {
+        400 => Problem::bad_query(detail, &accepted).into(),
+        404 => Problem::not_found(detail).into(),
+        _ => anyhow::anyhow!("{server} answered {status}: {detail}").into(),
+    }
+}
+
+pub fn json(server: &str, path: &str) -> Result<Value, Failure> {
+    let body = get(server, path)?;
+    serde_json::from_slice(&body)
+        .map_err(|e| anyhow::anyhow!("{server} sent no JSON ({e}): is it an fgm agent?").into())
+}
+
+pub fn export(server: &str, pairs: &[(String, String)]) -> Result<Vec<u8>, Failure> {
+    let query: Vec<String> = pairs.iter().map(|(k, v)| format!("{k}={}", path_segment(v))).collect();
+    get(server, &format!("/api/export?{}", query.join("&")))
+}

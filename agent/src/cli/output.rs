@@ -1,0 +1,62 @@
+//! Where a command's output goes: stdout, or a file that is there whole or not at all.
+
+use super::Failure;
+use crate::export::Format;
+use anyhow::Context;
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+/// The format that was named, or the one of the file's ending.
+pub fn format(output: &Path, named: Option<&str>) -> Result<Format, Failure> {
+    if let Some(name) = named {
+        return Ok(Format::parse(name)?);
+    }
+    let ending = output.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    Format::parse(ending).map_err(|_| {
+        let names = Format::NAMES.join(", ");
+        Failure::Usage(format!("the ending of {} names no format; add --format ({names})", output.display()))
+    })
+}
+
+/// Writes the whole, or nothing under that name.
+pub fn write(output: &Path, is_binary: bool, bytes: &[u8]) -> Result<(), Failure> {
+    if output == Path::new("-") {
+        if is_binary && io::stdout().is_terminal() {
+            return Err(Failure::Usage("Parquet is not for a terminal; give -o FILE or redirect stdout".to_owned()));
+        }
+        return stdout(bytes);
+    }
+    let mut temporary = output.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let put = || -> io::Result<()> {
+        let mut file = fs::File::create_new(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, output)
+    };
+    let result = put();
+    if result.is_err() {
+        // Nothing half stays behind; whether it can be removed changes nothing about the failure.
+        let _ = fs::remove_file(&temporary);
+    }
+    Ok(result.with_context(|| format!("cannot write {}", output.display()))?)
+}
+
+pub fn print(text: &str) -> Result<(), Failure> {
+    stdout(text.as_bytes())
+}
+
+fn stdout(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // `fgm incidents | head` is no failure.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result.context("cannot write to stdout")?),
+    }
+}
+
+/// Without control characters: a comm may hold what moves a terminal's cursor.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

@@ -1,0 +1,482 @@
+//! A selection of rows as one file that a person takes away: Parquet, or the report that holds the same Parquet, CSV, JSON.
+//!
+//! Works on [`Evidence`], which the running agent (`viewer`) and a data folder (`cli`) make alike. Which rows there are is
+//! known and held against the limits before a byte is encoded: the answer is whole or it is a [`Problem`]. The same
+//! selection of settled data gives the same Parquet bytes, so nothing that changes by itself (the time of the export)
+//! stands in them. Reads no clock, opens no socket, writes no file.
+
+mod document;
+mod problem;
+mod selection;
+
+pub use document::{EVENT_COLUMNS, row};
+pub use problem::{MEDIA_TYPE, Problem};
+pub use selection::{Containers, Format, Rows, Selection, time_range};
+
+use crate::incident::{Incident, Lost};
+use crate::names::Table;
+use crate::query::{self, Filter, Identity, Key, Plan, QueryError};
+use crate::report;
+use crate::schema;
+use crate::segment::{self, Encoder};
+use crate::store::View;
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::sync::Arc;
+
+/// Bytes of one answer. It is made in memory, so that an error can still be an error.
+pub const MAX_BYTES: u64 = 64 << 20;
+/// Bytes of Parquet inside a report: a browser holds it three times over (text, bytes, columns).
+pub const MAX_REPORT_BYTES: u64 = 32 << 20;
+/// Rows of events, and of processes, that go along.
+const MAX_SIDE_ROWS: u64 = 100_000;
+/// Incidents that are listed, newest first.
+pub const MAX_INCIDENTS: usize = 1000;
+/// Files that may turn out unreadable in the middle before an export gives up.
+const MAX_UNREADABLE: usize = 16;
+
+/// The columns that say which row it is; with `metrics` these stay.
+const ALWAYS: [&str; 19] = [
+    "ts", "ktime_ns", "cluster", "node", "boot_id", "scope", "pod_uid", "container_id", "qos", "cgroup_id",
+    "parent_cgroup_id", "cgroup_path", "namespace", "pod", "container", "cause", "period_ms", "burst_id", "files_read",
+];
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub max_rows: u64,
+    pub max_containers: usize,
+}
+
+/// All that an export may draw on, of one instant.
+pub struct Evidence {
+    pub view: View,
+    /// Latest revision of each, newest first.
+    pub incidents: Vec<Incident>,
+    /// What the running agent knows of itself, under the names of the report's `provenance`. Empty without an agent.
+    pub provenance: Map<String, Value>,
+    pub limits: Limits,
+    /// Where `incident=latest` may still be in the making.
+    pub now_us: i64,
+}
+
+/// A finished answer.
+#[derive(Debug)]
+pub struct Exported {
+    pub bytes: Vec<u8>,
+    pub format: Format,
+    pub file_name: String,
+}
+
+/// Incidents as the store has them: the latest revision of each, newest first, with those of the running agent over them.
+pub fn incidents(view: &View, running: Vec<Incident>) -> Result<Vec<Incident>, Problem> {
+    let all = Filter::range(i64::MIN, i64::MAX);
+    let (rows, _) = query::rows(view, Table::Incidents, &all, Some(&["json"]), u64::MAX).map_err(of_query)?;
+    let mut latest: BTreeMap<String, Incident> = BTreeMap::new();
+    let stored = rows.iter().flat_map(|batch| {
+        (0..batch.num_rows()).filter_map(|row| serde_json::from_str(query::text(batch, "json", row)?).ok())
+    });
+    for incident in stored.chain(running) {
+        let known = latest.get(&incident.id).map(|i: &Incident| i.revision);
+        if known.is_none_or(|revision| revision <= incident.revision) {
+            latest.insert(incident.id.clone(), incident);
+        }
+    }
+    let mut out: Vec<Incident> = latest.into_values().collect();
+    out.sort_by(|a, b| (b.ts_us, &b.id).cmp(&(a.ts_us, &a.id)));
+    out.truncate(MAX_INCIDENTS);
+    Ok(out)
+}
+
+/// The incident of that id, or the newest one for `latest`.
+pub fn find<'a>(incidents: &'a [Incident], id: &str) -> Result<&'a Incident, Problem> {
+    let found = if id == "latest" { incidents.first() } else { incidents.iter().find(|i| i.id == id) };
+    found.ok_or_else(|| match incidents.first() {
+        None => Problem::not_found("no incident has been recorded"),
+        Some(newest) => Problem::not_found(format!(
+            "no incident {id:?} among the {} that are known; the newest is {}",
+            incidents.len(),
+            newest.id
+        )),
+    })
+}
+
+/// The rows that a selection stands for.
+struct Found {
+    incident: Option<Incident>,
+    filter: Filter,
+    plan: Plan,
+    identities: BTreeMap<Key, Identity>,
+}
+
+/// Makes the file.
+pub fn export(mut evidence: Evidence, selection: &Selection) -> Result<Exported, Problem> {
+    for _ in 0..MAX_UNREADABLE {
+        match attempt(&evidence, selection) {
+            Err(Failure::Vanished { path, reason }) => {
+                // Its rows were counted on: begin again without it, and say so in what goes out.
+                tracing::error!(path = %path.display(), reason, "left an unreadable segment out of an export");
+                evidence.view.segments.retain(|s| {
+                    if s.path == path {
+                        let name = path.file_name().unwrap_or_default().to_string_lossy();
+                        let reason = format!("unreadable segment {name}");
+                        evidence.view.lost.push(Lost { table: s.table.as_str().into(), reason, rows: s.rows });
+                    }
+                    s.path != path
+                });
+            }
+            Err(Failure::Problem(problem)) => return Err(problem),
+            Ok(exported) => return Ok(exported),
+        }
+    }
+    Err(Problem::internal(format!("more than {MAX_UNREADABLE} segments are unreadable; see the agent's log")))
+}
+
+enum Failure {
+    Problem(Problem),
+    Vanished { path: std::path::PathBuf, reason: String },
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+impl From<QueryError> for Failure {
+    fn from(error: QueryError) -> Self {
+        match error {
+            QueryError::Vanished { path, reason } => Self::Vanished { path, reason },
+            other => Self::Problem(of_query(other)),
+        }
+    }
+}
+
+fn of_query(error: QueryError) -> Problem {
+    match error {
+        QueryError::TooMany { asked, limit, .. } => Problem::too_large("export.max_rows", limit, asked, NARROW),
+        other => Problem::internal(other),
+    }
+}
+
+const NARROW: &str = "a shorter range, fewer containers (namespace=, containers=), or raise the limit in agent.toml";
+
+fn attempt(evidence: &Evidence, selection: &Selection) -> Result<Exported, Failure> {
+    let found = find_rows(evidence, &selection.rows)?;
+    let names = columns(selection);
+    let stem = match &found.incident {
+        Some(incident) => format!("incident-{}", file_stem(&incident.id)),
+        None => format!("samples-{}-{}", found.filter.from_us, found.filter.to_us),
+    };
+    let file_name = format!("{stem}.{}", selection.format.as_str());
+    let names = names.as_deref();
+    let bytes = match selection.format {
+        Format::Parquet | Format::Html => {
+            let document = document(evidence, &found)?;
+            let limit = if selection.format == Format::Html { MAX_REPORT_BYTES } else { MAX_BYTES };
+            let parquet = parquet(&found.plan, names, &document, limit)?;
+            if selection.format == Format::Parquet {
+                parquet
+            } else {
+                let hash = Sha256::digest(&parquet);
+                let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
+                let data = document.into_report(evidence.now_us, &hash);
+                report::render(report::TEMPLATE, &data, &parquet).map_err(Problem::internal)?
+            }
+        }
+        Format::Csv => {
+            let mut sink = Bounded::new(MAX_BYTES);
+            let mut writer = arrow::csv::Writer::new(&mut sink);
+            let result = each_chunk(&found.plan, names, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()));
+            drop(writer);
+            sink.into_inner(result)?
+        }
+        Format::Json => {
+            let mut sink = Bounded::new(MAX_BYTES);
+            let mut writer = arrow::json::ArrayWriter::new(&mut sink);
+            let result = each_chunk(&found.plan, names, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()))
+                .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
+            drop(writer);
+            sink.into_inner(result)?
+        }
+    };
+    Ok(Exported { bytes, format: selection.format, file_name })
+}
+
+/// Ids hold node names: only what is safe in a file name and in a header stays.
+fn file_stem(id: &str) -> String {
+    id.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).collect()
+}
+
+fn columns(selection: &Selection) -> Option<Vec<&str>> {
+    let metrics = selection.metrics.as_ref()?;
+    let mut names: Vec<&str> = ALWAYS.to_vec();
+    names.extend(metrics);
+    Some(names)
+}
+
+fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
+    match rows {
+        Rows::Incident { id, before_us, after_us } => {
+            let incident = find(&evidence.incidents, id)?.clone();
+            let from_us = before_us.map_or(incident.window.from_us, |b| incident.ts_us.saturating_sub(b));
+            let to_us = after_us.map_or(incident.window.to_us, |a| incident.ts_us.saturating_add(a));
+            let boot = Some(segment::boot_of(&incident.boot_id));
+            let wide = Filter { from_us, to_us, boot, cgroups: None };
+            let around = query::plan(&evidence.view, Table::Samples, &wide, u64::MAX)?;
+            let wanted = cgroups_of(&incident, &around.identities()?);
+            let filter = Filter { cgroups: Some(wanted), ..wide };
+            found(evidence, Some(incident), filter)
+        }
+        Rows::Range { from_us, to_us, containers } => {
+            let mut filter = Filter::range(*from_us, *to_us);
+            if !containers.is_everything() {
+                let around = query::plan(&evidence.view, Table::Samples, &filter, u64::MAX)?;
+                let identities = around.identities()?;
+                let labelled = labelled(&evidence.incidents, &containers.labels);
+                let chosen = identities.iter().filter(|(_, who)| is_chosen(who, containers, &labelled));
+                filter.cgroups = Some(chosen.filter_map(|(k, _)| k.cgroup_id).collect());
+            }
+            let found = found(evidence, None, filter)?;
+            let n = found.identities.values().filter(|who| who.scope.as_deref() == Some("container")).count();
+            if n > evidence.limits.max_containers {
+                let limit = evidence.limits.max_containers as u64;
+                return Err(Problem::too_large("export.max_containers", limit, n as u64, NARROW).into());
+            }
+            if found.plan.rows == 0 {
+                return Err(nothing(&evidence.view, *from_us, *to_us, containers).into());
+            }
+            Ok(found)
+        }
+    }
+}
+
+fn found(evidence: &Evidence, incident: Option<Incident>, filter: Filter) -> Result<Found, Failure> {
+    let plan = query::plan(&evidence.view, Table::Samples, &filter, evidence.limits.max_rows)?;
+    let identities = plan.identities()?;
+    Ok(Found { incident, filter, plan, identities })
+}
+
+fn nothing(view: &View, from_us: i64, to_us: i64, containers: &Containers) -> Problem {
+    let held = view.segments.iter().filter(|s| s.table == Table::Samples);
+    let from = held.clone().map(|s| s.from_us).min();
+    let to = held.map(|s| s.to_us).max();
+    let store = match (from, to) {
+        (Some(from), Some(to)) => format!("closed segments reach from {from} to {to} µs"),
+        _ => "no segment is closed yet".to_owned(),
+    };
+    let labels = if containers.labels.is_empty() {
+        ""
+    } else {
+        "; labels are known only of pods that an incident names"
+    };
+    Problem::not_found(format!("no sample from {from_us} to {to_us} µs matches; {store}{labels}"))
+}
+
+/// The container, the victims', the limit's cgroup, and the ancestors of the first up to and including the pod.
+fn cgroups_of(incident: &Incident, identities: &BTreeMap<Key, Identity>) -> BTreeSet<i64> {
+    let id = |id: u64| crate::names::CgroupId(id).as_i64();
+    let mut wanted: BTreeSet<i64> = incident.cgroup_id.map(id).into_iter().collect();
+    wanted.extend(incident.victims.iter().filter_map(|v| v.cgroup_id).map(id));
+    wanted.extend(incident.limit.iter().filter_map(|l| l.cgroup_id).map(id));
+    let own = incident.cgroup_path.clone().or_else(|| {
+        let own = identities.iter().find(|(k, _)| k.cgroup_id == incident.cgroup_id.map(id));
+        own.and_then(|(_, who)| who.cgroup_path.clone())
+    });
+    let Some(own) = own else { return wanted };
+    let mut above: Vec<(&str, &Identity, i64)> = identities
+        .iter()
+        .filter_map(|(key, who)| Some((who.cgroup_path.as_deref()?, who, key.cgroup_id?)))
+        .filter(|(path, _, _)| is_at_or_above(path, &own))
+        .collect();
+    above.sort_by_key(|(path, _, _)| std::cmp::Reverse(path.len()));
+    // Without a pod among them (a service, a bare container) nothing above belongs to it.
+    if let Some(pod) = above.iter().position(|(_, who, _)| who.scope.as_deref() == Some("pod")) {
+        wanted.extend(above[..=pod].iter().map(|(_, _, id)| *id));
+    }
+    wanted
+}
+
+fn is_at_or_above(path: &str, own: &str) -> bool {
+    own.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Pods that have all the labels, by uid and by namespace and name, as far as incidents tell.
+fn labelled(incidents: &[Incident], labels: &[(String, String)]) -> BTreeSet<String> {
+    let mut pods = BTreeSet::new();
+    for incident in incidents {
+        let Some(has) = &incident.labels else { continue };
+        if !labels.is_empty() && labels.iter().all(|(k, v)| has.get(k) == Some(v)) {
+            pods.extend(incident.pod_uid.clone());
+            pods.extend(incident.namespace.as_ref().zip(incident.pod.as_ref()).map(|(n, p)| format!("{n}/{p}")));
+        }
+    }
+    pods
+}
+
+fn is_chosen(who: &Identity, containers: &Containers, labelled: &BTreeSet<String>) -> bool {
+    let in_namespace = containers.namespace.is_none() || who.namespace == containers.namespace;
+    let has_labels = containers.labels.is_empty()
+        || who.pod_uid.as_ref().is_some_and(|uid| labelled.contains(uid))
+        || who
+            .namespace
+            .as_ref()
+            .zip(who.pod.as_ref())
+            .is_some_and(|(n, p)| labelled.contains(&format!("{n}/{p}")));
+    let is_named = |name: &String| {
+        let id_begins = name.len() >= 12 && who.container_id.as_ref().is_some_and(|id| id.starts_with(name));
+        let path_matches = who.cgroup_path.as_ref().is_some_and(|path| selection::glob(name, path));
+        who.container.as_ref() == Some(name) || id_begins || (name.starts_with(['/', '*']) && path_matches)
+    };
+    in_namespace && has_labels && (containers.names.is_empty() || containers.names.iter().any(is_named))
+}
+
+/// What goes along with the samples.
+fn document(evidence: &Evidence, found: &Found) -> Result<document::Document, Failure> {
+    let mut lost = found.plan.lost.clone();
+    let mut side = |table, filter: &Filter| -> Result<Vec<RecordBatch>, Failure> {
+        let (rows, more) =
+            query::rows(&evidence.view, table, filter, None, MAX_SIDE_ROWS).map_err(|e| match e {
+                QueryError::TooMany { asked, limit, .. } => {
+                    Failure::Problem(Problem::too_large("events or processes", limit, asked, NARROW))
+                }
+                other => other.into(),
+            })?;
+        lost.extend(more);
+        Ok(rows)
+    };
+    let events = side(Table::Events, &Filter { cgroups: None, ..found.filter.clone() })?;
+    let processes = side(Table::Processes, &found.filter)?;
+    let known = found.plan.keys().into_iter().filter_map(|k| k.cgroup_id).collect();
+    Ok(document::Document::new(document::Parts {
+        incident: found.incident.as_ref(),
+        cgroups: found.filter.cgroups.as_ref().unwrap_or(&known),
+        events: &events,
+        processes: &processes,
+        identities: &found.identities,
+        lost,
+        provenance: provenance(evidence, found),
+    }))
+}
+
+/// How the evidence was made: of the files' own metadata first, of the running agent where there is no file yet.
+fn provenance(evidence: &Evidence, found: &Found) -> Map<String, Value> {
+    let mut all = Map::new();
+    for name in document::PROVENANCE {
+        let key = format!("fgm.{name}");
+        let waiting = || evidence.view.metadata.iter().find(|(k, _)| *k == key).map(|(_, v)| v.clone());
+        let of_files = found.plan.newest_metadata(&key).or_else(waiting);
+        let value = match of_files {
+            Some(text) => serde_json::from_str(&text)
+                .ok()
+                .filter(|v: &Value| v.is_number() || v.is_array() || v.is_object())
+                .filter(|_| document::is_structured(name))
+                .unwrap_or(Value::String(text)),
+            None => evidence.provenance.get(name).cloned().unwrap_or(Value::Null),
+        };
+        all.insert(name.to_owned(), value);
+    }
+    // The agent writes the ladder as one object; a report wants its level and its hooks apart.
+    if let Some(Value::Object(ladder)) = all.get("ladder").cloned() {
+        all.insert("ladder".to_owned(), ladder.get("level").cloned().unwrap_or(Value::Null));
+        if all.get("hooks").is_none_or(Value::is_null) {
+            all.insert("hooks".to_owned(), ladder.get("hooks").cloned().unwrap_or(Value::Null));
+        }
+    }
+    if let Some(incident) = &found.incident {
+        // Of the incident's own two times: the offset as it was then, and the same whenever it is exported.
+        let wall_ns = i128::from(incident.ts_us) * 1000;
+        let offset = i64::try_from(wall_ns - i128::from(incident.ktime_ns)).ok();
+        all.insert("clock_offset_ns".to_owned(), json!(offset));
+    }
+    all.insert("rows".to_owned(), json!(found.plan.rows));
+    all.insert("schema_version".to_owned(), json!(schema::VERSION));
+    all
+}
+
+fn each_chunk(
+    plan: &Plan,
+    columns: Option<&[&str]>,
+    mut write: impl FnMut(&RecordBatch) -> Result<(), String>,
+) -> Result<(), Failure> {
+    for rows in plan.chunks(columns)? {
+        write(&rows?).map_err(Problem::internal)?;
+    }
+    Ok(())
+}
+
+/// arrow writes times as text only in a zone given as an offset.
+fn for_text(rows: &RecordBatch) -> Result<RecordBatch, String> {
+    let zone = DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()));
+    let is_ts = |f: &Field| matches!(f.data_type(), DataType::Timestamp(_, _));
+    let schema = rows.schema();
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .map(|f| if is_ts(f) { f.as_ref().clone().with_data_type(zone.clone()) } else { f.as_ref().clone() })
+        .collect();
+    let columns: Result<Vec<ArrayRef>, _> =
+        rows.columns().iter().zip(&fields).map(|(c, f)| arrow::compute::cast(c, f.data_type())).collect();
+    let columns = columns.map_err(|e| e.to_string())?;
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| e.to_string())
+}
+
+fn parquet(
+    plan: &Plan,
+    columns: Option<&[&str]>,
+    document: &document::Document,
+    limit: u64,
+) -> Result<Vec<u8>, Failure> {
+    let mut sink = Bounded::new(limit);
+    let containers = plan.keys().len() as u64;
+    let schema = query::projection(Table::Samples, columns);
+    let mut encode = || -> Result<(), Failure> {
+        let mut encoder =
+            Encoder::new(&mut sink, &schema, (containers, containers), &document.metadata()).map_err(Problem::internal)?;
+        each_chunk(plan, columns, |rows| encoder.write(rows).map_err(|e| e.to_string()))?;
+        encoder.close().map_err(Problem::internal)?;
+        Ok(())
+    };
+    let result = encode();
+    sink.into_inner(result)
+}
+
+/// Memory that refuses to grow beyond a limit, and remembers that it did.
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: u64,
+    is_over: bool,
+}
+
+impl Bounded {
+    fn new(limit: u64) -> Self {
+        Self { bytes: Vec::new(), limit, is_over: false }
+    }
+
+    /// The bytes, or the reason why there are none.
+    fn into_inner(self, result: Result<(), Failure>) -> Result<Vec<u8>, Failure> {
+        if self.is_over {
+            let narrow = "a shorter range, fewer containers or metrics, or format=parquet, which is the smallest";
+            return Err(Problem::too_large("bytes of an export", self.limit, self.limit + 1, narrow).into());
+        }
+        result.map(|()| self.bytes)
+    }
+}
+
+impl Write for Bounded {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if (self.bytes.len() + buf.len()) as u64 > self.limit {
+            self.is_over = true;
+            return Err(io::Error::other("the answer is larger than its limit"));
+        }
+        self.bytes.extend_from_slice(buf);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

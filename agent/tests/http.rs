@@ -1,0 +1,341 @@
+//! The HTTP side through its router and, where sockets matter, through real ones: answers, refusals, addresses.
+
+#[path = "support/rows.rs"]
+mod rows;
+
+use arrow::array::RecordBatch;
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, Response, StatusCode, header};
+use bytes::Bytes;
+use fgm::config::Config;
+use fgm::incident::Incident;
+use fgm::names::Table;
+use fgm::store::{Store, Writer};
+use fgm::viewer::{self, App, ServeError, Source};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use rows::{BOOT_ID, KILL_US};
+use serde_json::{Value, json};
+use std::net::TcpListener;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tower::ServiceExt;
+
+const WAIT: Duration = Duration::from_secs(20);
+
+/// An agent whose memory can be sealed while it is being asked.
+#[derive(Default)]
+struct Agent {
+    memory: Mutex<Vec<(Table, RecordBatch)>>,
+    /// Sealed by the next question for samples, after it was answered.
+    seal: Mutex<Option<Arc<Writer>>>,
+    incidents: Vec<Incident>,
+    not_ready: Option<String>,
+}
+
+impl Source for Agent {
+    fn memory(&self, table: Table) -> impl Future<Output = Vec<RecordBatch>> + Send {
+        let mut memory = self.memory.lock().expect("not poisoned");
+        let rows = memory.iter().filter(|(t, _)| *t == table).map(|(_, b)| b.clone()).collect();
+        if table == Table::Samples && let Some(writer) = self.seal.lock().expect("not poisoned").take() {
+            writer.seal(1, std::mem::take(&mut *memory), rows::metadata(), None);
+        }
+        async { rows }
+    }
+
+    fn incidents(&self) -> Vec<Incident> {
+        self.incidents.clone()
+    }
+
+    fn status(&self) -> Value {
+        json!({"node": rows::NODE, "kernel": "6.12.0-status", "ladder": {"level": "full", "hooks": [{"event": "oom_kill"}]}})
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.not_ready.clone().map_or(Ok(()), Err)
+    }
+
+    fn metrics(&self) -> String {
+        "fgm_samples_total 7".to_owned()
+    }
+}
+
+struct Setup {
+    _dir: tempfile::TempDir,
+    store: Arc<Store>,
+    writer: Arc<Writer>,
+    config: Config,
+}
+
+fn setup() -> Setup {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = Store::open(dir.path()).expect("opens");
+    let writer = Arc::new(Writer::start(store.clone(), BOOT_ID).expect("starts"));
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let config = Config { data_dir: dir.path().into(), listen: any, health_listen: any, ..Config::default() };
+    Setup { _dir: dir, store, writer, config }
+}
+
+impl Setup {
+    fn seal_all(&self) {
+        let (tell, told) = crossbeam_channel::unbounded();
+        self.writer.seal(1, rows::all(), rows::metadata(), Some(tell));
+        told.recv_timeout(WAIT).expect("sealed");
+    }
+
+    fn router(&self, agent: Agent) -> Router {
+        viewer::router(App::new(Arc::new(agent), self.store.clone(), &self.config))
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+}
+
+fn ask(router: &Router, uri: &str) -> (StatusCode, Response<()>, Bytes) {
+    let request = Request::get(uri).header(header::HOST, "localhost:8050").body(Body::empty()).expect("a request");
+    send(router, request)
+}
+
+fn send(router: &Router, request: Request<Body>) -> (StatusCode, Response<()>, Bytes) {
+    block_on(async {
+        let (head, body) = router.clone().oneshot(request).await.expect("infallible").into_parts();
+        let body = to_bytes(body, usize::MAX).await.expect("a body");
+        (head.status, Response::from_parts(head, ()), body)
+    })
+}
+
+fn get_json(router: &Router, uri: &str) -> Value {
+    let (status, _, body) = ask(router, uri);
+    assert_eq!(status, 200, "{uri}: {}", String::from_utf8_lossy(&body));
+    serde_json::from_slice(&body).expect("JSON")
+}
+
+fn problem(router: &Router, uri: &str, wanted: u16) -> Value {
+    let (status, head, body) = ask(router, uri);
+    assert_eq!(status, wanted, "{uri}: {}", String::from_utf8_lossy(&body));
+    assert_eq!(head.headers()[header::CONTENT_TYPE], "application/problem+json");
+    let problem: Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(problem["status"], wanted);
+    assert!(problem["type"].is_string() && problem["title"].is_string() && problem["detail"].is_string());
+    problem
+}
+
+fn rows_of(body: Bytes) -> usize {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(body).expect("Parquet").build().expect("readable");
+    reader.map(|b| b.expect("rows").num_rows()).sum()
+}
+
+#[test]
+fn health_readiness_and_metrics() {
+    let s = setup();
+    let health = |agent| viewer::health_router(App::new(Arc::new(agent), s.store.clone(), &s.config));
+    for router in [s.router(Agent::default()), health(Agent::default())] {
+        assert_eq!(ask(&router, "/healthz").0, 200);
+        assert_eq!(ask(&router, "/readyz").0, 200);
+        let (_, head, body) = ask(&router, "/metrics");
+        assert!(head.headers()[header::CONTENT_TYPE].to_str().expect("text").starts_with("text/plain; version=0.0.4"));
+        let body = String::from_utf8(body.to_vec()).expect("text");
+        assert!(body.starts_with("fgm_samples_total 7\n") && body.contains("\nfgm_store_degraded 0\n"), "{body}");
+    }
+    let router = s.router(Agent { not_ready: Some("no cgroup v2".into()), ..Agent::default() });
+    assert!(problem(&router, "/readyz", 503)["detail"].as_str().is_some_and(|d| d.contains("no cgroup v2")));
+    assert_eq!(ask(&router, "/healthz").0, 200, "alive all the same");
+    problem(&health(Agent::default()), "/api/status", 404);
+}
+
+#[test]
+fn status_has_the_agent_and_the_store() {
+    let s = setup();
+    s.seal_all();
+    let status = get_json(&s.router(Agent::default()), "/api/status");
+    assert_eq!(status["node"], rows::NODE);
+    assert_eq!(status["store"]["files"], 4);
+    assert_eq!(status["store"]["bytes"], s.store.total_bytes());
+    assert_eq!(status["degraded"], Value::Null);
+}
+
+#[test]
+fn incidents_of_the_store_and_of_the_running_agent_are_one_list() {
+    let s = setup();
+    s.seal_all();
+    let newer = Incident { id: "newer".into(), ts_us: KILL_US + 1, summary: "x".into(), ..Incident::default() };
+    let router = s.router(Agent { incidents: vec![newer, rows::incident(3)], ..Agent::default() });
+    let all = get_json(&router, "/api/incidents");
+    let seen: Vec<(&str, i64)> = all["incidents"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|i| (i["id"].as_str().expect("an id"), i["revision"].as_i64().expect("a number")))
+        .collect();
+    let id = rows::incident_id();
+    assert_eq!(seen, [("newer", 0), (id.as_str(), 3)], "newest first, the latest revision of each");
+    let one = get_json(&router, &format!("/api/incidents/{id}"));
+    let typed: Incident = serde_json::from_value(one).expect("the shape of an incident");
+    assert_eq!(typed, rows::incident(3));
+    assert!(problem(&router, "/api/incidents/nope", 404)["detail"].as_str().is_some_and(|d| d.contains("newer")));
+    let (_, head, page) = ask(&router, "/");
+    let page = String::from_utf8(page.to_vec()).expect("text");
+    assert!(page.contains(&format!("/api/export?incident={id}&amp;format=html")) && !page.contains("</script>"));
+    assert!(head.headers()[header::CONTENT_SECURITY_POLICY].to_str().expect("text").contains("default-src 'none'"));
+}
+
+#[test]
+fn an_export_is_a_file_with_a_name() {
+    let s = setup();
+    s.seal_all();
+    let router = s.router(Agent::default());
+    let (status, head, parquet) = ask(&router, "/api/export?incident=latest");
+    assert_eq!(status, 200);
+    assert_eq!(head.headers()[header::CONTENT_TYPE], "application/vnd.apache.parquet");
+    let name = head.headers()[header::CONTENT_DISPOSITION].to_str().expect("text");
+    assert_eq!(name, format!("attachment; filename=\"incident-{}.parquet\"", rows::incident_id()));
+    assert_eq!(head.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+    assert!(rows_of(parquet) > 1600);
+    let (status, head, html) = ask(&router, "/api/export?incident=latest&format=html&before=10&after=2");
+    assert_eq!(status, 200);
+    assert_eq!(head.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
+    assert!(html.starts_with(b"<!doctype html>") || html.starts_with(b"<!DOCTYPE html>"));
+}
+
+#[test]
+fn rows_in_memory_are_in_an_export_at_once() {
+    let s = setup();
+    let agent = Agent { memory: Mutex::new(rows::all()), incidents: vec![rows::incident(1)], ..Agent::default() };
+    let router = s.router(agent);
+    let (status, _, html) = ask(&router, "/api/export?incident=latest&format=html");
+    assert_eq!(status, 200);
+    let html = String::from_utf8(html.to_vec()).expect("text");
+    let data = html.split_once(r#"id="fgm-data">"#).expect("data").1.split_once("</script>").expect("an end").0;
+    let data: Value = serde_json::from_str(data).expect("JSON");
+    assert_eq!(data["provenance"]["kernel"], "6.12.0-status", "no file says it yet, the running agent does");
+    assert_eq!(data["provenance"]["ladder"], "full");
+    assert_eq!(data["provenance"]["hooks"][0]["event"], "oom_kill");
+    assert_eq!(data["processes"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn rows_that_are_sealed_during_a_question_are_seen_once() {
+    let s = setup();
+    let agent = Agent { memory: Mutex::new(rows::all()), ..Agent::default() };
+    *agent.seal.lock().expect("not poisoned") = Some(s.writer.clone());
+    let to = KILL_US / 1_000_000 + 20;
+    let (status, _, body) = ask(&s.router(agent), &format!("/api/export?from={}&to={to}", to - 300));
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+    assert_eq!(rows_of(body), rows::samples().len());
+}
+
+#[test]
+fn events_are_json() {
+    let s = setup();
+    s.seal_all();
+    let router = s.router(Agent::default());
+    let to = KILL_US / 1_000_000 + 20;
+    let events = get_json(&router, &format!("/api/events?from={}&to={to}", to - 300));
+    let kinds: Vec<&str> =
+        events["events"].as_array().expect("a list").iter().filter_map(|e| e["kind"].as_str()).collect();
+    assert_eq!(kinds, ["cgroup_start", "oom_kill", "exit"], "in time order");
+    assert_eq!(events["events"][1]["comm"], rows::ODD_COMM);
+    problem(&router, "/api/events?since=1", 400);
+}
+
+#[test]
+fn a_bad_query_is_400_with_what_is_accepted() {
+    let s = setup();
+    s.seal_all();
+    let router = s.router(Agent::default());
+    let p = problem(&router, "/api/export?incident=latest&format=xlsx", 400);
+    assert_eq!(p["accepted"], json!(["parquet", "html", "csv", "json"]));
+    let p = problem(&router, "/api/export?rnage=5m", 400);
+    assert!(p["accepted"].as_array().is_some_and(|a| a.contains(&json!("range"))));
+    problem(&router, "/api/export", 400);
+    problem(&router, "/api/export?range=5m&labels=app%20notin%20(a)", 400);
+    problem(&router, "/api/export?incident=unknown", 404);
+    problem(&router, "/api/nothing", 404);
+    let request = Request::post("/api/export").header(header::HOST, "localhost").body(Body::empty()).expect("ok");
+    assert_eq!(send(&router, request).0, 405);
+}
+
+#[test]
+fn over_the_limit_is_413_and_not_one_row() {
+    let mut s = setup();
+    s.seal_all();
+    s.config.export.max_rows = 10;
+    let p = problem(&s.router(Agent::default()), "/api/export?incident=latest", 413);
+    assert_eq!(p["limit"], json!({"name": "export.max_rows", "value": 10}));
+    assert!(p["asked"].as_u64().is_some_and(|n| n > 1600) && p["narrow"].is_string(), "{p}");
+}
+
+#[test]
+fn a_foreign_host_name_is_refused() {
+    let s = setup();
+    let router = s.router(Agent::default());
+    let with = |host: &str| {
+        let request = Request::get("/api/status").header(header::HOST, host).body(Body::empty()).expect("a request");
+        send(&router, request).0
+    };
+    assert_eq!(with("rebound.example:8050"), 403);
+    assert_eq!(with("127.0.0.1:9999"), 200);
+    assert_eq!(with("[::1]"), 200);
+}
+
+#[test]
+fn a_taken_port_is_named_with_the_key_and_the_mend() {
+    let s = setup();
+    let holder = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = holder.local_addr().expect("an address");
+    for (key, config) in [
+        ("listen", Config { listen: taken, ..s.config.clone() }),
+        ("health_listen", Config { health_listen: taken, ..s.config.clone() }),
+    ] {
+        let e = viewer::serve(Arc::new(Agent::default()), s.store.clone(), &config).map(|_| ()).expect_err("taken");
+        let e = e.to_string();
+        assert!(e.contains(&taken.to_string()) && e.contains(&format!("({key})")) && e.contains("ss -ltnp"), "{e}");
+    }
+}
+
+#[test]
+fn an_open_address_is_refused_with_the_mend() {
+    let s = setup();
+    let config = Config { listen: "0.0.0.0:0".parse().expect("an address"), ..s.config.clone() };
+    let e = viewer::serve(Arc::new(Agent::default()), s.store.clone(), &config).map(|_| ()).expect_err("refused");
+    assert!(matches!(e, ServeError::Open { .. }));
+    assert!(e.to_string().contains("127.0.0.1"), "{e}");
+}
+
+fn fgm(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_fgm")).args(args).output().expect("runs")
+}
+
+#[test]
+fn the_command_line_gets_the_same_bytes_from_an_agent_and_from_its_folder() {
+    let s = setup();
+    s.seal_all();
+    let server = viewer::serve(Arc::new(Agent::default()), s.store.clone(), &s.config).expect("serves");
+    let url = format!("http://{}", server.address());
+    let out = tempfile::tempdir().expect("a folder");
+    let (a, b) = (out.path().join("a.parquet"), out.path().join("b.parquet"));
+    let data = s.config.data_dir.to_str().expect("text");
+    for (place, file) in [(["--server", url.as_str()], &a), (["--data", data], &b)] {
+        let file = file.to_str().expect("text");
+        let run = fgm(&["export", place[0], place[1], "--incident", "latest", "-o", file]);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    }
+    let (a, b) = (std::fs::read(a).expect("there"), std::fs::read(b).expect("there"));
+    assert!(a == b, "{} bytes and {} bytes", a.len(), b.len());
+    assert!(rows_of(a.into()) > 1600);
+
+    let run = fgm(&["incidents", "--server", &url, "--json"]);
+    assert_eq!(run.status.code(), Some(0));
+    let listed: Value = serde_json::from_slice(&run.stdout).expect("JSON");
+    assert_eq!(listed["incidents"][0]["id"], rows::incident_id());
+    let run = fgm(&["export", "--server", &url, "--incident", "nope", "-o", "-", "--format", "html"]);
+    assert_eq!(run.status.code(), Some(3), "{}", String::from_utf8_lossy(&run.stderr));
+    let run = fgm(&["export", "--server", &url, "--range", "soon", "-o", "-", "--format", "html"]);
+    assert_eq!(run.status.code(), Some(2), "{}", String::from_utf8_lossy(&run.stderr));
+    server.stop();
+    let run = fgm(&["incidents", "--server", &url]);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&run.stderr).contains("is the agent running there?"));
+}

@@ -1,0 +1,180 @@
+"""Reads what fgm writes with engines that share no code with it: pyarrow and DuckDB.
+
+    check.py --parquet incident.parquet --data DIR
+
+Both read every table of the data folder and the exported file; row counts and the sums of all integer columns must be
+equal, and the facts that the schema promises must hold. Prints one line for each failure, then `N passed, N failed`;
+exit code 1 if any failed or nothing was checked. Needs: pip install duckdb pyarrow.
+"""
+
+import argparse
+import decimal
+import glob
+import json
+import os
+import sys
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+COMMON = [
+    "ts", "ktime_ns", "cluster", "node", "boot_id", "scope", "pod_uid", "container_id", "qos", "cgroup_id",
+    "parent_cgroup_id", "cgroup_path", "namespace", "pod", "container",
+]
+
+passed = 0
+failed = 0
+
+
+def check(what, ok, found=""):
+    global passed, failed
+    if ok:
+        passed += 1
+    else:
+        failed += 1
+        print(f"FAILED {what}: {found}")
+
+
+def is_text(kind):
+    return pa.types.is_string(kind) or (pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type))
+
+
+def schema_facts(name, schema):
+    """What every reader may rely on, of any of our files."""
+    ts = schema.field("ts").type
+    check(f"{name}: ts is TIMESTAMP(us, UTC)", ts == pa.timestamp("us", tz="UTC"), ts)
+    check(f"{name}: begins with the common columns", schema.names[: len(COMMON)] == COMMON, schema.names[: len(COMMON)])
+    for field in schema:
+        kind = field.type
+        ok = kind == ts or kind == pa.int64() or is_text(kind)
+        check(f"{name}.{field.name}: signed 64-bit integer, text or time", ok, kind)
+    dictionaries = [f.name for f in schema if pa.types.is_dictionary(f.type)]
+    check(f"{name}: text is read as dictionaries", "cgroup_path" in dictionaries, dictionaries)
+
+
+def file_facts(path):
+    """What the writer promises of a file's inside."""
+    name = os.path.basename(path)
+    meta = pq.ParquetFile(path).metadata
+    for g in range(meta.num_row_groups):
+        group = meta.row_group(g)
+        for c in range(group.num_columns):
+            column = group.column(c)
+            where = f"{name} group {g} {column.path_in_schema}"
+            check(f"{where}: ZSTD", column.compression == "ZSTD", column.compression)
+            if column.physical_type == "INT64":
+                check(f"{where}: DELTA_BINARY_PACKED", "DELTA_BINARY_PACKED" in column.encodings, column.encodings)
+                check(f"{where}: no dictionary of integers", not column.has_dictionary_page, column.encodings)
+                check(f"{where}: page index", column.has_offset_index and column.has_column_index)
+    return meta
+
+
+def sums_of_arrow(table):
+    out = {}
+    for field in table.schema:
+        if field.type == pa.int64():
+            # Sums of counters may exceed 64 bits: decimals do not wrap.
+            total = pc.sum(table[field.name].cast(pa.decimal128(38, 0))).as_py()
+            out[field.name] = None if total is None else int(total)
+    return out
+
+
+def sums_of_duckdb(db, source, columns):
+    if not columns:
+        return {}
+    terms = ", ".join(f'sum("{c}"::HUGEINT)' for c in columns)
+    row = db.execute(f"SELECT {terms} FROM {source}").fetchone()
+    to_int = lambda v: None if v is None else int(decimal.Decimal(v))
+    return dict(zip(columns, map(to_int, row)))
+
+
+def equal(name, db, source, table):
+    rows = db.execute(f"SELECT count(*) FROM {source}").fetchone()[0]
+    check(f"{name}: as many rows in both", rows == table.num_rows, f"duckdb {rows}, pyarrow {table.num_rows}")
+    arrow = sums_of_arrow(table)
+    duck = sums_of_duckdb(db, source, list(arrow))
+    for column, total in arrow.items():
+        check(f"{name}.{column}: the same sum", duck[column] == total, f"duckdb {duck[column]}, pyarrow {total}")
+    texts = {row[0]: row[1] for row in db.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+    unsigned = [c for c, kind in texts.items() if kind.startswith("U") and kind.endswith("INTEGER")]
+    check(f"{name}: no unsigned integers", not unsigned, unsigned)
+    check(f"{name}: ts has a zone in duckdb", texts["ts"] == "TIMESTAMP WITH TIME ZONE", texts["ts"])
+    duck_ts = db.execute(f"SELECT epoch_us(min(ts)), epoch_us(max(ts)) FROM {source}").fetchone()
+    if table.num_rows:
+        bounds = pc.min_max(table["ts"].cast(pa.int64())).as_py()
+        check(f"{name}: the same times", duck_ts == (bounds["min"], bounds["max"]), f"{duck_ts} {bounds}")
+
+
+def sorted_by_cgroup_and_time(name, table):
+    keys = list(zip(table["cgroup_id"].to_pylist(), table["ts"].cast(pa.int64()).to_pylist()))
+    comparable = [(k[0] is not None, k[0] or 0, k[1]) for k in keys]
+    check(f"{name}: sorted by (cgroup_id, ts)", comparable == sorted(comparable))
+
+
+def data_folder(db, folder):
+    tables = sorted(glob.glob(os.path.join(folder, "recent", "table=*")))
+    check("the data folder has tables", bool(tables), folder)
+    for path in tables:
+        name = os.path.basename(path).removeprefix("table=")
+        files = sorted(glob.glob(os.path.join(path, "*.parquet")))
+        if not files:
+            continue
+        for file in files:
+            file_facts(file)
+            sorted_by_cgroup_and_time(os.path.basename(file), pq.read_table(file, columns=["cgroup_id", "ts"]))
+        schema_facts(name, pq.read_schema(files[0]))
+        table = ds.dataset(files, format="parquet").to_table()
+        equal(name, db, f"read_parquet('{path}/*.parquet')", table)
+    # The folder names are columns, in both.
+    if tables:
+        recent = os.path.join(folder, "recent")
+        hive = f"read_parquet('{recent}/table=*/*.parquet', hive_partitioning=true, union_by_name=true)"
+        duck = dict(db.execute(f'SELECT "table", count(*) FROM {hive} GROUP BY 1').fetchall())
+        part = ds.partitioning(pa.schema([("table", pa.string())]), flavor="hive")
+        arrow = {}
+        for fragment in ds.dataset(recent, format="parquet", partitioning=part, exclude_invalid_files=False).get_fragments():
+            key = ds.get_partition_keys(fragment.partition_expression)["table"]
+            arrow[key] = arrow.get(key, 0) + fragment.count_rows()
+        check("hive columns: the same tables and rows", duck == arrow and duck, f"duckdb {duck}, pyarrow {arrow}")
+
+
+def exported(db, path):
+    meta = file_facts(path)
+    pairs = {k.decode(): v.decode() for k, v in (meta.metadata or {}).items()}
+    for key in ["incident", "events", "processes", "lost", "provenance"]:
+        try:
+            json.loads(pairs[f"fgm.{key}"])
+            check(f"fgm.{key} is JSON", True)
+        except (KeyError, ValueError) as e:
+            check(f"fgm.{key} is JSON", False, repr(e))
+    table = pq.read_table(path)
+    check("the exported file has rows", table.num_rows > 0)
+    schema_facts("exported", table.schema)
+    sorted_by_cgroup_and_time("exported", table)
+    equal("exported", db, f"read_parquet('{path}')", table)
+    provenance = json.loads(pairs.get("fgm.provenance", "{}"))
+    check("provenance counts the rows", provenance.get("rows") == table.num_rows, provenance.get("rows"))
+    of_duckdb = db.execute(
+        f"SELECT count(*) FROM parquet_kv_metadata('{path}') WHERE decode(key) = 'fgm.incident'"
+    ).fetchone()[0]
+    check("duckdb sees the key-value metadata", of_duckdb == 1, of_duckdb)
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--parquet", required=True, help="a file of `fgm export`")
+    args.add_argument("--data", required=True, help="a data folder of the agent")
+    args = args.parse_args()
+    db = duckdb.connect()
+    db.execute("SET TimeZone = 'UTC'")
+    data_folder(db, args.data)
+    exported(db, args.parquet)
+    print(f"{passed} passed, {failed} failed")
+    return 0 if passed and not failed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
