@@ -1,2 +1,277 @@
-//! The ABI shared by the kernel programs and the agent.
+//! The ABI between the kernel programs (`main.rs`) and the agent (`fgm::probes`): records, globals, map keys.
+//!
+//! Plain data only: integers and byte arrays, explicit padding, sizes asserted. No bool, enum, Option or pointer may
+//! cross here, since the kernel side writes these bytes and the other side must be able to read *any* bytes.
+//! Both sides are built from this one file and the object is embedded in the agent, so there is no version to check.
 #![no_std]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Length of `task_struct.comm` (`TASK_COMM_LEN`, unchanged since 2.6).
+pub const COMM_LEN: usize = 16;
+/// Longest cgroup path that is delivered, its NUL included. A container's is about 200 bytes, one of kind (a node in a
+/// container) about 400; a longer one arrives cut, its length equal to `PATH_LEN - 1`.
+pub const PATH_LEN: usize = 512;
+
+/// A struct member or a tracepoint field that this kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
+/// A value that could not be read; also "no limit" in [`OomRecord::limit_max_bytes`] when its `limit_kind` is set.
+pub const UNKNOWN: u64 = u64::MAX;
+
+/// Kinds of records. The numbers index the per-kind counters as well.
+pub mod kind {
+    pub const OOM_KILL: u32 = 0;
+    pub const CGROUP_START: u32 = 1;
+    pub const CGROUP_END: u32 = 2;
+    pub const EXIT: u32 = 3;
+    /// Never a record: the note that `oom_kill_process` leaves for `mark_victim` (counted when it could not be left).
+    pub const OOM_SCOPE: u32 = 4;
+    pub const COUNT: u32 = 5;
+}
+
+/// How the program that wrote a record was attached.
+pub mod mechanism {
+    pub const TP_BTF: u32 = 1;
+    pub const RAW_TP: u32 = 2;
+    pub const TRACEPOINT: u32 = 3;
+}
+
+/// Begins every record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Header {
+    /// `bpf_ktime_get_ns` (`CLOCK_MONOTONIC`).
+    pub ktime_ns: u64,
+    /// One of [`kind`].
+    pub kind: u32,
+    /// One of [`mechanism`].
+    pub mechanism: u32,
+}
+
+/// A task: thread group id in the agent's pid namespace (0 = not visible there), cgroup (0 = unknown), name.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TaskRecord {
+    pub cgroup_id: u64,
+    pub pid: u32,
+    pub _pad: u32,
+    pub comm: [u8; COMM_LEN],
+}
+
+/// What `oom_kill_process` told about the kill under way.
+pub mod limit_kind {
+    /// It was not seen (the hook is not attached, or the kernel took another way).
+    pub const NONE: u32 = 0;
+    /// `oc->memcg` is set and in the v2 hierarchy: the limit fields are its own.
+    pub const MEMCG: u32 = 1;
+    /// `oc->memcg` is NULL: no memory cgroup, the node (or a cpuset) ran out.
+    pub const GLOBAL: u32 = 2;
+    /// `oc->memcg` is set but lives in a cgroup v1 hierarchy, whose ids mean nothing to us.
+    pub const MEMCG_V1: u32 = 3;
+}
+
+/// One `oom:mark_victim`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct OomRecord {
+    pub header: Header,
+    pub victim: TaskRecord,
+    pub trigger: TaskRecord,
+    /// [`UNKNOWN`] where not read; so all the byte fields below.
+    pub anon_bytes: u64,
+    pub file_bytes: u64,
+    pub shmem_bytes: u64,
+    pub pgtables_bytes: u64,
+    pub limit_cgroup_id: u64,
+    pub limit_usage_bytes: u64,
+    pub limit_swap_bytes: u64,
+    pub limit_max_bytes: u64,
+    /// One of [`limit_kind`].
+    pub limit_kind: u32,
+    /// 1: `__oom_kill_process` had been entered by this task; 0: it had not, or the hook is not attached.
+    pub killing: u32,
+    /// `ABSENT` when not read.
+    pub uid: u32,
+    /// [`i32::MIN`] when not read.
+    pub oom_score_adj: i32,
+}
+
+/// One `cgroup:cgroup_mkdir` or `cgroup:cgroup_rmdir` of the v2 hierarchy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CgroupRecord {
+    pub header: Header,
+    pub cgroup_id: u64,
+    /// 0 when not known.
+    pub parent_id: u64,
+    pub level: u32,
+    /// Bytes of `path` that count, the NUL not among them. What follows is left over from older records.
+    pub path_len: u32,
+    pub path: [u8; PATH_LEN],
+}
+
+/// One `sched:sched_process_exit` of the last thread of a process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ExitRecord {
+    pub header: Header,
+    pub task: TaskRecord,
+    /// Parent's thread group id in the agent's pid namespace; 0 = not visible or not known.
+    pub ppid: u32,
+    /// Thread group id in the task's own pid namespace; 0 = not known.
+    pub inner_pid: u32,
+    /// As `wait(2)` gives it; meaningful when `has_status` is 1.
+    pub wait_status: u32,
+    pub has_status: u32,
+}
+
+/// What `oom_kill_process` leaves for `mark_victim`, keyed by the pid and tgid of the task that runs both.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct OomScope {
+    pub cgroup_id: u64,
+    pub usage_bytes: u64,
+    pub swap_bytes: u64,
+    pub max_bytes: u64,
+    pub limit_kind: u32,
+    pub killing: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Header>() == 16);
+    assert!(size_of::<TaskRecord>() == 32);
+    assert!(size_of::<OomRecord>() == 160);
+    assert!(size_of::<CgroupRecord>() == 40 + PATH_LEN);
+    assert!(size_of::<ExitRecord>() == 64);
+    assert!(size_of::<OomScope>() == 40);
+};
+
+/// Where in its struct a member lies in the running kernel, as it is written in C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Byte offset of a member; the member may be a path into embedded structs.
+    Member(&'static str, &'static str),
+    /// Size of a struct.
+    Size(&'static str),
+    /// Worked out by user space.
+    Computed(&'static str),
+}
+
+macro_rules! offsets {
+    ($($field:ident: $kind:ident($($arg:literal),+);)+) => {
+        /// Struct offsets of the running kernel, from its BTF; [`ABSENT`] where it has no such member. A global of the
+        /// kernel object (`OFFSETS`): frozen at load, so that the verifier sees constants.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        pub struct Offsets { $(pub $field: u32,)+ }
+
+        impl Offsets {
+            pub const ABSENT: Self = Self { $($field: ABSENT,)+ };
+            /// Name, origin and value slot of each field, in order.
+            pub fn fields(&mut self) -> impl Iterator<Item = (&'static str, Source, &mut u32)> {
+                [$((stringify!($field), Source::$kind($($arg),+), &mut self.$field),)+].into_iter()
+            }
+        }
+    };
+}
+
+offsets! {
+    task_group_leader: Member("task_struct", "group_leader");
+    task_real_parent: Member("task_struct", "real_parent");
+    task_thread_pid: Member("task_struct", "thread_pid");
+    task_comm: Member("task_struct", "comm");
+    task_flags: Member("task_struct", "flags");
+    task_exit_code: Member("task_struct", "exit_code");
+    task_start_time: Member("task_struct", "start_time");
+    task_signal: Member("task_struct", "signal");
+    task_cred: Member("task_struct", "real_cred");
+    task_mm: Member("task_struct", "mm");
+    task_cgroups: Member("task_struct", "cgroups");
+    cred_uid: Member("cred", "uid");
+    signal_live: Member("signal_struct", "live");
+    signal_flags: Member("signal_struct", "flags");
+    signal_group_exit_code: Member("signal_struct", "group_exit_code");
+    signal_oom_score_adj: Member("signal_struct", "oom_score_adj");
+    pid_level: Member("pid", "level");
+    pid_numbers: Member("pid", "numbers");
+    upid_nr: Member("upid", "nr");
+    upid_ns: Member("upid", "ns");
+    upid_size: Size("upid");
+    pidns_inum: Member("pid_namespace", "ns.inum");
+    css_set_dfl_cgrp: Member("css_set", "dfl_cgrp");
+    cgroup_kn: Member("cgroup", "kn");
+    cgroup_level: Member("cgroup", "level");
+    cgroup_root: Member("cgroup", "root");
+    cgroup_parent_css: Member("cgroup", "self.parent");
+    css_cgroup: Member("cgroup_subsys_state", "cgroup");
+    root_hierarchy_id: Member("cgroup_root", "hierarchy_id");
+    kernfs_id: Member("kernfs_node", "id");
+    mm_pgtables_bytes: Member("mm_struct", "pgtables_bytes");
+    mm_rss_file: Computed("mm_struct.rss_stat[MM_FILEPAGES]");
+    mm_rss_anon: Computed("mm_struct.rss_stat[MM_ANONPAGES]");
+    mm_rss_shmem: Computed("mm_struct.rss_stat[MM_SHMEMPAGES]");
+    oc_memcg: Member("oom_control", "memcg");
+    memcg_cgroup: Member("mem_cgroup", "css.cgroup");
+    memcg_usage: Member("mem_cgroup", "memory.usage");
+    memcg_max: Member("mem_cgroup", "memory.max");
+    memcg_swap_usage: Member("mem_cgroup", "swap.usage");
+}
+
+/// Fields of the tracepoints' own records, from their `format` files; for the tracepoint fallback only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Formats {
+    pub victim_pid: u32,
+    /// A `__data_loc`; as is `*_path`.
+    pub victim_comm: u32,
+    pub victim_anon_kb: u32,
+    pub victim_file_kb: u32,
+    pub victim_shmem_kb: u32,
+    pub victim_pgtables_kb: u32,
+    pub victim_uid: u32,
+    pub victim_oom_score_adj: u32,
+    pub mkdir_root: u32,
+    pub mkdir_level: u32,
+    pub mkdir_id: u32,
+    pub mkdir_path: u32,
+    pub rmdir_root: u32,
+    pub rmdir_level: u32,
+    pub rmdir_id: u32,
+    pub rmdir_path: u32,
+    pub exit_group_dead: u32,
+}
+
+impl Formats {
+    pub const ABSENT: Self = Self {
+        victim_pid: ABSENT,
+        victim_comm: ABSENT,
+        victim_anon_kb: ABSENT,
+        victim_file_kb: ABSENT,
+        victim_shmem_kb: ABSENT,
+        victim_pgtables_kb: ABSENT,
+        victim_uid: ABSENT,
+        victim_oom_score_adj: ABSENT,
+        mkdir_root: ABSENT,
+        mkdir_level: ABSENT,
+        mkdir_id: ABSENT,
+        mkdir_path: ABSENT,
+        rmdir_root: ABSENT,
+        rmdir_level: ABSENT,
+        rmdir_id: ABSENT,
+        rmdir_path: ABSENT,
+        exit_group_dead: ABSENT,
+    };
+}
+
+/// Facts about the machine and the agent (global `SETTINGS`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Settings {
+    /// Inode number of the agent's pid namespace (`/proc/self/ns/pid`).
+    pub pidns_inum: u32,
+    pub page_size: u32,
+    /// 1: `sched_process_exit` has the argument `group_dead` (6.18 has, 6.12 has not).
+    pub exit_has_group_dead: u32,
+    /// Exits delivered per cgroup and second; the rest is counted. Inits have a budget of their own of the same size.
+    pub exits_per_second: u32,
+}
