@@ -15,7 +15,7 @@ pub const PATH_LEN: usize = 512;
 
 /// A struct member or a tracepoint field that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
-/// A value that could not be read; also "no limit" in [`OomRecord::limit_max_bytes`] when its `limit_kind` is set.
+/// A value that could not be read. In [`OomRecord::limit_max_bytes`] it means "no limit" ("max") instead.
 pub const UNKNOWN: u64 = u64::MAX;
 
 /// Kinds of records. The numbers index the per-kind counters as well.

@@ -112,10 +112,6 @@ fn send(task: Option<*const u8>, how: u32) {
         record.header.kind = kind::EXIT;
         record.header.mechanism = how;
         read::describe_current(&mut record.task);
-        if task.is_none() {
-            // Of the initial pid namespace; user space keeps it only when that is its own.
-            record.task.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        }
         record.inner_pid = pids.inner;
         record.ppid = task
             .and_then(|task| follow(task, global!(OFFSETS.task_group_leader)))

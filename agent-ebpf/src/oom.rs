@@ -65,16 +65,14 @@ fn fill_limit(memcg: *const u8, scope: &mut OomScope) {
         scope.limit_kind = limit_kind::MEMCG_V1;
         return;
     }
-    let id = read::cgroup_id(cgroup);
-    if id == 0 {
-        return;
-    }
+    let (id, max) = (read::cgroup_id(cgroup), read::<i64>(memcg, global!(OFFSETS.memcg_max)));
+    // A limit that can't be read must not look like none.
+    let Some(max) = max.filter(|_| id != 0) else { return };
     scope.limit_kind = limit_kind::MEMCG;
     scope.cgroup_id = id;
     scope.usage_bytes = read::pages_to_bytes(read(memcg, global!(OFFSETS.memcg_usage)));
     scope.swap_bytes = read::pages_to_bytes(read(memcg, global!(OFFSETS.memcg_swap_usage)));
-    let max = read(memcg, global!(OFFSETS.memcg_max));
-    scope.max_bytes = read::pages_to_bytes(max.filter(|&pages| pages < page_counter_max()));
+    scope.max_bytes = read::pages_to_bytes(Some(max).filter(|&pages| pages < page_counter_max()));
 }
 
 // static void __oom_kill_process(struct task_struct *victim, const char *message)
@@ -158,14 +156,13 @@ pub fn oom_raw_tp(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// The last resort gives what the tracepoint's own record holds: no cgroup of the victim, and a pid of the initial pid
-/// namespace, which user space keeps only when that is the agent's own.
+/// The last resort gives what the tracepoint's own record holds: no cgroup of the victim, and the thread's pid.
 #[tracepoint(category = "oom", name = "mark_victim")]
 pub fn oom_tracepoint(ctx: TracePointContext) -> u32 {
     emit::<OomRecord>(kind::OOM_KILL, |record| {
         begin(record, mechanism::TRACEPOINT);
         record.victim.cgroup_id = 0;
-        record.victim.pid = field(&ctx, global!(FORMATS.victim_pid)).unwrap_or(0);
+        record.victim.pid = read::initial_pid(field(&ctx, global!(FORMATS.victim_pid)).unwrap_or(0));
         record.victim._pad = 0;
         record.victim.comm = [0; 16];
         if let Some(loc) = field::<u32>(&ctx, global!(FORMATS.victim_comm)) {

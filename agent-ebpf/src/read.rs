@@ -6,12 +6,15 @@
 use crate::shared::global;
 use agent_ebpf::{ABSENT, TaskRecord, UNKNOWN};
 use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_task, bpf_probe_read_kernel,
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
     bpf_probe_read_kernel_buf, generated,
 };
 
 /// `MAX_PID_NS_LEVEL` of include/linux/pid_namespace.h.
 const MAX_PID_NS_LEVEL: u32 = 32;
+
+/// `PROC_PID_INIT_INO`: the initial pid namespace, whose numbers `bpf_get_current_pid_tgid` and tracepoints give.
+const INITIAL_PIDNS_INUM: u32 = 0xefff_fffc;
 
 /// The root of the v2 hierarchy: kernfs numbers from 1 where `ino_t` has 64 bits.
 pub const ROOT_CGROUP_ID: u64 = 1;
@@ -132,12 +135,22 @@ pub fn describe(task: *const u8, to: &mut TaskRecord) {
     }
 }
 
-/// Fills the record of the current task; what needs no offsets is right without BTF as well.
+/// A pid of the initial pid namespace is of use only to an agent that lives there; else 0.
+#[inline(always)]
+pub fn initial_pid(pid: u32) -> u32 {
+    if global!(SETTINGS.pidns_inum) == INITIAL_PIDNS_INUM { pid } else { 0 }
+}
+
+/// Fills the record of the current task, without BTF too.
 #[inline(always)]
 pub fn describe_current(to: &mut TaskRecord) -> Pids {
     let pids = pids(current_task());
     to.cgroup_id = current_cgroup_id();
-    to.pid = pids.ours;
+    to.pid = if global!(OFFSETS.task_thread_pid) == ABSENT {
+        initial_pid((bpf_get_current_pid_tgid() >> 32) as u32)
+    } else {
+        pids.ours
+    };
     to._pad = 0;
     to.comm = bpf_get_current_comm().unwrap_or([0; 16]);
     pids

@@ -63,6 +63,9 @@ pub struct OomKill {
     pub memory: VictimMemory,
     pub trigger: Task,
     pub limit: OomLimit,
+    /// The kernel marked a task that was dying anyway: no kill, and `memory.events` does not count it as one.
+    /// `None` when the hooks that tell these apart are not attached.
+    pub already_dying: Option<bool>,
 }
 
 /// The last thread of a process has gone.

@@ -1,0 +1,286 @@
+//! The kernel's own account of what happened: loads the eBPF programs, attaches them, and turns their records into
+//! [`KernelEvent`]s.
+//!
+//! An edge: what it reads is decoded by pure functions (`decode`, `btf`, `format`), and it decides nothing. It must never
+//! panic nor stop the agent; what could not be attached is in the [`Ladder`], what could not be delivered in [`Losses`].
+//! `pipeline` starts it, polls [`Probes::fd`] and drains it; `doctor` and the status page show the ladder.
+//!
+//! The walk over all cgroups for the lane will be a second ring beside this one, asked for by tick.
+
+mod attach;
+mod btf;
+mod decode;
+mod format;
+mod offsets;
+
+use crate::event::KernelEvent;
+use agent_ebpf::kind;
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, PerCpuArray, RingBuf},
+};
+use decode::ScopeHooks;
+use offsets::Facts;
+use serde::Serialize;
+use std::os::fd::{AsFd, BorrowedFd};
+use zerocopy::IntoBytes;
+
+#[cfg(fgm_ebpf)]
+static OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fgm-ebpf")));
+#[cfg(not(fgm_ebpf))]
+static OBJECT: Option<&[u8]> = None;
+
+const NO_OBJECT: &str = "built without the eBPF object: cargo xtask build-ebpf, then build the agent again";
+
+/// Smallest and largest ring; the kernel wants a power of two of pages.
+const RING_BYTES: (u32, u32) = (4096, 1 << 28);
+
+/// How a program can be attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mechanism {
+    TpBtf,
+    RawTp,
+    Tracepoint,
+    Fentry,
+}
+
+impl Mechanism {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TpBtf => "tp_btf",
+            Self::RawTp => "raw_tp",
+            Self::Tracepoint => "tracepoint",
+            Self::Fentry => "fentry",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct ProbeConfig {
+    /// Size of the event ring; rounded up to a power of two between 4 KiB and 256 MiB.
+    pub ring_bytes: u32,
+    /// Whether the programs' own diagnostics go to the log. Off, their code is pruned by the verifier.
+    pub log: bool,
+    /// Mechanisms not to use, for kernels where one misbehaves, and for tests of the others.
+    pub without: Vec<Mechanism>,
+}
+
+impl Default for ProbeConfig {
+    fn default() -> Self {
+        Self { ring_bytes: 1 << 20, log: false, without: Vec::new() }
+    }
+}
+
+/// How much of the kernel side is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    FullBpf,
+    NoFentry,
+    NoBpf,
+}
+
+/// What is attached, and how; what is not, and why.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ladder {
+    pub level: Level,
+    pub hooks: Vec<Hook>,
+    /// Why there is nothing at all.
+    pub reason: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Hook {
+    /// The event it serves, as in the `events` table.
+    pub event: &'static str,
+    /// The kernel's name of the tracepoint or function.
+    pub hook: &'static str,
+    pub mechanism: Option<&'static str>,
+    /// Why it, or a better mechanism than the one in force, could not be attached.
+    pub error: Option<String>,
+    /// What is lost without it.
+    pub costs: &'static str,
+}
+
+/// Records that did not arrive, since the programs were loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Losses {
+    pub kinds: Vec<KindLoss>,
+    /// Records that came but made no sense to this version.
+    pub undecodable: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KindLoss {
+    pub kind: &'static str,
+    /// The ring was full.
+    pub lost: u64,
+    /// Held back by the rate limit.
+    pub cut: u64,
+    pub lost_per_cpu: Vec<u64>,
+    pub cut_per_cpu: Vec<u64>,
+}
+
+/// The loaded and attached programs. Dropping it detaches them.
+pub struct Probes {
+    ring: RingBuf<MapData>,
+    lost: PerCpuArray<MapData, u64>,
+    cut: PerCpuArray<MapData, u64>,
+    log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    scope: ScopeHooks,
+    undecodable: u64,
+    /// Holds the programs and their links.
+    _ebpf: Ebpf,
+}
+
+/// Whether this agent was built with the kernel programs in it.
+pub fn embedded() -> bool {
+    OBJECT.is_some()
+}
+
+/// Loads and attaches all that this kernel allows. Never panics; what could not be attached is in the ladder with the
+/// reason and the mend. `None` when nothing could.
+pub fn start(config: &ProbeConfig) -> (Option<Probes>, Ladder) {
+    match try_start(config) {
+        Ok((probes, ladder)) if ladder.level != Level::NoBpf => (Some(probes), ladder),
+        Ok((_, ladder)) => (None, ladder),
+        Err(reason) => (None, Ladder { level: Level::NoBpf, hooks: Vec::new(), reason: Some(reason) }),
+    }
+}
+
+fn try_start(config: &ProbeConfig) -> Result<(Probes, Ladder), String> {
+    let object = OBJECT.ok_or(NO_OBJECT)?;
+    let facts = Facts::read();
+    let log_level = if config.log { aya_log::Level::Debug as u8 } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader
+        // Rust programs carry no relocations against the kernel's BTF, and its copy is large.
+        .btf(None)
+        .override_global("OFFSETS", facts.offsets.as_bytes(), true)
+        .override_global("FORMATS", facts.formats.as_bytes(), true)
+        .override_global("SETTINGS", facts.settings.as_bytes(), true)
+        .override_global(aya_log::LEVEL, &log_level, true)
+        .map_max_entries("EVENTS", ring_bytes(config.ring_bytes));
+    if !config.log {
+        loader.map_max_entries("AYA_LOGS", ring_bytes(0));
+    }
+    let mut ebpf = loader.load(object).map_err(|e| format!("the eBPF object can't be loaded: {}", attach::explain(&e)))?;
+    drop(loader);
+    let log = if config.log { Some(logger(&mut ebpf)?) } else { None };
+    let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?).map_err(|e| attach::explain(&e))?;
+    let lost = PerCpuArray::try_from(take_map(&mut ebpf, "LOST")?).map_err(|e| attach::explain(&e))?;
+    let cut = PerCpuArray::try_from(take_map(&mut ebpf, "CUT")?).map_err(|e| attach::explain(&e))?;
+    let (hooks, scope) = attach::attach_all(&mut ebpf, &facts, &config.without);
+    let ladder = ladder(hooks, scope);
+    Ok((Probes { ring, lost, cut, log, scope, undecodable: 0, _ebpf: ebpf }, ladder))
+}
+
+fn ladder(hooks: Vec<Hook>, scope: ScopeHooks) -> Ladder {
+    let attached = hooks.iter().any(|hook| hook.mechanism.is_some());
+    let level = match (attached, scope) {
+        (false, _) => Level::NoBpf,
+        (true, ScopeHooks::None) => Level::NoFentry,
+        (true, _) => Level::FullBpf,
+    };
+    let reason = (!attached).then(|| {
+        let first = hooks.iter().find_map(|hook| hook.error.as_deref());
+        format!("no hook could be attached; {}", first.unwrap_or("the kernel gave no reason"))
+    });
+    Ladder { level, hooks, reason }
+}
+
+fn take_map(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, String> {
+    ebpf.take_map(name).ok_or_else(|| format!("the embedded eBPF object has no map {name}: {NO_OBJECT}"))
+}
+
+fn logger(ebpf: &mut Ebpf) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, String> {
+    aya_log::EbpfLogger::init(ebpf).map_err(|e| format!("the programs' log can't be read: {e}"))
+}
+
+fn ring_bytes(wanted: u32) -> u32 {
+    let page = u32::try_from(rustix::param::page_size()).unwrap_or(RING_BYTES.0);
+    wanted.clamp(page.max(RING_BYTES.0), RING_BYTES.1).next_power_of_two()
+}
+
+impl Probes {
+    /// Readable, to poll(2), when events wait.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+
+    /// Hands over all events that wait, oldest first. Never blocks.
+    pub fn drain(&mut self, mut f: impl FnMut(KernelEvent)) {
+        while let Some(record) = self.ring.next() {
+            match decode::decode(&record, self.scope) {
+                Ok(event) => f(event),
+                Err(_) => self.undecodable += 1,
+            }
+        }
+        self.flush_log();
+    }
+
+    /// What did not arrive so far. Counters of a map that can't be read are left out.
+    pub fn losses(&mut self) -> Losses {
+        self.flush_log();
+        let kinds = [
+            (kind::OOM_KILL, "oom_kill"),
+            (kind::CGROUP_START, "cgroup_start"),
+            (kind::CGROUP_END, "cgroup_end"),
+            (kind::EXIT, "exit"),
+            (kind::OOM_SCOPE, "oom_scope"),
+        ];
+        let per_cpu = |map: &PerCpuArray<MapData, u64>, kind: u32| -> Vec<u64> {
+            map.get(&kind, 0).map(|values| values.iter().copied().collect()).unwrap_or_default()
+        };
+        let kinds = kinds
+            .into_iter()
+            .map(|(kind, name)| {
+                let (lost, cut) = (per_cpu(&self.lost, kind), per_cpu(&self.cut, kind));
+                KindLoss {
+                    kind: name,
+                    lost: lost.iter().sum(),
+                    cut: cut.iter().sum(),
+                    lost_per_cpu: lost,
+                    cut_per_cpu: cut,
+                }
+            })
+            .collect();
+        Losses { kinds, undecodable: self.undecodable }
+    }
+
+    fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ring_sizes_are_powers_of_two_within_bounds() {
+        assert_eq!(ring_bytes(0), 4096);
+        assert_eq!(ring_bytes(5000), 8192);
+        assert_eq!(ring_bytes(1 << 20), 1 << 20);
+        assert_eq!(ring_bytes(u32::MAX), 1 << 28);
+    }
+
+    #[test]
+    fn without_any_hook_the_level_is_no_bpf_and_says_why() {
+        let hook = Hook {
+            event: "exit",
+            hook: "sched_process_exit",
+            mechanism: None,
+            error: Some("tp_btf: no BTF".into()),
+            costs: "",
+        };
+        let ladder = ladder(vec![hook.clone()], ScopeHooks::None);
+        assert_eq!(ladder.level, Level::NoBpf);
+        assert!(ladder.reason.is_some_and(|reason| reason.contains("no BTF")));
+        let attached = Hook { mechanism: Some("tp_btf"), error: None, ..hook };
+        let ladder = super::ladder(vec![attached], ScopeHooks::None);
+        assert_eq!((ladder.level, ladder.reason), (Level::NoFentry, None));
+    }
+}
