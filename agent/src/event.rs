@@ -94,8 +94,15 @@ pub struct KernelEvent {
 pub enum What {
     OomKill(Box<OomKill>),
     /// `path` is as the kernel has it, from the hierarchy's root, cut at the length of the ABI.
-    CgroupStart { cgroup_id: CgroupId, parent_id: Option<CgroupId>, path: String },
-    CgroupEnd { cgroup_id: CgroupId, path: String },
+    CgroupStart {
+        cgroup_id: CgroupId,
+        parent_id: Option<CgroupId>,
+        path: String,
+    },
+    CgroupEnd {
+        cgroup_id: CgroupId,
+        path: String,
+    },
     Exit(Exit),
 }
 

@@ -11,7 +11,10 @@ pub struct CgroupId(pub u64);
 
 impl CgroupId {
     /// As the tables store it: signed 64 bits, since several engines serve unsigned integers badly.
-    #[expect(clippy::cast_possible_wrap, reason = "bit pattern kept on purpose; kernfs ids stay far below 2^63")]
+    #[expect(
+        clippy::cast_possible_wrap,
+        reason = "bit pattern kept on purpose; kernfs ids stay far below 2^63"
+    )]
     pub fn as_i64(self) -> i64 {
         self.0 as i64
     }

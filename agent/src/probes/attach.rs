@@ -76,21 +76,14 @@ fn attach_tracepoint(
     without: &[Mechanism],
     spec: &Spec,
 ) -> Hook {
-    let mut hook = Hook {
-        event: spec.event,
-        hook: spec.tracepoint,
-        mechanism: None,
-        error: None,
-        costs: spec.costs,
-    };
+    let mut hook =
+        Hook { event: spec.event, hook: spec.tracepoint, mechanism: None, error: None, costs: spec.costs };
     let mut errors: Vec<String> = Vec::new();
     for mechanism in [Mechanism::TpBtf, Mechanism::RawTp, Mechanism::Tracepoint] {
         let attached = if without.contains(&mechanism) {
             Err("switched off by configuration".to_owned())
         } else {
-            facts
-                .check(spec.tracepoint, mechanism)
-                .and_then(|()| attach_one(ebpf, btf, mechanism, spec))
+            facts.check(spec.tracepoint, mechanism).and_then(|()| attach_one(ebpf, btf, mechanism, spec))
         };
         match attached {
             Ok(()) => {
@@ -208,7 +201,9 @@ fn log_verifier(program: &str, error: &ProgramError) {
 pub fn explain(error: &(dyn Error + 'static)) -> String {
     let mut message = match error.downcast_ref::<ProgramError>() {
         // Its own text would end with the verifier's log, of thousands of lines.
-        Some(ProgramError::LoadError { io_error, .. }) => format!("the kernel refused the program: {io_error}"),
+        Some(ProgramError::LoadError { io_error, .. }) => {
+            format!("the kernel refused the program: {io_error}")
+        }
         _ => chain(error),
     };
     if let Some(mend) = mend(error, &missing_capabilities()) {

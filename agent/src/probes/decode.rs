@@ -8,7 +8,8 @@ use crate::{
     names::CgroupId,
 };
 use agent_ebpf::{
-    ABSENT, CgroupRecord, ExitRecord, Header, OomRecord, PATH_LEN, TaskRecord, UNKNOWN, kind, limit_kind, mechanism,
+    ABSENT, CgroupRecord, ExitRecord, Header, OomRecord, PATH_LEN, TaskRecord, UNKNOWN, kind, limit_kind,
+    mechanism,
 };
 use zerocopy::FromBytes;
 
@@ -39,7 +40,11 @@ pub fn decode(bytes: &[u8], hooks: ScopeHooks) -> Result<KernelEvent, Undecodabl
         kind::OOM_KILL => What::OomKill(Box::new(oom_kill(&record(bytes)?, hooks))),
         kind::CGROUP_START => {
             let r = record::<CgroupRecord>(bytes)?;
-            What::CgroupStart { cgroup_id: CgroupId(r.cgroup_id), parent_id: cgroup(r.parent_id), path: path(&r) }
+            What::CgroupStart {
+                cgroup_id: CgroupId(r.cgroup_id),
+                parent_id: cgroup(r.parent_id),
+                path: path(&r),
+            }
         }
         kind::CGROUP_END => {
             let r = record::<CgroupRecord>(bytes)?;
@@ -207,7 +212,10 @@ mod tests {
         let kill = decoded_oom(&r, ScopeHooks::Limit);
         let OomLimit::Memcg(limit) = kill.limit else { panic!("{:?}", kill.limit) };
         assert_eq!((limit.cgroup_id, limit.usage_bytes, limit.max_bytes), (CgroupId(9), Some(4096), None));
-        assert_eq!((kill.memory.anon_bytes, kill.memory.rss_bytes(), kill.uid, kill.oom_score_adj), (None, None, None, None));
+        assert_eq!(
+            (kill.memory.anon_bytes, kill.memory.rss_bytes(), kill.uid, kill.oom_score_adj),
+            (None, None, None, None)
+        );
         assert_eq!((kill.victim.pid, kill.victim.cgroup_id), (None, None));
     }
 

@@ -90,9 +90,10 @@ mod tests {
 
     #[test]
     fn mark_victim_of_6_1_and_6_18() {
-        for text in
-            [fixture!("6.1.0-56-cloud-amd64", "oom_mark_victim"), fixture!("6.18.15+deb13-cloud-amd64", "oom_mark_victim")]
-        {
+        for text in [
+            fixture!("6.1.0-56-cloud-amd64", "oom_mark_victim"),
+            fixture!("6.18.15+deb13-cloud-amd64", "oom_mark_victim"),
+        ] {
             let mut f = Formats::ABSENT;
             mark_victim(text, &mut f);
             assert_eq!((f.victim_pid, f.victim_comm, f.victim_anon_kb, f.victim_shmem_kb), (8, 12, 24, 40));

@@ -192,7 +192,8 @@ impl Child {
     pub fn wait_ready(&mut self) {
         let out = self.process.stdout.as_mut().unwrap();
         for line in BufReader::new(out).lines() {
-            if line.unwrap() == "ready" {
+            // The harness has written the test's name before it, on the same line.
+            if line.unwrap().ends_with("ready") {
                 return;
             }
         }
@@ -229,7 +230,11 @@ pub fn play(role: &str) {
             let memory = touch(40);
             println!("ready");
             std::io::stdout().flush().expect("flush");
-            // Ends with the parent at the latest: then its end of the pipe closes.
+            thread::spawn(|| {
+                thread::sleep(CHILD_LIMIT);
+                std::process::exit(99);
+            });
+            // Ends with the parent too: then its end of the pipe closes.
             let _ = std::io::stdin().read(&mut [0]);
             drop(memory);
         }
@@ -278,7 +283,8 @@ impl Truth {
     pub fn agrees_with(&self, event: &KernelEvent, kill: &OomKill) {
         let Some(dir) = &self.dir else { return };
         let trace = fs::read_to_string(dir.join("trace")).unwrap();
-        let line = trace.lines().find(|line| line.contains("mark_victim:")).unwrap_or_else(|| panic!("{trace}"));
+        let line =
+            trace.lines().find(|line| line.contains("mark_victim:")).unwrap_or_else(|| panic!("{trace}"));
         println!("{line}");
         let value = |key: &str| -> Option<&str> {
             let rest = line.split_once(key)?.1;
@@ -311,4 +317,3 @@ impl Drop for Truth {
         }
     }
 }
-
