@@ -61,13 +61,21 @@ pub struct ProbeConfig {
     pub ring_bytes: u32,
     /// Whether the programs' own diagnostics go to the log. Off, their code is pruned by the verifier.
     pub log: bool,
+    /// Exits delivered per cgroup and second; the rest is counted as cut.
+    pub exits_per_second: u32,
     /// Mechanisms not to use, for kernels where one misbehaves, and for tests of the others.
     pub without: Vec<Mechanism>,
 }
 
 impl Default for ProbeConfig {
     fn default() -> Self {
-        Self { ring_bytes: 1 << 20, log: false, without: Vec::new() }
+        Self {
+            ring_bytes: 1 << 20,
+            log: false,
+            // A shell that forks without pause makes some 1,000 a second; an incident needs the few around it.
+            exits_per_second: 100,
+            without: Vec::new(),
+        }
     }
 }
 
@@ -150,7 +158,8 @@ pub fn start(config: &ProbeConfig) -> (Option<Probes>, Ladder) {
 
 fn try_start(config: &ProbeConfig) -> Result<(Probes, Ladder), String> {
     let object = OBJECT.ok_or(NO_OBJECT)?;
-    let facts = Facts::read();
+    let mut facts = Facts::read();
+    facts.settings.exits_per_second = config.exits_per_second;
     let log_level = if config.log { aya_log::Level::Debug as u8 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader

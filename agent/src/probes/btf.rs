@@ -58,6 +58,8 @@ pub struct Btf {
     data: Vec<u8>,
     /// Offset of each type's record; index 0 is void.
     types: Vec<usize>,
+    /// The same by kind, since a kernel has 150,000 types but only 10,000 structs.
+    by_kind: Vec<Vec<usize>>,
     strings: usize,
     strings_end: usize,
 }
@@ -90,7 +92,7 @@ impl Btf {
         let end = add(start, type_len)?;
         let strings = add(header, str_off)?;
         let strings_end = add(strings, str_len)?;
-        let mut btf = Self { data, types: vec![0], strings, strings_end };
+        let mut btf = Self { data, types: vec![0], by_kind: vec![Vec::new(); 20], strings, strings_end };
         let mut at = start;
         while at < end {
             let ty = btf.record(at).ok_or(cut(at))?;
@@ -108,6 +110,9 @@ impl Btf {
                 return Err(cut(end));
             }
             btf.types.push(ty.at);
+            if let Some(same) = btf.by_kind.get_mut(ty.kind as usize) {
+                same.push(ty.at);
+            }
         }
         Ok(btf)
     }
@@ -135,7 +140,7 @@ impl Btf {
 
     /// Value of an enumerator of any 32-bit enum.
     pub fn enumerator(&self, name: &str) -> Option<u32> {
-        self.all().filter(|ty| ty.kind == kind::ENUM).find_map(|ty| {
+        self.of_kind(kind::ENUM).find_map(|ty| {
             (0..ty.vlen).map(|i| ty.at + 12 + 8 * i).find_map(|at| {
                 self.is_string(word(&self.data, at)?, name).then(|| word(&self.data, at + 4))?
             })
@@ -237,12 +242,13 @@ impl Btf {
         None
     }
 
-    fn all(&self) -> impl Iterator<Item = Type> {
-        self.types.iter().skip(1).filter_map(|&at| self.record(at))
+    fn of_kind(&self, kind: u32) -> impl Iterator<Item = Type> {
+        let records = self.by_kind.get(kind as usize).map_or(&[][..], Vec::as_slice);
+        records.iter().filter_map(|&at| self.record(at))
     }
 
     fn named<'a>(&'a self, kind: u32, name: &'a str) -> impl Iterator<Item = Type> + 'a {
-        self.all().filter(move |ty| ty.kind == kind && self.is_string(ty.name, name))
+        self.of_kind(kind).filter(move |ty| self.is_string(ty.name, name))
     }
 
     fn record(&self, at: usize) -> Option<Type> {
@@ -263,7 +269,7 @@ impl Btf {
         std::str::from_utf8(&bytes[..end]).ok()
     }
 
-    /// Compares without looking for the end of the string first: this runs for each of 150,000 types.
+    /// Compares without looking for the end of the string first: this runs for each type of a kind.
     fn is_string(&self, offset: u32, name: &str) -> bool {
         let Some(bytes) =
             self.data.get(self.strings..self.strings_end).and_then(|s| s.get(offset as usize..))

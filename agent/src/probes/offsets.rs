@@ -15,15 +15,13 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
-/// Exits delivered per cgroup and second: a shell that forks without pause makes some 1,000 a second, and an incident
-/// needs the few around it. 1 MiB of ring holds 14,000 exits.
-const EXITS_PER_SECOND: u32 = 100;
-
 /// The kernel's side of the contract, as found on this machine.
 pub struct Facts {
     pub offsets: Offsets,
     pub formats: Formats,
     pub settings: Settings,
+    /// Whether tracefs is mounted, without which no tracepoint can be attached by name.
+    tracefs: bool,
     /// Why there is no BTF, with the mend.
     pub no_btf: Option<String>,
     /// Arguments of each tracepoint, `None` where BTF does not know it.
@@ -45,6 +43,7 @@ impl Facts {
                 Ok(btf) => Self::from_btf(&btf),
             },
         };
+        facts.tracefs = TRACEFS.iter().any(|root| Path::new(root).join("events").is_dir());
         facts.formats = read_formats();
         facts.settings.pidns_inum = fs::metadata("/proc/self/ns/pid")
             .ok()
@@ -62,8 +61,9 @@ impl Facts {
                 pidns_inum: 0,
                 page_size: 4096,
                 exit_has_group_dead: 0,
-                exits_per_second: EXITS_PER_SECOND,
+                exits_per_second: 0,
             },
+            tracefs: false,
             no_btf: Some(reason),
             args: Vec::new(),
             functions: Vec::new(),
@@ -155,13 +155,11 @@ impl Facts {
             "cgroup_rmdir" => f.rmdir_id != ABSENT && f.rmdir_root != ABSENT && f.rmdir_path != ABSENT,
             _ => true,
         };
-        if found {
-            return Ok(());
+        match (self.tracefs, found) {
+            (true, true) => Ok(()),
+            (true, false) => Err(format!("its format in {}/events is missing or unknown", TRACEFS[0])),
+            (false, _) => Err(format!("no tracefs: mount -t tracefs tracefs {}", TRACEFS[0])),
         }
-        Err(format!(
-            "no usable tracefs format of {hook}: is tracefs mounted? (mount -t tracefs tracefs {})",
-            TRACEFS[0]
-        ))
     }
 }
 
@@ -319,6 +317,8 @@ mod tests {
         let mut facts = Facts::without_btf("no BTF here".into());
         assert_eq!(facts.check("cgroup_mkdir", Mechanism::TpBtf), Err("no BTF here".into()));
         assert!(facts.check("cgroup_mkdir", Mechanism::Tracepoint).unwrap_err().contains("mount -t tracefs"));
+        facts.tracefs = true;
+        assert!(facts.check("cgroup_mkdir", Mechanism::Tracepoint).unwrap_err().contains("format"));
         facts.formats.mkdir_id = 16;
         facts.formats.mkdir_root = 8;
         facts.formats.mkdir_path = 24;
