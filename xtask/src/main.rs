@@ -3,11 +3,13 @@
 
 mod child;
 mod clock;
+mod ebpf;
 mod initrd;
 mod kernel;
 mod paths;
 mod progress;
 mod setup;
+mod toolchain;
 mod virtiofs;
 mod vm;
 
@@ -18,6 +20,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 cargo xtask VERB
 
+  build-ebpf                  compile the kernel programs into target/ebpf
   vm [OPTIONS] -- COMMAND     run a command in the test VM
 ";
 
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
     let verb = args.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
     let rest = args.get(1..).unwrap_or_default();
     let code = match verb.as_str() {
+        "build-ebpf" => ebpf::verb(),
         "vm" => vm::verb(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
