@@ -79,8 +79,13 @@ pub fn build() -> Result<()> {
     let built = quiet("building the kernel programs", "build-ebpf", Duration::from_secs(900), &mut c);
     built.map_err(|e| {
         // What bpf-linker says when its LLVM is older than the compiler's.
-        let stale = ["bitcode", "Unknown attribute", "Producer: "].iter().any(|s| format!("{e:#}").contains(s));
-        let hint = format!("{} may be older than LLVM {}: remove it and run this again", linker.display(), toolchain.llvm);
+        let stale =
+            ["bitcode", "Unknown attribute", "Producer: "].iter().any(|s| format!("{e:#}").contains(s));
+        let hint = format!(
+            "{} may be older than LLVM {}: remove it and run this again",
+            linker.display(),
+            toolchain.llvm
+        );
         if stale { e.context(hint) } else { e }
     })?;
     if !object().exists() {
@@ -110,7 +115,8 @@ fn compiler() -> Result<Toolchain> {
         let mut c = tool("rustup");
         c.args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"]);
         say("set-up needs a Rust compiler with `core` for BPF: rustup's nightly with rust-src");
-        if let Err(e) = quiet("installing nightly with rust-src", "rustup", Duration::from_secs(600), &mut c) {
+        if let Err(e) = quiet("installing nightly with rust-src", "rustup", Duration::from_secs(600), &mut c)
+        {
             say(&format!("  {e:#}"));
         }
     }
@@ -167,7 +173,10 @@ fn install_linker(toolchain: &Toolchain) -> Result<()> {
     c.arg("install").arg(format!("{LINKER}@{LINKER_VERSION}"));
     c.args(["--locked", "--force", "--no-default-features", "--features", &format!("llvm-{llvm}")]);
     c.arg("--root").arg(paths::target().join("tools"));
-    say(&format!("set-up needs {LINKER} {LINKER_VERSION}, built against {} (2 to 4 minutes)", library.display()));
+    say(&format!(
+        "set-up needs {LINKER} {LINKER_VERSION}, built against {} (2 to 4 minutes)",
+        library.display()
+    ));
     quiet(&format!("installing {LINKER}"), LINKER, Duration::from_secs(1500), &mut c)
 }
 

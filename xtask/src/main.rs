@@ -1,6 +1,7 @@
 //! Every developer verb: builds, the test VM, scenarios, the demo, all tests.
 //! Must never be needed by a user of the agent. Called as `cargo xtask VERB` from any folder of the repository.
 
+mod cgroup;
 mod child;
 mod clock;
 mod ebpf;
@@ -8,6 +9,7 @@ mod initrd;
 mod kernel;
 mod paths;
 mod progress;
+mod scenario;
 mod setup;
 mod toolchain;
 mod virtiofs;
@@ -21,6 +23,7 @@ const USAGE: &str = "\
 cargo xtask VERB
 
   build-ebpf                  compile the kernel programs into target/ebpf
+  scenario list|run NAME      play a workload in cgroups of its own
   vm [OPTIONS] -- COMMAND     run a command in the test VM
 ";
 
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let rest = args.get(1..).unwrap_or_default();
     let code = match verb.as_str() {
         "build-ebpf" => ebpf::verb(),
+        "scenario" => scenario::verb(rest),
         "vm" => vm::verb(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
