@@ -76,7 +76,7 @@ pub fn build() -> Result<()> {
     // Split by 0x1f, so that a space inside a path does not split a flag.
     c.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     say(&format!("  with {toolchain}"));
-    let built = quiet("building the kernel programs", "build-ebpf", Duration::from_secs(900), &mut c);
+    let built = quiet("building the kernel programs", "build-ebpf", Duration::from_mins(15), &mut c);
     built.map_err(|e| {
         // What bpf-linker says when its LLVM is older than the compiler's.
         let stale =
@@ -102,7 +102,7 @@ fn compiler() -> Result<Toolchain> {
     let packages = ["rustc-web", "libstd-rust-web-dev-bpf"];
     if setup::has_apt() && setup::is_root() {
         if !setup::apt_offers(packages[1]) {
-            let limit = Duration::from_secs(300);
+            let limit = Duration::from_mins(5);
             // Failing is fine: rustup is the other way.
             let _ = quiet("refreshing apt's lists", "apt-update", limit, tool("apt-get").arg("update"));
         }
@@ -115,8 +115,7 @@ fn compiler() -> Result<Toolchain> {
         let mut c = tool("rustup");
         c.args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"]);
         say("set-up needs a Rust compiler with `core` for BPF: rustup's nightly with rust-src");
-        if let Err(e) = quiet("installing nightly with rust-src", "rustup", Duration::from_secs(600), &mut c)
-        {
+        if let Err(e) = quiet("installing nightly with rust-src", "rustup", Duration::from_mins(10), &mut c) {
             say(&format!("  {e:#}"));
         }
     }
@@ -177,7 +176,7 @@ fn install_linker(toolchain: &Toolchain) -> Result<()> {
         "set-up needs {LINKER} {LINKER_VERSION}, built against {} (2 to 4 minutes)",
         library.display()
     ));
-    quiet(&format!("installing {LINKER}"), LINKER, Duration::from_secs(1500), &mut c)
+    quiet(&format!("installing {LINKER}"), LINKER, Duration::from_mins(25), &mut c)
 }
 
 /// The shared LLVM of the compiler's major version: its own, else the distribution's.

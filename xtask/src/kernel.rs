@@ -158,7 +158,7 @@ impl PrivateApt {
     }
 
     fn update(&self) -> Result<()> {
-        bounded(self.command("apt-get").args(["-qq", "update"]), Duration::from_secs(300))
+        bounded(self.command("apt-get").args(["-qq", "update"]), Duration::from_mins(5))
     }
 
     fn newest(&self, series: &str) -> Result<Option<String>> {
@@ -178,7 +178,7 @@ impl PrivateApt {
         let debs = self.state.join("debs");
         let mut download = self.command("apt-get");
         download.args(["-qq", "download"]).args(&wanted).current_dir(&debs);
-        bounded(&mut download, Duration::from_secs(600))?;
+        bounded(&mut download, Duration::from_mins(10))?;
         for deb in fs::read_dir(&debs)?.flatten() {
             run(tool("dpkg-deb").arg("-x").arg(deb.path()).arg(into))?;
         }

@@ -4,13 +4,18 @@
 mod cgroup;
 mod child;
 mod clock;
+mod demo;
+mod demo_play;
 mod ebpf;
+mod http;
 mod initrd;
 mod kernel;
 mod paths;
 mod progress;
 mod scenario;
 mod setup;
+mod suite;
+mod tally;
 mod toolchain;
 mod virtiofs;
 mod vm;
@@ -22,7 +27,10 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 cargo xtask VERB
 
+  test [--long]               all set-up, then every test
+  ci                          format, lints and all tests that need no VM
   build-ebpf                  compile the kernel programs into target/ebpf
+  demo                        all set-up, then the report of a real OOM kill
   scenario list|run NAME      play a workload in cgroups of its own
   vm [OPTIONS] -- COMMAND     run a command in the test VM
 ";
@@ -33,6 +41,9 @@ fn main() -> ExitCode {
     let rest = args.get(1..).unwrap_or_default();
     let code = match verb.as_str() {
         "build-ebpf" => ebpf::verb(),
+        "test" => suite::test(rest),
+        "ci" => Ok(suite::ci()),
+        "demo" => demo::verb(rest),
         "scenario" => scenario::verb(rest),
         "vm" => vm::verb(rest),
         "help" | "--help" | "-h" => {

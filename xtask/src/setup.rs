@@ -126,7 +126,7 @@ pub fn apt_install(names: &[&str]) -> Result<()> {
         c.args(names).env("DEBIAN_FRONTEND", "noninteractive");
         c
     };
-    let limit = Duration::from_secs(900);
+    let limit = Duration::from_mins(15);
     let what = format!("installing {}", names.join(", "));
     let simulated = install().arg("--simulate").output().is_ok_and(|o| o.status.success());
     if simulated && quiet(&what, "apt-install", limit, &mut install()).is_ok() {

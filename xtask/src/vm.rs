@@ -48,7 +48,7 @@ impl Guest {
     pub fn new(argv: Vec<OsString>) -> Result<Self> {
         Ok(Self {
             series: kernel::DEFAULT.to_owned(),
-            timeout: Duration::from_secs(600),
+            timeout: Duration::from_mins(10),
             mem: "2G".to_owned(),
             smp: 2,
             disk: "256M".to_owned(),
