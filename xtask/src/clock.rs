@@ -26,10 +26,6 @@ impl Deadline {
     pub fn passed(&self) -> bool {
         self.start.elapsed() >= self.after
     }
-
-    pub fn elapsed(&self) -> Duration {
-        self.start.elapsed()
-    }
 }
 
 /// UTC as `20261124T075501Z`, for the names of output folders.

@@ -24,7 +24,6 @@ pub struct Kernel {
     pub initrd: PathBuf,
     /// `lib/modules/<version>` as a host path; the guest binds it over its own.
     pub modules: PathBuf,
-    pub version: String,
 }
 
 /// Suites to look into for a series. Old kernels leave the archive, so a series may be found in a later one only.
@@ -49,7 +48,7 @@ pub fn ready(series: &str) -> Result<Kernel> {
     let version = read.with_context(|| format!("cannot read {}/version", dir.display()))?.trim().to_owned();
     let modules = dir.join("usr/lib/modules").join(&version);
     let initrd = initrd::ready(&dir, &version)?;
-    Ok(Kernel { image: modules.join("vmlinuz"), initrd, modules, version })
+    Ok(Kernel { image: modules.join("vmlinuz"), initrd, modules })
 }
 
 fn fetch(series: &str, dir: &Path) -> Result<()> {

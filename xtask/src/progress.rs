@@ -27,12 +27,19 @@ pub struct Step {
     name: String,
     start: Instant,
     drawn: bool,
+    finished: bool,
     last_plain: u64,
 }
 
 impl Step {
     pub fn begin(name: impl Into<String>) -> Self {
-        let step = Self { name: name.into(), start: clock::now(), drawn: on_terminal(), last_plain: 0 };
+        let step = Self {
+            name: name.into(),
+            start: clock::now(),
+            drawn: on_terminal(),
+            finished: false,
+            last_plain: 0,
+        };
         if !step.drawn {
             say(&format!("… {}", step.name));
         }
@@ -51,11 +58,21 @@ impl Step {
         }
     }
 
-    pub fn done(self, note: &str) {
+    pub fn done(mut self, note: &str) {
+        self.finished = true;
         let clear = if self.drawn { "\r\x1b[K" } else { "" };
         let secs = self.start.elapsed().as_secs_f64();
         let note = if note.is_empty() { String::new() } else { format!(": {note}") };
         say(&format!("{clear}✓ {}{note} ({secs:.1} s)", self.name));
+    }
+}
+
+/// A step that failed leaves its line, and what is said next starts on a line of its own.
+impl Drop for Step {
+    fn drop(&mut self) {
+        if self.drawn && !self.finished {
+            say("");
+        }
     }
 }
 
@@ -103,9 +120,6 @@ pub fn quiet(name: &str, log: &str, limit: Duration, command: &mut Command) -> R
         thread::sleep(Duration::from_millis(100));
     };
     if !status.success() {
-        if on_terminal() {
-            say("");
-        }
         bail!(
             "`{}` failed: {status}\n{}\n(all of it: {})",
             child::shown(command),

@@ -223,11 +223,17 @@ impl Drop for Running<'_> {
 }
 
 fn random_id() -> Result<String> {
+    use std::fmt::Write as _;
     use std::io::Read as _;
     let mut bytes = [0_u8; 32];
     let mut source = fs::File::open("/dev/urandom").context("no /dev/urandom")?;
     source.read_exact(&mut bytes).context("cannot read /dev/urandom")?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    let mut id = String::with_capacity(64);
+    for byte in bytes {
+        // Writing to a String cannot fail.
+        let _ = write!(id, "{byte:02x}");
+    }
+    Ok(id)
 }
 
 /// The static workload, built unless we are in the test VM, where compiling takes minutes.
@@ -254,6 +260,7 @@ fn run(name: &str, root: &Path) -> Result<i32> {
     if let Err(e) = cgroup::usable(root) {
         bail!("{e:#}\n  to play it in the test VM instead: cargo xtask scenario run {name} --vm");
     }
+    say(scenario.description.trim());
     let workload = workload()?;
     let mut running = Running::start(&scenario, root, &workload)?;
     let mut step = Step::begin(&scenario.title);

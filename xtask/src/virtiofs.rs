@@ -35,9 +35,6 @@ impl Daemon {
         let root = setup::is_root();
         match kind {
             Kind::C => {
-                if !root {
-                    bail!("{} works for root only: run this as root", program.display());
-                }
                 c.arg("-o").arg(format!("source={},cache={cache},sandbox=chroot,xattr", dir.display()));
                 c.arg("--rlimit-nofile=0");
             }
@@ -68,6 +65,18 @@ impl Daemon {
     pub fn tag(&self) -> &str {
         &self.tag
     }
+}
+
+/// Whether there is a daemon that we may run; before anything is fetched for the VM.
+pub fn check() -> Result<()> {
+    let (program, kind) = find()?;
+    if kind == Kind::C && !setup::is_root() {
+        bail!(
+            "{} works for root only: run this as root, or set FGM_VIRTIOFSD to a Rust one",
+            program.display()
+        );
+    }
+    Ok(())
 }
 
 /// The first daemon there is; `FGM_VIRTIOFSD` names another.

@@ -65,6 +65,7 @@ impl Guest {
 
     pub fn run_with(&self, stdout: &mut dyn Write, stderr: &mut dyn Write) -> Result<i32> {
         setup::vm()?;
+        virtiofs::check()?;
         let kernel = kernel::ready(&self.series)?;
         let accel = if kvm_wanted() && kvm_works(&kernel)? { Accel::Kvm } else { Accel::Tcg };
         self.boot(&kernel, accel, stdout, stderr)
@@ -128,6 +129,9 @@ impl Guest {
         for (tail, to) in &mut tails {
             tail.copy(*to)?;
         }
+        // The last guest's console is kept for whoever wonders; nothing depends on it.
+        let _ = fs::create_dir_all(paths::target().join("vm"));
+        let _ = fs::copy(&console, paths::target().join("vm/console.log"));
         if let Ok(code) = fs::read_to_string(at("rc")) {
             return code.trim().parse().with_context(|| format!("the guest left `{code}` as exit code"));
         }
