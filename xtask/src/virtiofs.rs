@@ -26,7 +26,7 @@ enum Kind {
 impl Daemon {
     /// `cache` is the daemon's word for how long the guest may trust what it saw: `always` or `auto`.
     pub fn start(side: &Path, tag: &str, dir: &Path, cache: &str) -> Result<Self> {
-        let (program, kind) = find()?;
+        let (program, kind, help) = find()?;
         let socket = side.join(format!("{tag}.socket"));
         let log = side.join(format!("{tag}.log"));
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -40,8 +40,26 @@ impl Daemon {
             }
             Kind::Rust => {
                 c.arg("--shared-dir").arg(dir).args(["--cache", cache, "--xattr"]);
-                // A user's own namespace makes the guest's root that user on the host.
-                c.args(["--sandbox", if root { "chroot" } else { "namespace" }]);
+                // Mount points that the guest learns of become automounts, and an overlay over those answers EREMOTE.
+                // Daemons without the option keep them to themselves anyway.
+                if help.contains("--no-announce-submounts") {
+                    c.arg("--no-announce-submounts");
+                }
+                if dir == Path::new("/") && help.contains("--readonly") {
+                    c.arg("--readonly");
+                }
+                // A user's own namespace makes the guest's root that user on the host. It pivots, which cannot be
+                // done to `/`; that share is only read, and a user's rights are enough of a sandbox.
+                c.args([
+                    "--sandbox",
+                    if root {
+                        "chroot"
+                    } else if dir == Path::new("/") {
+                        "none"
+                    } else {
+                        "namespace"
+                    },
+                ]);
             }
         }
         c.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
@@ -69,7 +87,7 @@ impl Daemon {
 
 /// Whether there is a daemon that we may run; before anything is fetched for the VM.
 pub fn check() -> Result<()> {
-    let (program, kind) = find()?;
+    let (program, kind, _) = find()?;
     if kind == Kind::C && !setup::is_root() {
         bail!(
             "{} works for root only: run this as root, or set FGM_VIRTIOFSD to a Rust one",
@@ -79,17 +97,17 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// The first daemon there is; `FGM_VIRTIOFSD` names another.
-fn find() -> Result<(PathBuf, Kind)> {
+/// The first daemon there is, with what it says of its options; `FGM_VIRTIOFSD` names another.
+fn find() -> Result<(PathBuf, Kind, String)> {
     let set = std::env::var_os("FGM_VIRTIOFSD").map(PathBuf::from);
     let program = set
         .or_else(|| setup::VIRTIOFSD.iter().map(PathBuf::from).find(|p| p.exists()))
         .context("no virtiofsd (package virtiofsd, or qemu-system-common up to Debian 12)")?;
     let help = tool(&program).arg("--help").output();
     let help = help.with_context(|| format!("cannot start {}", program.display()))?;
-    let text = [help.stdout, help.stderr].concat();
-    let rust = String::from_utf8_lossy(&text).contains("--shared-dir");
-    Ok((program, if rust { Kind::Rust } else { Kind::C }))
+    let help = String::from_utf8_lossy(&[help.stdout, help.stderr].concat()).into_owned();
+    let kind = if help.contains("--shared-dir") { Kind::Rust } else { Kind::C };
+    Ok((program, kind, help))
 }
 
 /// The daemon holds a descriptor for each inode that the guest knows: as many as we may have.
