@@ -1,1 +1,65 @@
-fn main() {}
+//! Every developer verb: builds, the test VM, scenarios, the demo, all tests.
+//! Must never be needed by a user of the agent. Called as `cargo xtask VERB` from any folder of the repository.
+
+mod cgroup;
+mod child;
+mod clock;
+mod demo;
+mod demo_play;
+mod ebpf;
+mod http;
+mod initrd;
+mod kernel;
+mod paths;
+mod progress;
+mod scenario;
+mod setup;
+mod suite;
+mod tally;
+mod toolchain;
+mod virtiofs;
+mod vm;
+
+use std::env;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+cargo xtask VERB
+
+  test [--long]               all set-up, then every test
+  ci                          format, lints and all tests that need no VM
+  build-ebpf                  compile the kernel programs into target/ebpf
+  demo                        all set-up, then the report of a real OOM kill
+  scenario list|run NAME      play a workload in cgroups of its own
+  vm [OPTIONS] -- COMMAND     run a command in the test VM
+";
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = env::args_os().skip(1).collect();
+    let verb = args.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+    let rest = args.get(1..).unwrap_or_default();
+    let code = match verb.as_str() {
+        "build-ebpf" => ebpf::verb(),
+        "test" => suite::test(rest),
+        "ci" => Ok(suite::ci()),
+        "demo" => demo::verb(rest),
+        "scenario" => scenario::verb(rest),
+        "vm" => vm::verb(rest),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(0)
+        }
+        _ => {
+            progress::say(&format!("no verb `{verb}`\n\n{USAGE}"));
+            Ok(2)
+        }
+    };
+    match code {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Err(e) => {
+            progress::say(&format!("xtask {verb}: {e:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,119 @@
-fn main() {}
+//! The program that scenarios run inside their containers: it uses memory in the way that it was told, and says so.
+//! Must never use more than it was told, need anything but its own file, or have a thread or child that was not asked for.
+//! Started by `cargo xtask scenario` and by kernel tests; static, so that it also is a whole container image.
+//!
+//! ```text
+//! workload [--enter CGROUP] ROLE
+//!   steady    [--bytes N] [--for S]                          hold N bytes and do a little work each 100 ms
+//!   ramp      --bytes N --over S [--after S] [--hold S]      touch N bytes evenly over S seconds
+//!   blast     --bytes N [--after S] [--hold S]               touch N bytes as fast as it goes
+//!   hog-child --bytes N --over S [--after S] [--linger S]    stay alive; a child ramps; report how it ended
+//! ```
+//! Each role takes `--name COMM`, the name that the kernel shows for it (15 bytes at most). `--enter` joins a cgroup and then executes this program anew, as a container runtime does: what the role allocates is
+//! charged to the container, and the kernel sees an exec in it.
+//! Exit codes: 0 done, 1 the system refused something, 2 wrong arguments, 3 the hog's child was not killed.
+
+mod args;
+mod memory;
+
+use args::{Args, Role};
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+use std::{env, thread};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = env::args().skip(1).collect();
+    let args = match Args::parse(&words) {
+        Ok(args) => args,
+        Err(message) => {
+            say(&message);
+            return ExitCode::from(2);
+        }
+    };
+    let done = match &args.enter {
+        Some((cgroup, rest)) => enter(cgroup, rest),
+        None => rename(args.name.as_deref()).and_then(|()| play(&args.role)),
+    };
+    done.unwrap_or_else(|message| {
+        say(&message);
+        ExitCode::FAILURE
+    })
+}
+
+/// To stderr in one write, since containers share it; nobody can be told that stderr is gone.
+fn say(message: &str) {
+    let line = format!("workload[{}]: {message}\n", std::process::id());
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Move ourselves into the cgroup, then become the program that runs in it. Returns only when that fails.
+fn enter(cgroup: &Path, rest: &[String]) -> Result<ExitCode, String> {
+    let procs = cgroup.join("cgroup.procs");
+    let mut file =
+        OpenOptions::new().write(true).open(&procs).map_err(|e| format!("{}: {e}", procs.display()))?;
+    file.write_all(b"0").map_err(|e| format!("cannot join {}: {e}", cgroup.display()))?;
+    let own = env::current_exe().map_err(|e| format!("cannot tell my own path: {e}"))?;
+    let failed = Command::new(&own).args(rest).exec();
+    Err(format!("cannot execute {}: {failed}", own.display()))
+}
+
+/// The name that `ps`, the OOM killer and the recorder show; without it, it is this file's name.
+fn rename(name: Option<&str>) -> Result<(), String> {
+    let Some(name) = name else { return Ok(()) };
+    std::fs::write("/proc/self/comm", name).map_err(|e| format!("cannot take the name {name}: {e}"))
+}
+
+fn play(role: &Role) -> Result<ExitCode, String> {
+    match *role {
+        Role::Steady { bytes, length } => {
+            let held = memory::touched(bytes);
+            say(&format!("steady with {bytes} bytes"));
+            memory::idle(&held, length);
+        }
+        Role::Ramp { bytes, over, after, hold } => {
+            thread::sleep(after);
+            say(&format!("ramp to {bytes} bytes over {} s", over.as_secs_f64()));
+            let held = memory::ramp(bytes, over);
+            say("ramp is at its top");
+            memory::idle(&held, Some(hold));
+        }
+        Role::Blast { bytes, after, hold } => {
+            thread::sleep(after);
+            say(&format!("blast of {bytes} bytes"));
+            let held = memory::touched(bytes);
+            memory::idle(&held, Some(hold));
+        }
+        Role::HogChild { bytes, over, after, linger } => return hog(bytes, over, after, linger),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The container's init: it outlives the child that the kernel kills, as a supervisor or a shell does.
+fn hog(bytes: usize, over: Duration, after: Duration, linger: Duration) -> Result<ExitCode, String> {
+    let held = memory::touched(memory::STEADY_BYTES);
+    say("init is steady");
+    memory::idle(&held, Some(after));
+    let own = env::current_exe().map_err(|e| format!("cannot tell my own path: {e}"))?;
+    let mut child = Command::new(own)
+        .args([
+            "ramp",
+            "--bytes",
+            &bytes.to_string(),
+            "--over",
+            &over.as_secs_f64().to_string(),
+            "--hold",
+            "1",
+        ])
+        .spawn()
+        .map_err(|e| format!("cannot start the child: {e}"))?;
+    say(&format!("child {} ramps", child.id()));
+    let status = child.wait().map_err(|e| format!("cannot wait for the child: {e}"))?;
+    let killed = status.signal() == Some(9);
+    say(&format!("child {} ended: {status}; init lives on for {} s", child.id(), linger.as_secs()));
+    memory::idle(&held, Some(linger));
+    Ok(if killed { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}

@@ -1,0 +1,165 @@
+//! The workload's command line. Must never guess: an unknown or missing word is an error that shows the usage.
+//! Called by `main`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+const USAGE: &str = "usage: workload [--enter CGROUP] ROLE
+  steady    [--bytes N] [--for S]
+  ramp      --bytes N --over S [--after S] [--hold S]
+  blast     --bytes N [--after S] [--hold S]
+  hog-child --bytes N --over S [--after S] [--linger S]
+each takes --name COMM; N takes the suffixes K, M and G; S is in seconds and may have a fraction";
+
+#[derive(Debug, PartialEq)]
+pub enum Role {
+    Steady { bytes: usize, length: Option<Duration> },
+    Ramp { bytes: usize, over: Duration, after: Duration, hold: Duration },
+    Blast { bytes: usize, after: Duration, hold: Duration },
+    HogChild { bytes: usize, over: Duration, after: Duration, linger: Duration },
+}
+
+#[derive(Debug, PartialEq)]
+pub struct Args {
+    /// The cgroup to join first, and the words after it.
+    pub enter: Option<(PathBuf, Vec<String>)>,
+    pub name: Option<String>,
+    pub role: Role,
+}
+
+impl Args {
+    pub fn parse(words: &[String]) -> Result<Self, String> {
+        if let [flag, cgroup, rest @ ..] = words
+            && flag == "--enter"
+        {
+            return Ok(Self { enter: Some((cgroup.into(), rest.to_vec())), ..Self::plain(rest)? });
+        }
+        Self::plain(words)
+    }
+
+    fn plain(words: &[String]) -> Result<Self, String> {
+        let (name, words) = words.split_first().ok_or_else(|| USAGE.to_owned())?;
+        let mut options = Options::read(words)?;
+        let comm = options.take("--name");
+        let second = Duration::from_secs(1);
+        let role = match name.as_str() {
+            "steady" => Role::Steady {
+                bytes: options.bytes()?.unwrap_or(crate::memory::STEADY_BYTES),
+                length: options.seconds("--for")?,
+            },
+            "ramp" => Role::Ramp {
+                bytes: options.bytes()?.ok_or_else(|| missing("--bytes"))?,
+                over: options.seconds("--over")?.ok_or_else(|| missing("--over"))?,
+                after: options.seconds("--after")?.unwrap_or_default(),
+                hold: options.seconds("--hold")?.unwrap_or(second),
+            },
+            "blast" => Role::Blast {
+                bytes: options.bytes()?.ok_or_else(|| missing("--bytes"))?,
+                after: options.seconds("--after")?.unwrap_or_default(),
+                hold: options.seconds("--hold")?.unwrap_or(second),
+            },
+            "hog-child" => Role::HogChild {
+                bytes: options.bytes()?.ok_or_else(|| missing("--bytes"))?,
+                over: options.seconds("--over")?.ok_or_else(|| missing("--over"))?,
+                after: options.seconds("--after")?.unwrap_or_default(),
+                linger: options.seconds("--linger")?.unwrap_or(second),
+            },
+            _ => return Err(format!("no role `{name}`\n{USAGE}")),
+        };
+        options.finish()?;
+        Ok(Self { enter: None, name: comm, role })
+    }
+}
+
+struct Options(Vec<(String, String)>);
+
+impl Options {
+    fn read(words: &[String]) -> Result<Self, String> {
+        let pairs = words.chunks(2).map(|pair| match pair {
+            [name, value] if name.starts_with("--") => Ok((name.clone(), value.clone())),
+            _ => Err(format!("`{}` has no value or is no option\n{USAGE}", pair[0])),
+        });
+        pairs.collect::<Result<_, _>>().map(Self)
+    }
+
+    fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.0.iter().position(|(n, _)| n == name)?;
+        Some(self.0.remove(at).1)
+    }
+
+    fn bytes(&mut self) -> Result<Option<usize>, String> {
+        self.take("--bytes")
+            .map(|v| size(&v).ok_or_else(|| format!("--bytes {v} is no size\n{USAGE}")))
+            .transpose()
+    }
+
+    fn seconds(&mut self, name: &str) -> Result<Option<Duration>, String> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let seconds = value.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+        seconds.map(Some).ok_or_else(|| format!("{name} {value} is no number of seconds\n{USAGE}"))
+    }
+
+    fn finish(self) -> Result<(), String> {
+        self.0
+            .first()
+            .map_or(Ok(()), |(name, _)| Err(format!("{name} is unknown here or given twice\n{USAGE}")))
+    }
+}
+
+fn missing(name: &str) -> String {
+    format!("{name} is missing\n{USAGE}")
+}
+
+fn size(text: &str) -> Option<usize> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'K' => (&text[..text.len() - 1], 10),
+        b'M' => (&text[..text.len() - 1], 20),
+        b'G' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    digits.parse::<usize>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Args, Role};
+    use std::time::Duration;
+
+    fn parse(line: &str) -> Result<Args, String> {
+        Args::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn roles_are_read_with_units_and_defaults() {
+        let ramp = parse("ramp --bytes 64M --over 2.5 --hold 3").expect("a ramp");
+        let over = Duration::from_millis(2500);
+        let hold = Duration::from_secs(3);
+        assert_eq!(ramp.role, Role::Ramp { bytes: 64 << 20, over, after: Duration::ZERO, hold });
+        assert_eq!(ramp.enter, None);
+    }
+
+    #[test]
+    fn enter_keeps_the_words_after_it() {
+        let args = parse("--enter /sys/fs/cgroup/a steady --for 1").expect("a steady");
+        let (cgroup, rest) = args.enter.expect("a cgroup");
+        assert_eq!(cgroup.to_str(), Some("/sys/fs/cgroup/a"));
+        assert_eq!(rest, ["steady", "--for", "1"]);
+    }
+
+    #[test]
+    fn wrong_words_are_refused_with_the_usage() {
+        let wrong = [
+            "",
+            "dance",
+            "ramp --over 1",
+            "ramp --bytes x --over 1",
+            "steady --for -1",
+            "steady --over 1",
+            "blast 7",
+        ];
+        for line in wrong {
+            let message = parse(line).expect_err(line);
+            assert!(message.contains("usage:"), "{line}: {message}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The only place of xtask that reads a clock: deadlines for every wait, and names for output folders.
+//! Must never be used for measuring the product. Called by everything that waits.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the ban keeps the agent on its own clock; xtask is not the agent"
+)]
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// A point in time after which waiting is given up.
+#[derive(Clone, Copy)]
+pub struct Deadline {
+    start: Instant,
+    after: Duration,
+}
+
+impl Deadline {
+    pub fn after(after: Duration) -> Self {
+        Self { start: now(), after }
+    }
+
+    pub fn passed(&self) -> bool {
+        self.start.elapsed() >= self.after
+    }
+}
+
+/// UTC as `20261124T075501Z`, for the names of output folders.
+pub fn stamp() -> String {
+    let secs = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    format_utc(secs)
+}
+
+fn format_utc(secs: u64) -> String {
+    let (days, rest) = (secs / 86_400, secs % 86_400);
+    // Civil date from days, in eras of 400 years that start on 1 March (so that the leap day comes last).
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}{month:02}{day:02}T{:02}{:02}{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::format_utc;
+
+    #[test]
+    fn stamp_counts_leap_days() {
+        assert_eq!(format_utc(0), "19700101T000000Z");
+        assert_eq!(format_utc(951_782_400), "20000229T000000Z");
+        assert_eq!(format_utc(1_798_761_599), "20261231T235959Z");
+    }
+}

@@ -1,0 +1,131 @@
+//! `cargo xtask demo`: from a clone to the report of a real OOM kill, with all set-up on the way.
+//! Must never show anything that the agent did not record: the incident comes from its API, the files from its exporter.
+//! Called by a person and by `test`.
+//!
+//! Plays on this machine's own cgroup v2 where that works, else in the test VM. The part that plays (`demo_play`) is the
+//! same in both; in the VM it is this very program, started from its host path with the output folder shared.
+
+use crate::cgroup;
+use crate::progress::say;
+use crate::vm::Guest;
+use crate::{demo_play, ebpf, paths, scenario};
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const USAGE: &str = "cargo xtask demo [--vm | --host] [--kernel SERIES] [--out DIR]";
+pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// What the demo leaves; also its last line on stdout.
+#[derive(Serialize, Deserialize, Clone)]
+pub struct Outcome {
+    pub incident: String,
+    pub html: PathBuf,
+    pub parquet: PathBuf,
+    pub data: PathBuf,
+    pub summary: String,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Any,
+    Vm,
+    Host,
+}
+
+pub fn verb(args: &[OsString]) -> Result<i32> {
+    let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+    if words.first().is_some_and(|w| w == "--play") {
+        return demo_play::verb(&words[1..]);
+    }
+    let (mut place, mut kernel, mut out) = (Place::Any, crate::kernel::DEFAULT.to_owned(), None);
+    let mut words = words.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        match word {
+            "--vm" => place = Place::Vm,
+            "--host" => place = Place::Host,
+            "--kernel" => words.next().context("--kernel has no value")?.clone_into(&mut kernel),
+            "--out" => out = Some(PathBuf::from(words.next().context("--out has no value")?)),
+            _ => bail!("unknown option `{word}`; usage: {USAGE}"),
+        }
+    }
+    let outcome = run(place, &kernel, out)?;
+    println!("\n{}\n", outcome.summary);
+    println!("report   {}", outcome.html.display());
+    println!("parquet  {}", outcome.parquet.display());
+    println!("data     {}", outcome.data.display());
+    println!("{}", serde_json::to_string(&outcome)?);
+    Ok(0)
+}
+
+/// The demo in the test VM, for `test`.
+pub fn in_vm(kernel: &str) -> Result<Outcome> {
+    run(Place::Vm, kernel, None)
+}
+
+fn run(place: Place, kernel: &str, out: Option<PathBuf>) -> Result<Outcome> {
+    let usable = cgroup::usable(Path::new(CGROUP_ROOT));
+    let on_host = match (place, usable) {
+        (Place::Vm, _) => false,
+        (Place::Host, usable) => usable.map(|()| true).context("--host: not on this machine")?,
+        (Place::Any, Ok(())) => {
+            say("demo: playing on this machine's own cgroup v2");
+            true
+        }
+        (Place::Any, Err(why)) => {
+            say(&format!("demo: not on this machine's own cgroups, since {why:#}; using the test VM"));
+            false
+        }
+    };
+    if !on_host {
+        // First, so that a machine that lacks something says so before minutes of compiling.
+        crate::setup::vm()?;
+    }
+    let programs = build()?;
+    let out = out.unwrap_or_else(|| paths::target().join("demo").join(crate::clock::stamp()));
+    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    let out = out.canonicalize().with_context(|| format!("no folder {}", out.display()))?;
+    if on_host {
+        return demo_play::play(&out, &programs.agent, &programs.workload);
+    }
+    let own = std::env::current_exe().context("cannot tell my own path")?;
+    let words: [OsString; 6] = [
+        own.into(),
+        "demo".into(),
+        "--play".into(),
+        out.clone().into(),
+        programs.agent.into(),
+        programs.workload.into(),
+    ];
+    let mut guest = Guest::new(words.to_vec())?;
+    kernel.clone_into(&mut guest.series);
+    guest.timeout = Duration::from_mins(6);
+    guest.out = Some(out.clone());
+    // The outcome comes by file; the guest's stdout must not mix with ours, whose last line is promised.
+    let code = guest.run_with(&mut std::io::stderr(), &mut std::io::stderr())?;
+    if code != 0 {
+        bail!(
+            "the demo failed in the test VM (exit code {code}); what there is of it is in {}",
+            out.display()
+        );
+    }
+    let path = out.join(demo_play::OUTCOME);
+    let text = fs::read_to_string(&path).with_context(|| format!("the guest left no {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not what it should be", path.display()))
+}
+
+struct Programs {
+    agent: PathBuf,
+    workload: PathBuf,
+}
+
+/// Kernel programs first, since the agent embeds them. A debug agent: it is built in a fraction of the time.
+fn build() -> Result<Programs> {
+    ebpf::build()?;
+    let built = ebpf::cargo_build("the agent", &["-p", "fgm", "--bin", "fgm"])?;
+    let agent = built.into_iter().find(|p| p.ends_with("fgm")).context("cargo built no fgm")?;
+    Ok(Programs { agent, workload: scenario::workload()? })
+}

@@ -1,0 +1,241 @@
+//! Test kernels: Debian's cloud kernels, fetched by series through a private apt state and kept in the cache.
+//! Must never touch the machine's own apt lists, sources or packages. Called by `vm`.
+
+use crate::child::{TempDir, output, run, shown, tool};
+use crate::clock::Deadline;
+use crate::progress::Step;
+use crate::{initrd, paths};
+use anyhow::{Context as _, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// The series that we test, oldest first.
+pub const SERIES: &[&str] = &["6.1", "6.12", "6.18", "7.3"];
+pub const DEFAULT: &str = "6.12";
+
+/// Where the machine's own apt knows no Debian archive (Ubuntu); Debian's public name, `FGM_DEBIAN_MIRROR` goes before it.
+const PUBLIC_ARCHIVE: &str = "";
+
+/// A kernel that is ready to boot.
+pub struct Kernel {
+    pub image: PathBuf,
+    pub initrd: PathBuf,
+    /// `lib/modules/<version>` as a host path; the guest binds it over its own.
+    pub modules: PathBuf,
+}
+
+/// Suites to look into for a series. Old kernels leave the archive, so a series may be found in a later one only.
+fn suites(series: &str) -> &'static [&'static str] {
+    match series {
+        "6.1" => &["bookworm"],
+        "6.12" => &["bookworm-backports", "trixie"],
+        _ => &["trixie-backports", "forky", "sid"],
+    }
+}
+
+/// The kernel of a series, fetched unless the cache has it.
+pub fn ready(series: &str) -> Result<Kernel> {
+    if !series.split('.').all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit())) {
+        bail!("`{series}` is no kernel series; tested are {}", SERIES.join(", "));
+    }
+    let dir = paths::cache()?.join("kernels").join(series);
+    if !dir.join("version").exists() {
+        fetch(series, &dir)?;
+    }
+    let read = fs::read_to_string(dir.join("version"));
+    let version = read.with_context(|| format!("cannot read {}/version", dir.display()))?.trim().to_owned();
+    let modules = dir.join("usr/lib/modules").join(&version);
+    let initrd = initrd::ready(&dir, &version)?;
+    Ok(Kernel { image: modules.join("vmlinuz"), initrd, modules })
+}
+
+fn fetch(series: &str, dir: &Path) -> Result<()> {
+    let step = Step::begin(format!("fetching a Debian cloud kernel of series {series}"));
+    let parent = dir.parent().context("the kernel cache has no parent folder")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    let mut misses = Vec::new();
+    for suite in suites(series) {
+        let state = TempDir::new("apt")?;
+        let apt = PrivateApt::new(state.path(), suite)?;
+        let found = apt.update().and_then(|()| apt.newest(series));
+        let version = match found {
+            Ok(Some(version)) => version,
+            Ok(None) => {
+                misses.push(format!("{suite}: lists no linux-image-{series}.*-cloud-amd64"));
+                continue;
+            }
+            Err(e) => {
+                misses.push(format!("{suite}: {e:#}"));
+                continue;
+            }
+        };
+        // Unpacked beside its place and renamed in, so that an interrupted fetch is never taken for a kernel.
+        let fresh = parent.join(format!(".{series}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&fresh);
+        apt.unpack(&version, &fresh)?;
+        arrange(&version, &fresh)?;
+        if fs::rename(&fresh, dir).is_err() {
+            // Another run was faster, or an old incomplete folder is in the way.
+            if !dir.join("version").exists() {
+                fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+                fs::rename(&fresh, dir).with_context(|| format!("cannot create {}", dir.display()))?;
+            }
+            let _ = fs::remove_dir_all(&fresh);
+        }
+        step.done(&format!("{version} from {suite}"));
+        return Ok(());
+    }
+    bail!(
+        "no kernel of series {series} to be had:\n  {}\nFGM_DEBIAN_MIRROR names another Debian archive",
+        misses.join("\n  ")
+    )
+}
+
+/// Put image, configuration and modules where `ready` and `modprobe -d` look for them, `version` last.
+fn arrange(version: &str, dir: &Path) -> Result<()> {
+    let modules = dir.join("usr/lib/modules").join(version);
+    let old = dir.join("lib/modules");
+    if old.is_dir() && !modules.is_dir() {
+        fs::create_dir_all(dir.join("usr/lib"))?;
+        fs::rename(&old, dir.join("usr/lib/modules")).context("cannot move the kernel's modules")?;
+    }
+    for name in ["vmlinuz", "config"] {
+        let (at, from) = (modules.join(name), dir.join("boot").join(format!("{name}-{version}")));
+        if !at.exists() {
+            fs::copy(&from, &at).with_context(|| format!("the kernel package lacks {}", from.display()))?;
+        }
+    }
+    let depmod = paths::which("depmod").context("depmod is not there (package kmod)")?;
+    run(tool(depmod).arg("-b").arg(dir.join("usr")).arg(version))?;
+    fs::write(dir.join("version"), version).context("cannot write the kernel's version file")
+}
+
+/// An apt whose sources, lists, cache and dpkg status are all in one folder of ours.
+struct PrivateApt {
+    state: PathBuf,
+}
+
+impl PrivateApt {
+    fn new(state: &Path, suite: &str) -> Result<Self> {
+        for folder in
+            ["lists/partial", "cache/archives/partial", "etc/preferences.d", "etc/apt.conf.d", "debs"]
+        {
+            fs::create_dir_all(state.join(folder))?;
+        }
+        fs::write(state.join("status"), "")?;
+        let keyring = ["gpg", "pgp"]
+            .map(|e| format!("/usr/share/keyrings/debian-archive-keyring.{e}"))
+            .into_iter()
+            .find(|p| Path::new(p).exists())
+            .context("no Debian archive keyring (package debian-archive-keyring)")?;
+        let source = format!("deb [arch=amd64 signed-by={keyring}] {} {suite} main\n", archive());
+        fs::write(state.join("etc/sources.list"), source)?;
+        Ok(Self { state: state.to_path_buf() })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let at = |name: &str| self.state.join(name).display().to_string();
+        let mut c = tool(program);
+        for option in [
+            format!("Dir::Etc={}", at("etc")),
+            format!("Dir::Etc::sourcelist={}", at("etc/sources.list")),
+            "Dir::Etc::sourceparts=/dev/null".into(),
+            format!("Dir::State={}", self.state.display()),
+            format!("Dir::State::lists={}", at("lists")),
+            format!("Dir::State::status={}", at("status")),
+            format!("Dir::Cache={}", at("cache")),
+            "APT::Architecture=amd64".into(),
+            "APT::Sandbox::User=root".into(),
+            "Acquire::Languages=none".into(),
+            "Acquire::Retries=3".into(),
+        ] {
+            c.arg("-o").arg(option);
+        }
+        c
+    }
+
+    fn update(&self) -> Result<()> {
+        bounded(self.command("apt-get").args(["-qq", "update"]), Duration::from_mins(5))
+    }
+
+    fn newest(&self, series: &str) -> Result<Option<String>> {
+        let prefix = format!("linux-image-{series}.");
+        let names = output(self.command("apt-cache").args(["pkgnames", &prefix]))?;
+        Ok(newest_of(&names))
+    }
+
+    /// The image and, from 6.17 on, the packages that its files were split into.
+    fn unpack(&self, version: &str, into: &Path) -> Result<()> {
+        let names = output(self.command("apt-cache").arg("pkgnames"))?;
+        let wanted: Vec<String> = ["image", "binary", "modules", "base"]
+            .map(|part| format!("linux-{part}-{version}"))
+            .into_iter()
+            .filter(|name| names.lines().any(|l| l == name))
+            .collect();
+        let debs = self.state.join("debs");
+        let mut download = self.command("apt-get");
+        download.args(["-qq", "download"]).args(&wanted).current_dir(&debs);
+        bounded(&mut download, Duration::from_mins(10))?;
+        for deb in fs::read_dir(&debs)?.flatten() {
+            run(tool("dpkg-deb").arg("-x").arg(deb.path()).arg(into))?;
+        }
+        Ok(())
+    }
+}
+
+/// Of package names, the version of the newest ordinary cloud image (`-rt-`, `-dbg` and unsigned ones are not).
+fn newest_of(names: &str) -> Option<String> {
+    let version = |name: &str| Some(name.trim().strip_prefix("linux-image-")?.to_owned());
+    names
+        .lines()
+        .filter(|n| n.ends_with("-cloud-amd64") && !n.contains("-rt-"))
+        .filter_map(version)
+        .max_by_key(|v| numbers(v))
+}
+
+/// `6.12.90+deb12.1-cloud-amd64` as the numbers in it, which compare as versions do.
+fn numbers(version: &str) -> Vec<u64> {
+    version.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
+}
+
+/// The Debian archive that the machine itself uses, so that a company's mirror is honoured.
+fn archive() -> String {
+    if let Ok(set) = std::env::var("FGM_DEBIAN_MIRROR") {
+        return set;
+    }
+    let targets = output(tool("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]));
+    let own = targets.unwrap_or_default();
+    let own = own.lines().map(|l| l.trim().trim_end_matches('/')).find(|l| l.ends_with("/debian"));
+    own.unwrap_or(PUBLIC_ARCHIVE).to_owned()
+}
+
+fn bounded(command: &mut Command, limit: Duration) -> Result<()> {
+    let log = TempDir::new("log")?;
+    let path = log.path().join("out");
+    let file = fs::File::create(&path)?;
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    let child =
+        command.spawn().with_context(|| format!("cannot start `{}`", command.get_program().display()))?;
+    let mut child = crate::child::Reaped(child);
+    match crate::child::wait_until(&mut child.0, Deadline::after(limit))? {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => bail!("{} failed: {status}\n{}", shown(command), crate::child::tail(&path, 20)),
+        None => bail!("{} was ended after {} s", shown(command), limit.as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::newest_of;
+
+    #[test]
+    fn newest_compares_numbers_not_text() {
+        let names = "linux-image-6.12.9+bpo-cloud-amd64\nlinux-image-6.12.90+deb12.1-cloud-amd64\n\
+                     linux-image-6.12.90+deb12.1-cloud-amd64-unsigned\nlinux-image-6.12.95-rt-cloud-amd64\n\
+                     linux-image-6.12.99-amd64\nlinux-image-6.12.90+deb12.1-cloud-amd64-dbg";
+        assert_eq!(newest_of(names).as_deref(), Some("6.12.90+deb12.1-cloud-amd64"));
+        assert_eq!(newest_of(""), None);
+    }
+}

@@ -1,0 +1,306 @@
+//! `cargo xtask test` and `ci`: every test of the repository in groups, and one line that sums them up.
+//! Must never call a group passed of which nothing ran. Called by a person and by `.ci/run`.
+
+use crate::child::{self, Reaped, tool};
+use crate::clock::Deadline;
+use crate::demo::{self, Outcome};
+use crate::progress::{quiet, say};
+use crate::setup::{self, Check, Need};
+use crate::tally::{self, Tally};
+use crate::vm::Guest;
+use crate::{ebpf, kernel, paths, scenario};
+use anyhow::{Context as _, Result, bail};
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
+
+/// Kernels of an ordinary run: the oldest that we support in full, and Debian's current one.
+const KERNELS: &[&str] = &["6.12", "6.1"];
+/// Compiling everything on two cores takes 5-8 minutes; the tests themselves take one.
+const WORKSPACE: Duration = Duration::from_mins(25);
+const KERNEL: Duration = Duration::from_mins(10);
+const OTHER: Duration = Duration::from_mins(5);
+
+const CHROMIUMS: &[&str] = &[
+    "/usr/bin/chromium",
+    "/usr/bin/chromium-browser",
+    "/usr/bin/google-chrome-stable",
+    "/usr/bin/google-chrome",
+];
+const BROWSER: &[Need] = &[
+    Need { package: "nodejs", why: "builds and tests the report", check: Check::Program("node") },
+    Need { package: "npm", why: "fetches the report's libraries", check: Check::Program("npm") },
+    Need {
+        package: "chromium",
+        why: "opens the report in the browser test",
+        check: Check::AnyFile(CHROMIUMS),
+    },
+];
+const PYTHON: Need = Need {
+    package: "python3",
+    why: "reads our Parquet with DuckDB and pyarrow",
+    check: Check::Program("python3"),
+};
+const VENV: Need =
+    Need { package: "python3-venv", why: "keeps DuckDB and pyarrow in target/venv", check: Check::Package };
+
+/// What one run is made of.
+struct Suite {
+    kernels: Vec<String>,
+    groups: Vec<(String, Tally)>,
+}
+
+pub fn test(args: &[OsString]) -> Result<i32> {
+    const USAGE: &str = "cargo xtask test [--long] [--kernels 6.12,6.1]";
+    let mut kernels: Vec<String> = KERNELS.iter().map(|k| (*k).to_owned()).collect();
+    let mut args = args.iter().map(|a| a.to_string_lossy().into_owned());
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--long" => kernels = kernel::SERIES.iter().rev().map(|k| (*k).to_owned()).collect(),
+            "--kernels" => {
+                let list = args.next().context("--kernels has no value")?;
+                kernels = list.split(',').map(|k| k.trim().to_owned()).filter(|k| !k.is_empty()).collect();
+            }
+            _ => bail!("unknown option `{arg}`; usage: {USAGE}"),
+        }
+    }
+    if kernels.is_empty() {
+        bail!("--kernels names none; usage: {USAGE}");
+    }
+    // All set-up first: a machine that lacks something says so before minutes of compiling.
+    setup::vm()?;
+    setup::ensure(BROWSER)?;
+    setup::ensure(&[PYTHON])?;
+    ebpf::build()?;
+
+    let mut suite = Suite { kernels, groups: Vec::new() };
+    suite.group("workspace", workspace);
+    for series in suite.kernels.clone() {
+        suite.group(&format!("kernel {series}"), || kernel_tests(&series));
+    }
+    let mut outcome = None;
+    let demo_kernel = suite.kernels[0].clone();
+    suite.group("demo", || {
+        outcome = Some(demo::in_vm(&demo_kernel)?);
+        Ok(Tally::PASSED)
+    });
+    suite.group("interop", || interop(outcome.as_ref().context("there is no demo to read")?));
+    suite.group("browser", || browser(outcome.as_ref().context("there is no demo to look at")?));
+    Ok(suite.finish())
+}
+
+/// What to run before each commit: no VM, no network once things are built.
+pub fn ci() -> i32 {
+    let mut suite = Suite { kernels: Vec::new(), groups: Vec::new() };
+    let ebpf_manifest = paths::root().join("agent-ebpf/Cargo.toml");
+    suite.group("format", || {
+        child::run(child::cargo().args(["fmt", "--all", "--check"]))?;
+        child::run(child::cargo().args(["fmt", "--check", "--manifest-path"]).arg(&ebpf_manifest))?;
+        Ok(Tally::PASSED)
+    });
+    suite.group("clippy", || {
+        child::run(child::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+        Ok(Tally::PASSED)
+    });
+    suite.group("workspace", workspace);
+    suite.finish()
+}
+
+impl Suite {
+    fn group(&mut self, name: &str, run: impl FnOnce() -> Result<Tally>) {
+        say(&format!("\n── {name}"));
+        let tally = run().unwrap_or_else(|e| {
+            say(&format!("{name}: {e:#}"));
+            Tally::FAILED
+        });
+        if !tally.good() && tally.failed == 0 {
+            say(&format!("{name}: nothing of this group ran, which counts as a failure"));
+            self.groups.push((name.to_owned(), Tally { failed: 1, ..tally }));
+        } else {
+            self.groups.push((name.to_owned(), tally));
+        }
+    }
+
+    /// The summary; its last line is the sum, alone on its line.
+    fn finish(self) -> i32 {
+        let mut sum = Tally::default();
+        println!();
+        for (name, tally) in &self.groups {
+            println!("{} {name:16} {tally}", if tally.good() { "✓" } else { "✗" });
+            sum += *tally;
+        }
+        println!("{sum}");
+        i32::from(!self.groups.iter().all(|(_, t)| t.good()))
+    }
+}
+
+/// Unit, property, integration and repository-rule tests of all crates.
+fn workspace() -> Result<Tally> {
+    let mut c = child::cargo();
+    c.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
+    let (status, text) = shown(&mut c, WORKSPACE)?;
+    settle(status, tally::libtest(&text))
+}
+
+/// The agent's kernel tests, built here and run in the test VM.
+fn kernel_tests(series: &str) -> Result<Tally> {
+    let mut c = child::cargo();
+    c.args([
+        "test",
+        "-p",
+        "fgm",
+        "--test",
+        "kernel",
+        "--no-run",
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
+    let built = ebpf::executables(&mut c)?;
+    let is_test = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("kernel-"));
+    let binary = built.into_iter().find(is_test).context("cargo built no kernel test")?;
+    let mut command: Vec<OsString> = vec!["env".into()];
+    command.push([OsString::from("FGM_WORKLOAD="), scenario::workload()?.into()].into_iter().collect());
+    command.push(binary.into());
+    command.extend(["--test-threads=1", "--show-output"].map(OsString::from));
+    let mut guest = Guest::new(command)?;
+    series.clone_into(&mut guest.series);
+    guest.timeout = KERNEL;
+    guest.cwd = paths::root().join("agent");
+    let mut copy = Copy { bytes: Vec::new() };
+    let code = guest.run_with(&mut copy, &mut std::io::stderr())?;
+    let tally = tally::libtest(&String::from_utf8_lossy(&copy.bytes));
+    if code != 0 && tally.failed == 0 {
+        say(&format!("kernel {series}: the guest ended with exit code {code}"));
+        return Ok(Tally { failed: 1, ..tally });
+    }
+    Ok(tally)
+}
+
+/// The demo's Parquet, read by engines that have nothing of ours.
+fn interop(demo: &Outcome) -> Result<Tally> {
+    let folder = paths::root().join("tests/interop");
+    let python = venv(&folder)?;
+    let mut c = tool(python);
+    c.arg(folder.join("check.py")).arg(&demo.parquet).arg(&demo.data);
+    let (status, text) = shown(&mut c, OTHER)?;
+    settle(status, tally::own(&text).unwrap_or(if status.success() { Tally::PASSED } else { Tally::FAILED }))
+}
+
+/// A virtual environment with what `requirements.txt` names, made anew when that file changes.
+fn venv(folder: &Path) -> Result<PathBuf> {
+    let venv = paths::target().join("venv");
+    let python = venv.join("bin/python");
+    let file = folder.join("requirements.txt");
+    let wanted = fs::read_to_string(&file).unwrap_or_else(|_| "duckdb\npyarrow\n".to_owned());
+    let stamp = venv.join("fgm-requirements");
+    if python.exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
+        return Ok(python);
+    }
+    let _ = fs::remove_dir_all(&venv);
+    let make = || {
+        let mut c = tool("python3");
+        c.args(["-m", "venv"]).arg(&venv);
+        c
+    };
+    // Debian's python3 has venv but not the ensurepip that it needs; its package python3-venv has.
+    if let Err(e) = quiet("making a Python environment", "venv", OTHER, &mut make()) {
+        if !setup::has_apt() {
+            return Err(e);
+        }
+        let _ = fs::remove_dir_all(&venv);
+        setup::ensure(&[VENV])?;
+        quiet("making a Python environment", "venv", OTHER, &mut make())?;
+    }
+    let mut c = tool(&python);
+    c.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"]);
+    c.args(wanted.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')));
+    quiet("installing DuckDB and pyarrow from PyPI", "pip", Duration::from_mins(10), &mut c)?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
+    Ok(python)
+}
+
+/// The report's own tests, with the demo's report opened in a browser.
+fn browser(demo: &Outcome) -> Result<Tally> {
+    let folder = paths::root().join("static");
+    let lock = folder.join("package-lock.json");
+    let wanted = fs::read_to_string(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
+    let stamp = folder.join("node_modules/.fgm-lock");
+    if fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
+        say("✓ the report's libraries are there");
+    } else {
+        let mut c = tool("npm");
+        c.current_dir(&folder).args(["ci", "--no-audit", "--no-fund"]);
+        quiet("fetching the report's libraries", "npm-ci", Duration::from_mins(10), &mut c)?;
+        fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
+    }
+    let chromium = CHROMIUMS.iter().find(|p| Path::new(p).exists()).context("no chromium")?;
+    let mut c = tool("npm");
+    c.current_dir(&folder).arg("test").env("CHROMIUM", chromium).env("FGM_REPORT", &demo.html);
+    c.env("FGM_SHOTS", paths::target().join("shots")).env("CI", "true");
+    let (status, text) = shown(&mut c, OTHER)?;
+    settle(status, tally::node(&text))
+}
+
+/// A runner that failed without a failed test (it did not compile, it crashed) is a failure too.
+fn settle(status: ExitStatus, tally: Tally) -> Result<Tally> {
+    if !status.success() && tally.failed == 0 {
+        if tally == Tally::default() {
+            bail!("{status}");
+        }
+        say(&format!("the runner ended with {status}"));
+        return Ok(Tally { failed: 1, ..tally });
+    }
+    Ok(tally)
+}
+
+/// Run with output shown and kept, at most so long.
+fn shown(command: &mut Command, limit: Duration) -> Result<(ExitStatus, String)> {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut child = Reaped(child.with_context(|| format!("cannot start `{}`", child::shown(command)))?);
+    let stdout = child.0.stdout.take().context("a pipe that was asked for is not there")?;
+    let reader = thread::spawn(move || {
+        let mut text = String::new();
+        let mut lines = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            let _ = std::io::stdout().write_all(&line);
+            text.push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+        text
+    });
+    let Some(status) = child::wait_until(&mut child.0, Deadline::after(limit))? else {
+        bail!("`{}` was ended after {} s", child::shown(command), limit.as_secs());
+    };
+    // A grandchild that keeps the pipe open must not hold us: what it wrote so far is what counts.
+    let deadline = Deadline::after(Duration::from_secs(10));
+    while !reader.is_finished() && !deadline.passed() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    if !reader.is_finished() {
+        bail!("`{}` left a process behind that holds its output open", child::shown(command));
+    }
+    let text = reader.join().ok().context("reading a child's output failed")?;
+    Ok((status, text))
+}
+
+/// Passes on to stdout and keeps a copy.
+struct Copy {
+    bytes: Vec<u8>,
+}
+
+impl std::io::Write for Copy {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        std::io::stdout().write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stdout().flush()
+    }
+}
