@@ -128,10 +128,17 @@ impl Story {
         open.deadline_ns = (event.ktime_ns + window_ns).min(first + LONGEST * window_ns);
         open.incident.window.to_us =
             open.incident.ts_us + i64::try_from((open.deadline_ns - first) / 1000).unwrap_or(0);
-        let known = |v: &Victim| v.ktime_ns == event.ktime_ns && v.pid == kill.victim.pid;
-        if open.incident.victims.len() >= MAX_VICTIMS {
+        // A group kill marks its first victim again, by another thread of it: one process, one victim.
+        let known = |v: &Victim| {
+            v.pid == kill.victim.pid
+                && v.cgroup_id == kill.victim.cgroup_id.map(|c| c.0)
+                && (v.pid.is_some() || v.ktime_ns == event.ktime_ns)
+        };
+        if open.incident.victims.iter().any(known) {
+            // counted already
+        } else if open.incident.victims.len() >= MAX_VICTIMS {
             open.more_victims += 1;
-        } else if !open.incident.victims.iter().any(known) {
+        } else {
             open.incident.victims.push(Victim {
                 pid: kill.victim.pid,
                 comm: Some(kill.victim.comm.clone()),
@@ -338,6 +345,14 @@ mod tests {
         assert_eq!(c.exit, Some(ExitStatus { code: None, signal: Some(9) }));
         assert!(c.summary.contains("signal 9"), "{}", c.summary);
         assert!(!story.is_open(CgroupId(7)));
+    }
+
+    #[test]
+    fn a_process_marked_twice_is_one_victim() {
+        let mut story = Story::new(names(), 10 * S);
+        story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence());
+        let again = story.oom_kill(&owner(), &event(100 * S + 5), &kill(42, 42), evidence());
+        assert_eq!((again.victims.len(), again.events.len()), (1, 2));
     }
 
     #[test]

@@ -346,23 +346,33 @@ impl Agent {
         self.get_ok(&format!("/api/export?incident={incident}&format={format}"))
     }
 
+    pub fn incidents(&self) -> Vec<Value> {
+        let all: Value = serde_json::from_slice(&self.get_ok("/api/incidents")).expect("JSON");
+        all["incidents"].as_array().expect("a list").clone()
+    }
+
     /// The newest incident, as soon as there is one.
     pub fn incident(&self, limit: Duration) -> Value {
-        self.newest_incident(limit, |_| true)
+        self.find_incident(limit, |_| true)
     }
 
-    /// The newest incident, once it is closed.
+    /// The newest incident that is closed.
     pub fn closed_incident(&self, limit: Duration) -> Value {
-        self.newest_incident(limit, |i| i["closed"] == true)
+        self.find_incident(limit, |i| i["closed"] == true)
     }
 
-    fn newest_incident(&self, limit: Duration, good: impl Fn(&Value) -> bool) -> Value {
-        let mut found = Value::Null;
+    /// A container's incident, once it is closed.
+    pub fn closed_incident_of(&self, container: &Cgroup, limit: Duration) -> Value {
+        self.find_incident(limit, |i| i["closed"] == true && i["container_id"] == container.container_id.as_str())
+    }
+
+    fn find_incident(&self, limit: Duration, good: impl Fn(&Value) -> bool) -> Value {
+        let mut found = None;
         wait("an incident", limit, || {
-            let all: Value = serde_json::from_slice(&self.get_ok("/api/incidents")).expect("JSON");
-            found = all["incidents"][0].clone();
-            !found.is_null() && good(&found)
+            found = self.incidents().into_iter().find(|i| good(i));
+            found.is_some()
         });
+        let found = found.expect("found");
         println!("{found}");
         found
     }
@@ -415,6 +425,7 @@ impl Agent {
     pub fn kill_and_restart(mut self) -> Self {
         self.process.kill().expect("SIGKILL");
         self.process.wait().expect("wait");
+        println!("{:?}", Command::new("find").arg(&self.dir).output().map(|o| String::from_utf8_lossy(&o.stdout).into_owned()));
         self.handed_over = true;
         Self::run(self.dir.clone(), self.prefix.clone())
     }
