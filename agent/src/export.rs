@@ -25,7 +25,8 @@ use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::fmt::Write as _;
+use std::io;
 use std::sync::Arc;
 
 /// Bytes of one answer. It is made in memory, so that an error can still be an error.
@@ -41,8 +42,25 @@ const MAX_UNREADABLE: usize = 16;
 
 /// The columns that say which row it is; with `metrics` these stay.
 const ALWAYS: [&str; 19] = [
-    "ts", "ktime_ns", "cluster", "node", "boot_id", "scope", "pod_uid", "container_id", "qos", "cgroup_id",
-    "parent_cgroup_id", "cgroup_path", "namespace", "pod", "container", "cause", "period_ms", "burst_id", "files_read",
+    "ts",
+    "ktime_ns",
+    "cluster",
+    "node",
+    "boot_id",
+    "scope",
+    "pod_uid",
+    "container_id",
+    "qos",
+    "cgroup_id",
+    "parent_cgroup_id",
+    "cgroup_path",
+    "namespace",
+    "pod",
+    "container",
+    "cause",
+    "period_ms",
+    "burst_id",
+    "files_read",
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +141,11 @@ pub fn export(mut evidence: Evidence, selection: &Selection) -> Result<Exported,
                     if s.path == path {
                         let name = path.file_name().unwrap_or_default().to_string_lossy();
                         let reason = format!("unreadable segment {name}");
-                        evidence.view.lost.push(Lost { table: s.table.as_str().into(), reason, rows: s.rows });
+                        evidence.view.lost.push(Lost {
+                            table: s.table.as_str().into(),
+                            reason,
+                            rows: s.rows,
+                        });
                     }
                     s.path != path
                 });
@@ -157,12 +179,15 @@ impl From<QueryError> for Failure {
 
 fn of_query(error: QueryError) -> Problem {
     match error {
-        QueryError::TooMany { asked, limit, .. } => Problem::too_large("export.max_rows", limit, asked, NARROW),
+        QueryError::TooMany { asked, limit, .. } => {
+            Problem::too_large("export.max_rows", limit, asked, NARROW)
+        }
         other => Problem::internal(other),
     }
 }
 
-const NARROW: &str = "a shorter range, fewer containers (namespace=, containers=), or raise the limit in agent.toml";
+const NARROW: &str =
+    "a shorter range, fewer containers (namespace=, containers=), or raise the limit in agent.toml";
 
 fn attempt(evidence: &Evidence, selection: &Selection) -> Result<Exported, Failure> {
     let found = find_rows(evidence, &selection.rows)?;
@@ -181,24 +206,26 @@ fn attempt(evidence: &Evidence, selection: &Selection) -> Result<Exported, Failu
             if selection.format == Format::Parquet {
                 parquet
             } else {
-                let hash = Sha256::digest(&parquet);
-                let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
-                let data = document.into_report(evidence.now_us, &hash);
+                let data = document.into_report(evidence.now_us, &sha256(&parquet));
                 report::render(report::TEMPLATE, &data, &parquet).map_err(Problem::internal)?
             }
         }
         Format::Csv => {
             let mut sink = Bounded::new(MAX_BYTES);
             let mut writer = arrow::csv::Writer::new(&mut sink);
-            let result = each_chunk(&found.plan, names, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()));
+            let result = each_chunk(&found.plan, names, |rows| {
+                writer.write(&for_text(rows)?).map_err(|e| e.to_string())
+            });
             drop(writer);
             sink.into_inner(result)?
         }
         Format::Json => {
             let mut sink = Bounded::new(MAX_BYTES);
             let mut writer = arrow::json::ArrayWriter::new(&mut sink);
-            let result = each_chunk(&found.plan, names, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()))
-                .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
+            let result = each_chunk(&found.plan, names, |rows| {
+                writer.write(&for_text(rows)?).map_err(|e| e.to_string())
+            })
+            .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
             drop(writer);
             sink.into_inner(result)?
         }
@@ -206,9 +233,18 @@ fn attempt(evidence: &Evidence, selection: &Selection) -> Result<Exported, Failu
     Ok(Exported { bytes, format: selection.format, file_name })
 }
 
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, b| {
+        let _ = write!(hex, "{b:02x}");
+        hex
+    })
+}
+
 /// Ids hold node names: only what is safe in a file name and in a header stays.
 fn file_stem(id: &str) -> String {
-    id.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).collect()
+    id.chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' })
+        .collect()
 }
 
 fn columns(selection: &Selection) -> Option<Vec<&str>> {
@@ -311,7 +347,9 @@ fn labelled(incidents: &[Incident], labels: &[(String, String)]) -> BTreeSet<Str
         let Some(has) = &incident.labels else { continue };
         if !labels.is_empty() && labels.iter().all(|(k, v)| has.get(k) == Some(v)) {
             pods.extend(incident.pod_uid.clone());
-            pods.extend(incident.namespace.as_ref().zip(incident.pod.as_ref()).map(|(n, p)| format!("{n}/{p}")));
+            pods.extend(
+                incident.namespace.as_ref().zip(incident.pod.as_ref()).map(|(n, p)| format!("{n}/{p}")),
+            );
         }
     }
     pods
@@ -434,8 +472,8 @@ fn parquet(
     let containers = plan.keys().len() as u64;
     let schema = query::projection(Table::Samples, columns);
     let mut encode = || -> Result<(), Failure> {
-        let mut encoder =
-            Encoder::new(&mut sink, &schema, (containers, containers), &document.metadata()).map_err(Problem::internal)?;
+        let mut encoder = Encoder::new(&mut sink, &schema, (containers, containers), &document.metadata())
+            .map_err(Problem::internal)?;
         each_chunk(plan, columns, |rows| encoder.write(rows).map_err(|e| e.to_string()))?;
         encoder.close().map_err(Problem::internal)?;
         Ok(())
@@ -459,14 +497,15 @@ impl Bounded {
     /// The bytes, or the reason why there are none.
     fn into_inner(self, result: Result<(), Failure>) -> Result<Vec<u8>, Failure> {
         if self.is_over {
-            let narrow = "a shorter range, fewer containers or metrics, or format=parquet, which is the smallest";
+            let narrow =
+                "a shorter range, fewer containers or metrics, or format=parquet, which is the smallest";
             return Err(Problem::too_large("bytes of an export", self.limit, self.limit + 1, narrow).into());
         }
         result.map(|()| self.bytes)
     }
 }
 
-impl Write for Bounded {
+impl io::Write for Bounded {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         if (self.bytes.len() + buf.len()) as u64 > self.limit {
             self.is_over = true;

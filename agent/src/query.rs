@@ -246,7 +246,9 @@ fn keys_of_batch(
         }
         let row = first_row + i;
         match runs.last_mut() {
-            Some(r) if r.source == source && r.rows.end == row && r.key.cgroup_id == cgroup_id => r.rows.end += 1,
+            Some(r) if r.source == source && r.rows.end == row && r.key.cgroup_id == cgroup_id => {
+                r.rows.end += 1;
+            }
             _ => runs.push(Run { key: Key { cgroup_id, boot: boot.clone() }, source, rows: row..row + 1 }),
         }
     }
