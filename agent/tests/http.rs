@@ -11,12 +11,15 @@ use bytes::Bytes;
 use fgm::config::Config;
 use fgm::incident::Incident;
 use fgm::names::Table;
+use fgm::segment::{Disk, Io};
 use fgm::store::{Store, Writer};
 use fgm::viewer::{self, App, ServeError, Source};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rows::{BOOT_ID, KILL_US};
 use serde_json::{Value, json};
+use std::fs::File;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -165,6 +168,40 @@ fn status_has_the_agent_and_the_store() {
     assert_eq!(status["store"]["files"], 4);
     assert_eq!(status["store"]["bytes"], s.store.total_bytes());
     assert_eq!(status["degraded"], Value::Null);
+}
+
+/// Every new file is `/dev/full`.
+struct FullDisk;
+
+impl Io for FullDisk {
+    fn create(&self, _: &Path) -> std::io::Result<File> {
+        File::options().write(true).open("/dev/full")
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        Disk.rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> std::io::Result<()> {
+        Disk.sync_dir(dir)
+    }
+}
+
+#[test]
+fn a_full_disk_shows_in_status_and_metrics_and_the_rows_in_exports() {
+    let mut s = setup();
+    s.writer = Arc::new(Writer::start_on(s.store.clone(), BOOT_ID, Arc::new(FullDisk)).expect("starts"));
+    s.seal_all();
+    let router = s.router(Agent::default());
+    let status = get_json(&router, "/api/status");
+    assert!(
+        status["degraded"].as_str().is_some_and(|d| d.contains("No space left") && d.contains("free space"))
+    );
+    let metrics = String::from_utf8(ask(&router, "/metrics").2.to_vec()).expect("text");
+    assert!(metrics.contains("\nfgm_store_degraded 1\n"), "{metrics}");
+    let (status, _, body) = ask(&router, "/api/export?incident=latest");
+    assert_eq!(status, 200);
+    assert!(rows_of(body) > 1600);
 }
 
 #[test]
