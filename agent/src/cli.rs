@@ -209,19 +209,24 @@ fn agent(args: &AgentArgs) -> Result<(), Failure> {
 
 fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
     log_to_stderr("warn");
-    let all: Vec<Incident> = match &args.place.data {
-        Some(dir) => local::incidents(dir)?,
-        None => {
-            let mut answer: Value = fetch::json(&args.place.server, "/api/incidents")?;
-            serde_json::from_value(answer["incidents"].take())
-                .map_err(|e| anyhow::anyhow!("{} gave incidents of another version: {e}", args.place.server))?
-        }
+    let all: Vec<Incident> = if let Some(dir) = &args.place.data {
+        local::incidents(dir)?
+    } else {
+        let mut answer: Value = fetch::json(&args.place.server, "/api/incidents")?;
+        serde_json::from_value(answer["incidents"].take())
+            .map_err(|e| anyhow::anyhow!("{} gave incidents of another version: {e}", args.place.server))?
     };
     if args.json {
         output::print(&format!("{}\n", json!({"incidents": all})))?;
     } else {
         for i in &all {
-            output::print(&format!("{}  {}  {}\n    {}\n", i.id, i.kind, i.severity, output::printable(&i.summary)))?;
+            output::print(&format!(
+                "{}  {}  {}\n    {}\n",
+                i.id,
+                i.kind,
+                i.severity,
+                output::printable(&i.summary)
+            ))?;
         }
     }
     if all.is_empty() {

@@ -5,6 +5,7 @@
 //! selection of settled data gives the same Parquet bytes, so nothing that changes by itself (the time of the export)
 //! stands in them. Reads no clock, opens no socket, writes no file.
 
+mod choose;
 mod document;
 mod problem;
 mod selection;
@@ -15,17 +16,18 @@ pub use selection::{Containers, Format, Rows, Selection, time_range};
 
 use crate::incident::{Incident, Lost};
 use crate::names::Table;
-use crate::query::{self, Filter, Identity, Key, Plan, QueryError};
+use crate::query::{self, Filter, Plan, QueryError};
 use crate::report;
 use crate::schema;
-use crate::segment::{self, Encoder};
+use crate::segment::Encoder;
 use crate::store::View;
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io;
 use std::sync::Arc;
 
 /// Bytes of one answer. It is made in memory, so that an error can still be an error.
@@ -41,8 +43,25 @@ const MAX_UNREADABLE: usize = 16;
 
 /// The columns that say which row it is; with `metrics` these stay.
 const ALWAYS: [&str; 19] = [
-    "ts", "ktime_ns", "cluster", "node", "boot_id", "scope", "pod_uid", "container_id", "qos", "cgroup_id",
-    "parent_cgroup_id", "cgroup_path", "namespace", "pod", "container", "cause", "period_ms", "burst_id", "files_read",
+    "ts",
+    "ktime_ns",
+    "cluster",
+    "node",
+    "boot_id",
+    "scope",
+    "pod_uid",
+    "container_id",
+    "qos",
+    "cgroup_id",
+    "parent_cgroup_id",
+    "cgroup_path",
+    "namespace",
+    "pod",
+    "container",
+    "cause",
+    "period_ms",
+    "burst_id",
+    "files_read",
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -104,14 +123,6 @@ pub fn find<'a>(incidents: &'a [Incident], id: &str) -> Result<&'a Incident, Pro
     })
 }
 
-/// The rows that a selection stands for.
-struct Found {
-    incident: Option<Incident>,
-    filter: Filter,
-    plan: Plan,
-    identities: BTreeMap<Key, Identity>,
-}
-
 /// Makes the file.
 pub fn export(mut evidence: Evidence, selection: &Selection) -> Result<Exported, Problem> {
     for _ in 0..MAX_UNREADABLE {
@@ -123,7 +134,11 @@ pub fn export(mut evidence: Evidence, selection: &Selection) -> Result<Exported,
                     if s.path == path {
                         let name = path.file_name().unwrap_or_default().to_string_lossy();
                         let reason = format!("unreadable segment {name}");
-                        evidence.view.lost.push(Lost { table: s.table.as_str().into(), reason, rows: s.rows });
+                        evidence.view.lost.push(Lost {
+                            table: s.table.as_str().into(),
+                            reason,
+                            rows: s.rows,
+                        });
                     }
                     s.path != path
                 });
@@ -157,15 +172,18 @@ impl From<QueryError> for Failure {
 
 fn of_query(error: QueryError) -> Problem {
     match error {
-        QueryError::TooMany { asked, limit, .. } => Problem::too_large("export.max_rows", limit, asked, NARROW),
+        QueryError::TooMany { asked, limit, .. } => {
+            Problem::too_large("export.max_rows", limit, asked, NARROW)
+        }
         other => Problem::internal(other),
     }
 }
 
-const NARROW: &str = "a shorter range, fewer containers (namespace=, containers=), or raise the limit in agent.toml";
+const NARROW: &str =
+    "a shorter range, fewer containers (namespace=, containers=), or raise the limit in agent.toml";
 
 fn attempt(evidence: &Evidence, selection: &Selection) -> Result<Exported, Failure> {
-    let found = find_rows(evidence, &selection.rows)?;
+    let found = choose::find_rows(evidence, &selection.rows)?;
     let names = columns(selection);
     let stem = match &found.incident {
         Some(incident) => format!("incident-{}", file_stem(&incident.id)),
@@ -181,24 +199,26 @@ fn attempt(evidence: &Evidence, selection: &Selection) -> Result<Exported, Failu
             if selection.format == Format::Parquet {
                 parquet
             } else {
-                let hash = Sha256::digest(&parquet);
-                let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
-                let data = document.into_report(evidence.now_us, &hash);
+                let data = document.into_report(evidence.now_us, &sha256(&parquet));
                 report::render(report::TEMPLATE, &data, &parquet).map_err(Problem::internal)?
             }
         }
         Format::Csv => {
             let mut sink = Bounded::new(MAX_BYTES);
             let mut writer = arrow::csv::Writer::new(&mut sink);
-            let result = each_chunk(&found.plan, names, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()));
+            let result = each_chunk(&found.plan, names, |rows| {
+                writer.write(&for_text(rows)?).map_err(|e| e.to_string())
+            });
             drop(writer);
             sink.into_inner(result)?
         }
         Format::Json => {
             let mut sink = Bounded::new(MAX_BYTES);
             let mut writer = arrow::json::ArrayWriter::new(&mut sink);
-            let result = each_chunk(&found.plan, names, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()))
-                .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
+            let result = each_chunk(&found.plan, names, |rows| {
+                writer.write(&for_text(rows)?).map_err(|e| e.to_string())
+            })
+            .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
             drop(writer);
             sink.into_inner(result)?
         }
@@ -206,9 +226,18 @@ fn attempt(evidence: &Evidence, selection: &Selection) -> Result<Exported, Failu
     Ok(Exported { bytes, format: selection.format, file_name })
 }
 
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, b| {
+        let _ = write!(hex, "{b:02x}");
+        hex
+    })
+}
+
 /// Ids hold node names: only what is safe in a file name and in a header stays.
 fn file_stem(id: &str) -> String {
-    id.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).collect()
+    id.chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' })
+        .collect()
 }
 
 fn columns(selection: &Selection) -> Option<Vec<&str>> {
@@ -218,124 +247,8 @@ fn columns(selection: &Selection) -> Option<Vec<&str>> {
     Some(names)
 }
 
-fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
-    match rows {
-        Rows::Incident { id, before_us, after_us } => {
-            let incident = find(&evidence.incidents, id)?.clone();
-            let from_us = before_us.map_or(incident.window.from_us, |b| incident.ts_us.saturating_sub(b));
-            let to_us = after_us.map_or(incident.window.to_us, |a| incident.ts_us.saturating_add(a));
-            let boot = Some(segment::boot_of(&incident.boot_id));
-            let wide = Filter { from_us, to_us, boot, cgroups: None };
-            let around = query::plan(&evidence.view, Table::Samples, &wide, u64::MAX)?;
-            let wanted = cgroups_of(&incident, &around.identities()?);
-            let filter = Filter { cgroups: Some(wanted), ..wide };
-            found(evidence, Some(incident), filter)
-        }
-        Rows::Range { from_us, to_us, containers } => {
-            let mut filter = Filter::range(*from_us, *to_us);
-            if !containers.is_everything() {
-                let around = query::plan(&evidence.view, Table::Samples, &filter, u64::MAX)?;
-                let identities = around.identities()?;
-                let labelled = labelled(&evidence.incidents, &containers.labels);
-                let chosen = identities.iter().filter(|(_, who)| is_chosen(who, containers, &labelled));
-                filter.cgroups = Some(chosen.filter_map(|(k, _)| k.cgroup_id).collect());
-            }
-            let found = found(evidence, None, filter)?;
-            let n = found.identities.values().filter(|who| who.scope.as_deref() == Some("container")).count();
-            if n > evidence.limits.max_containers {
-                let limit = evidence.limits.max_containers as u64;
-                return Err(Problem::too_large("export.max_containers", limit, n as u64, NARROW).into());
-            }
-            if found.plan.rows == 0 {
-                return Err(nothing(&evidence.view, *from_us, *to_us, containers).into());
-            }
-            Ok(found)
-        }
-    }
-}
-
-fn found(evidence: &Evidence, incident: Option<Incident>, filter: Filter) -> Result<Found, Failure> {
-    let plan = query::plan(&evidence.view, Table::Samples, &filter, evidence.limits.max_rows)?;
-    let identities = plan.identities()?;
-    Ok(Found { incident, filter, plan, identities })
-}
-
-fn nothing(view: &View, from_us: i64, to_us: i64, containers: &Containers) -> Problem {
-    let held = view.segments.iter().filter(|s| s.table == Table::Samples);
-    let from = held.clone().map(|s| s.from_us).min();
-    let to = held.map(|s| s.to_us).max();
-    let store = match (from, to) {
-        (Some(from), Some(to)) => format!("closed segments reach from {from} to {to} µs"),
-        _ => "no segment is closed yet".to_owned(),
-    };
-    let labels = if containers.labels.is_empty() {
-        ""
-    } else {
-        "; labels are known only of pods that an incident names"
-    };
-    Problem::not_found(format!("no sample from {from_us} to {to_us} µs matches; {store}{labels}"))
-}
-
-/// The container, the victims', the limit's cgroup, and the ancestors of the first up to and including the pod.
-fn cgroups_of(incident: &Incident, identities: &BTreeMap<Key, Identity>) -> BTreeSet<i64> {
-    let id = |id: u64| crate::names::CgroupId(id).as_i64();
-    let mut wanted: BTreeSet<i64> = incident.cgroup_id.map(id).into_iter().collect();
-    wanted.extend(incident.victims.iter().filter_map(|v| v.cgroup_id).map(id));
-    wanted.extend(incident.limit.iter().filter_map(|l| l.cgroup_id).map(id));
-    let own = incident.cgroup_path.clone().or_else(|| {
-        let own = identities.iter().find(|(k, _)| k.cgroup_id == incident.cgroup_id.map(id));
-        own.and_then(|(_, who)| who.cgroup_path.clone())
-    });
-    let Some(own) = own else { return wanted };
-    let mut above: Vec<(&str, &Identity, i64)> = identities
-        .iter()
-        .filter_map(|(key, who)| Some((who.cgroup_path.as_deref()?, who, key.cgroup_id?)))
-        .filter(|(path, _, _)| is_at_or_above(path, &own))
-        .collect();
-    above.sort_by_key(|(path, _, _)| std::cmp::Reverse(path.len()));
-    // Without a pod among them (a service, a bare container) nothing above belongs to it.
-    if let Some(pod) = above.iter().position(|(_, who, _)| who.scope.as_deref() == Some("pod")) {
-        wanted.extend(above[..=pod].iter().map(|(_, _, id)| *id));
-    }
-    wanted
-}
-
-fn is_at_or_above(path: &str, own: &str) -> bool {
-    own.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Pods that have all the labels, by uid and by namespace and name, as far as incidents tell.
-fn labelled(incidents: &[Incident], labels: &[(String, String)]) -> BTreeSet<String> {
-    let mut pods = BTreeSet::new();
-    for incident in incidents {
-        let Some(has) = &incident.labels else { continue };
-        if !labels.is_empty() && labels.iter().all(|(k, v)| has.get(k) == Some(v)) {
-            pods.extend(incident.pod_uid.clone());
-            pods.extend(incident.namespace.as_ref().zip(incident.pod.as_ref()).map(|(n, p)| format!("{n}/{p}")));
-        }
-    }
-    pods
-}
-
-fn is_chosen(who: &Identity, containers: &Containers, labelled: &BTreeSet<String>) -> bool {
-    let in_namespace = containers.namespace.is_none() || who.namespace == containers.namespace;
-    let has_labels = containers.labels.is_empty()
-        || who.pod_uid.as_ref().is_some_and(|uid| labelled.contains(uid))
-        || who
-            .namespace
-            .as_ref()
-            .zip(who.pod.as_ref())
-            .is_some_and(|(n, p)| labelled.contains(&format!("{n}/{p}")));
-    let is_named = |name: &String| {
-        let id_begins = name.len() >= 12 && who.container_id.as_ref().is_some_and(|id| id.starts_with(name));
-        let path_matches = who.cgroup_path.as_ref().is_some_and(|path| selection::glob(name, path));
-        who.container.as_ref() == Some(name) || id_begins || (name.starts_with(['/', '*']) && path_matches)
-    };
-    in_namespace && has_labels && (containers.names.is_empty() || containers.names.iter().any(is_named))
-}
-
 /// What goes along with the samples.
-fn document(evidence: &Evidence, found: &Found) -> Result<document::Document, Failure> {
+fn document(evidence: &Evidence, found: &choose::Found) -> Result<document::Document, Failure> {
     let mut lost = found.plan.lost.clone();
     let mut side = |table, filter: &Filter| -> Result<Vec<RecordBatch>, Failure> {
         let (rows, more) =
@@ -363,7 +276,7 @@ fn document(evidence: &Evidence, found: &Found) -> Result<document::Document, Fa
 }
 
 /// How the evidence was made: of the files' own metadata first, of the running agent where there is no file yet.
-fn provenance(evidence: &Evidence, found: &Found) -> Map<String, Value> {
+fn provenance(evidence: &Evidence, found: &choose::Found) -> Map<String, Value> {
     let mut all = Map::new();
     for name in document::PROVENANCE {
         let key = format!("fgm.{name}");
@@ -434,8 +347,8 @@ fn parquet(
     let containers = plan.keys().len() as u64;
     let schema = query::projection(Table::Samples, columns);
     let mut encode = || -> Result<(), Failure> {
-        let mut encoder =
-            Encoder::new(&mut sink, &schema, (containers, containers), &document.metadata()).map_err(Problem::internal)?;
+        let mut encoder = Encoder::new(&mut sink, &schema, (containers, containers), &document.metadata())
+            .map_err(Problem::internal)?;
         each_chunk(plan, columns, |rows| encoder.write(rows).map_err(|e| e.to_string()))?;
         encoder.close().map_err(Problem::internal)?;
         Ok(())
@@ -459,14 +372,15 @@ impl Bounded {
     /// The bytes, or the reason why there are none.
     fn into_inner(self, result: Result<(), Failure>) -> Result<Vec<u8>, Failure> {
         if self.is_over {
-            let narrow = "a shorter range, fewer containers or metrics, or format=parquet, which is the smallest";
+            let narrow =
+                "a shorter range, fewer containers or metrics, or format=parquet, which is the smallest";
             return Err(Problem::too_large("bytes of an export", self.limit, self.limit + 1, narrow).into());
         }
         result.map(|()| self.bytes)
     }
 }
 
-impl Write for Bounded {
+impl io::Write for Bounded {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         if (self.bytes.len() + buf.len()) as u64 > self.limit {
             self.is_over = true;

@@ -6,14 +6,18 @@
 //! out and accounted for in [`Plan::lost`]. Never changes a file, never returns a part of what was asked without saying so.
 //! Held in memory: the rows of one chunk, which is at least one cgroup's.
 
+mod identity;
+
+pub use identity::{Identity, int, text};
+
 use crate::incident::Lost;
 use crate::names::Table;
 use crate::schema;
 use crate::segment::{self, SegmentError};
 use crate::store::View;
-use arrow::array::{Array, AsArray, Int64Array, RecordBatch, UInt32Array};
+use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
-use arrow::datatypes::{Int32Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
@@ -246,7 +250,9 @@ fn keys_of_batch(
         }
         let row = first_row + i;
         match runs.last_mut() {
-            Some(r) if r.source == source && r.rows.end == row && r.key.cgroup_id == cgroup_id => r.rows.end += 1,
+            Some(r) if r.source == source && r.rows.end == row && r.key.cgroup_id == cgroup_id => {
+                r.rows.end += 1;
+            }
             _ => runs.push(Run { key: Key { cgroup_id, boot: boot.clone() }, source, rows: row..row + 1 }),
         }
     }
@@ -370,74 +376,6 @@ fn read_ranges(
         start = end;
     }
     Ok(out)
-}
-
-/// Who a cgroup is, as its rows say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
-    pub parent_cgroup_id: Option<i64>,
-    pub cgroup_path: Option<String>,
-    pub scope: Option<String>,
-    pub container_id: Option<String>,
-    pub pod_uid: Option<String>,
-    pub qos: Option<String>,
-    pub namespace: Option<String>,
-    pub pod: Option<String>,
-    pub container: Option<String>,
-}
-
-impl Identity {
-    const COLUMNS: [&str; 9] = [
-        "parent_cgroup_id",
-        "cgroup_path",
-        "scope",
-        "container_id",
-        "pod_uid",
-        "qos",
-        "namespace",
-        "pod",
-        "container",
-    ];
-
-    fn lay_over(&mut self, rows: &RecordBatch, row: usize) {
-        if let Some(id) = int(rows, "parent_cgroup_id", row) {
-            self.parent_cgroup_id = Some(id);
-        }
-        for (name, field) in [
-            ("cgroup_path", &mut self.cgroup_path),
-            ("scope", &mut self.scope),
-            ("container_id", &mut self.container_id),
-            ("pod_uid", &mut self.pod_uid),
-            ("qos", &mut self.qos),
-            ("namespace", &mut self.namespace),
-            ("pod", &mut self.pod),
-            ("container", &mut self.container),
-        ] {
-            if let Some(value) = text(rows, name, row) {
-                *field = Some(value.to_owned());
-            }
-        }
-    }
-}
-
-/// An integer (or an instant in µs) of a row.
-pub fn int(rows: &RecordBatch, column: &str, row: usize) -> Option<i64> {
-    let array = rows.column_by_name(column)?;
-    if !array.is_valid(row) {
-        return None;
-    }
-    if let Some(ts) = array.as_primitive_opt::<TimestampMicrosecondType>() {
-        return Some(ts.value(row));
-    }
-    array.as_any().downcast_ref::<Int64Array>().map(|a| a.value(row))
-}
-
-/// A text of a row.
-pub fn text<'a>(rows: &'a RecordBatch, column: &str, row: usize) -> Option<&'a str> {
-    let array = rows.column_by_name(column)?.as_dictionary_opt::<Int32Type>()?;
-    let key = array.key(row)?;
-    let values = array.values().as_string_opt::<i32>()?;
-    values.is_valid(key).then(|| values.value(key))
 }
 
 /// [`plan`] and all its rows at once, for what is known to be small.

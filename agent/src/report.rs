@@ -14,7 +14,9 @@ const DATA: &str = "__FGM_DATA_JSON__";
 const PARQUET: &str = "__FGM_PARQUET_BASE64__";
 
 #[derive(Debug, thiserror::Error)]
-#[error("the report's template has {found} places for {place}, it must have one; rebuild static/dist/report.html")]
+#[error(
+    "the report's template has {found} places for {place}, it must have one; rebuild static/dist/report.html"
+)]
 pub struct TemplateError {
     place: &'static str,
     found: usize,

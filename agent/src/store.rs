@@ -97,10 +97,10 @@ impl Store {
         for path in &found.temporary {
             match fs::remove_file(path) {
                 Ok(()) => {
-                    tracing::warn!(path = %path.display(), "removed a file that a crash left unfinished")
+                    tracing::warn!(path = %path.display(), "removed a file that a crash left unfinished");
                 }
                 Err(error) => {
-                    tracing::error!(path = %path.display(), %error, "cannot remove an unfinished file")
+                    tracing::error!(path = %path.display(), %error, "cannot remove an unfinished file");
                 }
             }
         }
@@ -309,7 +309,7 @@ fn scan(dir: &Path) -> Result<Found, StoreError> {
             }
         }
     }
-    found.segments.sort_by(|a, b| (a.table, a.from_us, a.name.seq).cmp(&(b.table, b.from_us, b.name.seq)));
+    found.segments.sort_by_key(|s| (s.table, s.from_us, s.name.seq));
     Ok(found)
 }
 

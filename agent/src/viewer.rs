@@ -60,7 +60,9 @@ pub enum ServeError {
     Taken { key: &'static str, address: SocketAddr },
     #[error("cannot listen on {address} ({key}): {source}; name an address of this machine with {key}")]
     Bind { key: &'static str, address: SocketAddr, source: io::Error },
-    #[error("listen = {address} would let everybody on the network read what runs here, and this version has no tokens; listen on 127.0.0.1 (kubectl port-forward and ssh -L reach it), health_listen may be open")]
+    #[error(
+        "listen = {address} would let everybody on the network read what runs here, and this version has no tokens; listen on 127.0.0.1 (kubectl port-forward and ssh -L reach it), health_listen may be open"
+    )]
     Open { address: SocketAddr },
     #[error("cannot start the threads of the HTTP server: {source}")]
     Threads { source: io::Error },
@@ -242,8 +244,14 @@ mod tests {
         for ours in ["localhost", "LOCALHOST:8050", "127.0.0.1:8050", "[::1]:8050", "[::1]", "10.1.2.3:1"] {
             assert!(is_own_host(ours, bound), "{ours}");
         }
-        for other in ["evil.example", "evil.example:8050", "localhost.evil.example", "10.1.2.4", "", "127.0.0.1.nip.io:80"]
-        {
+        for other in [
+            "evil.example",
+            "evil.example:8050",
+            "localhost.evil.example",
+            "10.1.2.4",
+            "",
+            "127.0.0.1.nip.io:80",
+        ] {
             assert!(!is_own_host(other, bound), "{other}");
         }
     }

@@ -44,14 +44,36 @@ fn a_wrong_command_line_or_configuration_is_2() {
     for (args, word) in [
         (vec!["exprt"], "unrecognized subcommand"),
         (vec!["export", "--incident", "latest"], "--output"),
-        (vec!["export", "--data", path, "--server", "http://127.0.0.1:1", "--incident", "x", "-o", "x.html"], "cannot be used with"),
-        (vec!["export", "--data", path, "--incident", "latest", "--range", "5m", "-o", "x.html"], "cannot be used with"),
+        (
+            vec![
+                "export",
+                "--data",
+                path,
+                "--server",
+                "http://127.0.0.1:1",
+                "--incident",
+                "x",
+                "-o",
+                "x.html",
+            ],
+            "cannot be used with",
+        ),
+        (
+            vec!["export", "--data", path, "--incident", "latest", "--range", "5m", "-o", "x.html"],
+            "cannot be used with",
+        ),
         (vec!["export", "--data", path, "--incident", "latest", "-o", "x.pdf"], "names no format"),
         (vec!["export", "--data", path, "--incident", "latest", "-o", "-"], "names no format"),
         (vec!["export", "--data", path, "-o", "x.html"], "neither an incident nor a time range"),
         (vec!["export", "--data", path, "--range", "5 minutes", "-o", "x.html"], "not a length of time"),
-        (vec!["export", "--data", path, "--range", "5m", "--metrics", "nope", "-o", "x.html"], "no column is named nope"),
-        (vec!["export", "--server", "https://127.0.0.1:1", "--range", "5m", "-o", "x.html"], "http://HOST:PORT"),
+        (
+            vec!["export", "--data", path, "--range", "5m", "--metrics", "nope", "-o", "x.html"],
+            "no column is named nope",
+        ),
+        (
+            vec!["export", "--server", "https://127.0.0.1:1", "--range", "5m", "-o", "x.html"],
+            "http://HOST:PORT",
+        ),
         (vec!["agent", "--config", config.to_str().expect("text")], "every_s"),
         (vec!["agent", "--config", "/nonexistent/agent.toml"], "name an existing file"),
     ] {
@@ -91,7 +113,8 @@ fn a_folder_that_is_none_and_an_agent_that_is_not_there_are_1() {
     assert!(code == Some(1) && stderr.contains("is the agent running there?"), "{stderr}");
     let dir = data();
     let path = dir.path().to_str().expect("text");
-    let (code, stderr) = refused(&["export", "--data", path, "--incident", "latest", "-o", "/nonexistent/x.html"]);
+    let (code, stderr) =
+        refused(&["export", "--data", path, "--incident", "latest", "-o", "/nonexistent/x.html"]);
     assert!(code == Some(1) && stderr.contains("cannot write /nonexistent/x.html"), "{stderr}");
 }
 
@@ -99,7 +122,8 @@ fn a_folder_that_is_none_and_an_agent_that_is_not_there_are_1() {
 fn a_copied_folder_is_read_without_being_changed() {
     let dir = data();
     let copy = tempfile::tempdir().expect("a folder");
-    let run = Command::new("cp").arg("-r").arg(dir.path().join("recent")).arg(copy.path()).status().expect("runs");
+    let run =
+        Command::new("cp").arg("-r").arg(dir.path().join("recent")).arg(copy.path()).status().expect("runs");
     assert!(run.success());
     let before = std::fs::read_dir(copy.path()).expect("a folder").count();
     let path = copy.path().to_str().expect("text");

@@ -11,12 +11,15 @@ use bytes::Bytes;
 use fgm::config::Config;
 use fgm::incident::Incident;
 use fgm::names::Table;
+use fgm::segment::{Disk, Io};
 use fgm::store::{Store, Writer};
 use fgm::viewer::{self, App, ServeError, Source};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rows::{BOOT_ID, KILL_US};
 use serde_json::{Value, json};
+use std::fs::File;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -38,7 +41,9 @@ impl Source for Agent {
     fn memory(&self, table: Table) -> impl Future<Output = Vec<RecordBatch>> + Send {
         let mut memory = self.memory.lock().expect("not poisoned");
         let rows = memory.iter().filter(|(t, _)| *t == table).map(|(_, b)| b.clone()).collect();
-        if table == Table::Samples && let Some(writer) = self.seal.lock().expect("not poisoned").take() {
+        if table == Table::Samples
+            && let Some(writer) = self.seal.lock().expect("not poisoned").take()
+        {
             writer.seal(1, std::mem::take(&mut *memory), rows::metadata(), None);
         }
         async { rows }
@@ -94,7 +99,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn ask(router: &Router, uri: &str) -> (StatusCode, Response<()>, Bytes) {
-    let request = Request::get(uri).header(header::HOST, "localhost:8050").body(Body::empty()).expect("a request");
+    let request =
+        Request::get(uri).header(header::HOST, "localhost:8050").body(Body::empty()).expect("a request");
     send(router, request)
 }
 
@@ -135,9 +141,17 @@ fn health_readiness_and_metrics() {
         assert_eq!(ask(&router, "/healthz").0, 200);
         assert_eq!(ask(&router, "/readyz").0, 200);
         let (_, head, body) = ask(&router, "/metrics");
-        assert!(head.headers()[header::CONTENT_TYPE].to_str().expect("text").starts_with("text/plain; version=0.0.4"));
+        assert!(
+            head.headers()[header::CONTENT_TYPE]
+                .to_str()
+                .expect("text")
+                .starts_with("text/plain; version=0.0.4")
+        );
         let body = String::from_utf8(body.to_vec()).expect("text");
-        assert!(body.starts_with("fgm_samples_total 7\n") && body.contains("\nfgm_store_degraded 0\n"), "{body}");
+        assert!(
+            body.starts_with("fgm_samples_total 7\n") && body.contains("\nfgm_store_degraded 0\n"),
+            "{body}"
+        );
     }
     let router = s.router(Agent { not_ready: Some("no cgroup v2".into()), ..Agent::default() });
     assert!(problem(&router, "/readyz", 503)["detail"].as_str().is_some_and(|d| d.contains("no cgroup v2")));
@@ -156,11 +170,46 @@ fn status_has_the_agent_and_the_store() {
     assert_eq!(status["degraded"], Value::Null);
 }
 
+/// Every new file is `/dev/full`.
+struct FullDisk;
+
+impl Io for FullDisk {
+    fn create(&self, _: &Path) -> std::io::Result<File> {
+        File::options().write(true).open("/dev/full")
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        Disk.rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> std::io::Result<()> {
+        Disk.sync_dir(dir)
+    }
+}
+
+#[test]
+fn a_full_disk_shows_in_status_and_metrics_and_the_rows_in_exports() {
+    let mut s = setup();
+    s.writer = Arc::new(Writer::start_on(s.store.clone(), BOOT_ID, Arc::new(FullDisk)).expect("starts"));
+    s.seal_all();
+    let router = s.router(Agent::default());
+    let status = get_json(&router, "/api/status");
+    assert!(
+        status["degraded"].as_str().is_some_and(|d| d.contains("No space left") && d.contains("free space"))
+    );
+    let metrics = String::from_utf8(ask(&router, "/metrics").2.to_vec()).expect("text");
+    assert!(metrics.contains("\nfgm_store_degraded 1\n"), "{metrics}");
+    let (status, _, body) = ask(&router, "/api/export?incident=latest");
+    assert_eq!(status, 200);
+    assert!(rows_of(body) > 1600);
+}
+
 #[test]
 fn incidents_of_the_store_and_of_the_running_agent_are_one_list() {
     let s = setup();
     s.seal_all();
-    let newer = Incident { id: "newer".into(), ts_us: KILL_US + 1, summary: "x".into(), ..Incident::default() };
+    let newer =
+        Incident { id: "newer".into(), ts_us: KILL_US + 1, summary: "x".into(), ..Incident::default() };
     let router = s.router(Agent { incidents: vec![newer, rows::incident(3)], ..Agent::default() });
     let all = get_json(&router, "/api/incidents");
     let seen: Vec<(&str, i64)> = all["incidents"]
@@ -174,11 +223,20 @@ fn incidents_of_the_store_and_of_the_running_agent_are_one_list() {
     let one = get_json(&router, &format!("/api/incidents/{id}"));
     let typed: Incident = serde_json::from_value(one).expect("the shape of an incident");
     assert_eq!(typed, rows::incident(3));
-    assert!(problem(&router, "/api/incidents/nope", 404)["detail"].as_str().is_some_and(|d| d.contains("newer")));
+    assert!(
+        problem(&router, "/api/incidents/nope", 404)["detail"].as_str().is_some_and(|d| d.contains("newer"))
+    );
     let (_, head, page) = ask(&router, "/");
     let page = String::from_utf8(page.to_vec()).expect("text");
-    assert!(page.contains(&format!("/api/export?incident={id}&amp;format=html")) && !page.contains("</script>"));
-    assert!(head.headers()[header::CONTENT_SECURITY_POLICY].to_str().expect("text").contains("default-src 'none'"));
+    assert!(
+        page.contains(&format!("/api/export?incident={id}&amp;format=html")) && !page.contains("</script>")
+    );
+    assert!(
+        head.headers()[header::CONTENT_SECURITY_POLICY]
+            .to_str()
+            .expect("text")
+            .contains("default-src 'none'")
+    );
 }
 
 #[test]
@@ -202,12 +260,14 @@ fn an_export_is_a_file_with_a_name() {
 #[test]
 fn rows_in_memory_are_in_an_export_at_once() {
     let s = setup();
-    let agent = Agent { memory: Mutex::new(rows::all()), incidents: vec![rows::incident(1)], ..Agent::default() };
+    let agent =
+        Agent { memory: Mutex::new(rows::all()), incidents: vec![rows::incident(1)], ..Agent::default() };
     let router = s.router(agent);
     let (status, _, html) = ask(&router, "/api/export?incident=latest&format=html");
     assert_eq!(status, 200);
     let html = String::from_utf8(html.to_vec()).expect("text");
-    let data = html.split_once(r#"id="fgm-data">"#).expect("data").1.split_once("</script>").expect("an end").0;
+    let data =
+        html.split_once(r#"id="fgm-data">"#).expect("data").1.split_once("</script>").expect("an end").0;
     let data: Value = serde_json::from_str(data).expect("JSON");
     assert_eq!(data["provenance"]["kernel"], "6.12.0-status", "no file says it yet, the running agent does");
     assert_eq!(data["provenance"]["ladder"], "full");
@@ -253,7 +313,8 @@ fn a_bad_query_is_400_with_what_is_accepted() {
     problem(&router, "/api/export?range=5m&labels=app%20notin%20(a)", 400);
     problem(&router, "/api/export?incident=unknown", 404);
     problem(&router, "/api/nothing", 404);
-    let request = Request::post("/api/export").header(header::HOST, "localhost").body(Body::empty()).expect("ok");
+    let request =
+        Request::post("/api/export").header(header::HOST, "localhost").body(Body::empty()).expect("ok");
     assert_eq!(send(&router, request).0, 405);
 }
 
@@ -272,7 +333,8 @@ fn a_foreign_host_name_is_refused() {
     let s = setup();
     let router = s.router(Agent::default());
     let with = |host: &str| {
-        let request = Request::get("/api/status").header(header::HOST, host).body(Body::empty()).expect("a request");
+        let request =
+            Request::get("/api/status").header(header::HOST, host).body(Body::empty()).expect("a request");
         send(&router, request).0
     };
     assert_eq!(with("rebound.example:8050"), 403);
@@ -289,9 +351,14 @@ fn a_taken_port_is_named_with_the_key_and_the_mend() {
         ("listen", Config { listen: taken, ..s.config.clone() }),
         ("health_listen", Config { health_listen: taken, ..s.config.clone() }),
     ] {
-        let e = viewer::serve(Arc::new(Agent::default()), s.store.clone(), &config).map(|_| ()).expect_err("taken");
+        let e = viewer::serve(Arc::new(Agent::default()), s.store.clone(), &config)
+            .map(|_| ())
+            .expect_err("taken");
         let e = e.to_string();
-        assert!(e.contains(&taken.to_string()) && e.contains(&format!("({key})")) && e.contains("ss -ltnp"), "{e}");
+        assert!(
+            e.contains(&taken.to_string()) && e.contains(&format!("({key})")) && e.contains("ss -ltnp"),
+            "{e}"
+        );
     }
 }
 
@@ -299,7 +366,8 @@ fn a_taken_port_is_named_with_the_key_and_the_mend() {
 fn an_open_address_is_refused_with_the_mend() {
     let s = setup();
     let config = Config { listen: "0.0.0.0:0".parse().expect("an address"), ..s.config.clone() };
-    let e = viewer::serve(Arc::new(Agent::default()), s.store.clone(), &config).map(|_| ()).expect_err("refused");
+    let e =
+        viewer::serve(Arc::new(Agent::default()), s.store.clone(), &config).map(|_| ()).expect_err("refused");
     assert!(matches!(e, ServeError::Open { .. }));
     assert!(e.to_string().contains("127.0.0.1"), "{e}");
 }

@@ -41,9 +41,15 @@ fn a_child_is_killed_while_the_containers_init_lives_on() {
     assert_eq!(i["victims"][0]["pid"].as_u64(), killed.first().map(|p| u64::from(*p)));
     assert_ne!(i["victims"][0]["pid"].as_u64(), Some(u64::from(init.pid)), "the child, not the init");
     assert_eq!(i["victims"].as_array().map(Vec::len), usize::try_from(app.events_local("oom_kill")).ok());
-    assert_eq!((i["cgroup_id"].as_u64(), i["container_id"].as_str()), (Some(app.id()), Some(app.container_id.as_str())));
+    assert_eq!(
+        (i["cgroup_id"].as_u64(), i["container_id"].as_str()),
+        (Some(app.id()), Some(app.container_id.as_str()))
+    );
     assert_eq!((i["pod_uid"].as_str(), i["qos"].as_str()), (Some(pod.uid.as_str()), Some("Burstable")));
-    assert_eq!((i["limit"]["cgroup_id"].as_u64(), i["limit"]["max_bytes"].as_u64()), (Some(app.id()), Some(64 * MIB)));
+    assert_eq!(
+        (i["limit"]["cgroup_id"].as_u64(), i["limit"]["max_bytes"].as_u64()),
+        (Some(app.id()), Some(64 * MIB))
+    );
     assert_eq!(i["exit"], serde_json::Value::Null, "the init lives: {i}");
     let history = i["history_s"].as_f64().expect("history");
     assert!(history >= 30.0, "{history} s of history");
@@ -51,7 +57,10 @@ fn a_child_is_killed_while_the_containers_init_lives_on() {
     assert!((0.0..2000.0).contains(&last), "{last} ms");
     assert!(i["first_burst_after_ms"].as_f64().is_some_and(|ms| ms >= 0.0), "{i}");
     let summary = i["summary"].as_str().expect("a summary");
-    assert!(summary.contains("64.0 MiB") && summary.contains(&format!("(pid {})", killed.first().expect("one"))), "{summary}");
+    assert!(
+        summary.contains("64.0 MiB") && summary.contains(&format!("(pid {})", killed.first().expect("one"))),
+        "{summary}"
+    );
 
     let kill_ns = i["ktime_ns"].as_i64().expect("ktime");
     let table = rows(&agent.export(i["id"].as_str().expect("id"), "parquet"));
@@ -69,7 +78,10 @@ fn a_child_is_killed_while_the_containers_init_lives_on() {
     assert!(last.memory_current > Some(40 * MIB.cast_signed()), "{last:?}");
     let widest = before.windows(2).map(|w| w[1].ktime_ns - w[0].ktime_ns).max().expect("rows");
     assert!(widest < 2_000_000_000, "a gap of {widest} ns in the history");
-    assert!(of_app.iter().any(|r| r.memory_max == Some((64 * MIB).cast_signed())), "the limit is in the rows");
+    assert!(
+        of_app.iter().any(|r| r.memory_max == Some((64 * MIB).cast_signed())),
+        "the limit is in the rows"
+    );
     let of_pod = table.iter().filter(|r| r.scope == "pod").count();
     assert!(of_pod > 100, "the pod's rows are there too: {of_pod}");
 
@@ -104,7 +116,11 @@ fn the_pods_limit_is_named_and_the_trigger_in_another_container() {
     assert_eq!(i["trigger"]["cgroup_id"].as_u64(), Some(other.id()));
     assert_eq!(i["limit"]["cgroup_id"].as_u64(), Some(pod.id()));
     assert_eq!(i["limit"]["max_bytes"].as_u64(), Some(64 * MIB));
-    assert_eq!((i["exit"]["signal"].as_i64(), i["exit"]["code"].as_i64()), (Some(9), None), "it was the init: {i}");
+    assert_eq!(
+        (i["exit"]["signal"].as_i64(), i["exit"]["code"].as_i64()),
+        (Some(9), None),
+        "it was the init: {i}"
+    );
     assert!(i["summary"].as_str().is_some_and(|s| s.contains("ancestor")), "{}", i["summary"]);
     assert!(pod.events_local("oom") >= 1);
 }

@@ -7,9 +7,34 @@ use std::process::Command;
 
 /// The way of the data. A file may use what stands before it, never what stands behind.
 const LAYERS: &[&str] = &[
-    "names", "clock", "config", "catalogue", "event", "cgroup", "schema", "incident", "lane", "trigger", "recorder",
-    "accumulator", "ledger", "story", "machine", "discovery", "processes", "sampler", "probes", "segment", "store",
-    "query", "export", "report", "viewer", "pipeline", "cli", "main",
+    "names",
+    "clock",
+    "config",
+    "catalogue",
+    "event",
+    "cgroup",
+    "schema",
+    "incident",
+    "lane",
+    "trigger",
+    "recorder",
+    "accumulator",
+    "ledger",
+    "story",
+    "machine",
+    "discovery",
+    "processes",
+    "sampler",
+    "probes",
+    "segment",
+    "store",
+    "query",
+    "export",
+    "report",
+    "viewer",
+    "pipeline",
+    "cli",
+    "main",
 ];
 /// Longer than this, a file is to be split.
 const LONGEST_FILE: usize = 600;
@@ -90,7 +115,19 @@ fn no_file_is_too_long() {
 
 #[test]
 fn the_pure_middle_reads_no_clock_and_no_file() {
-    const PURE: &[&str] = &["names", "catalogue", "event", "schema", "incident", "lane", "trigger", "accumulator", "ledger", "story", "cgroup"];
+    const PURE: &[&str] = &[
+        "names",
+        "catalogue",
+        "event",
+        "schema",
+        "incident",
+        "lane",
+        "trigger",
+        "accumulator",
+        "ledger",
+        "story",
+        "cgroup",
+    ];
     for (path, text) in files(".rs") {
         if !module(&path).is_some_and(|m| PURE.contains(&m.as_str())) {
             continue;
@@ -104,7 +141,8 @@ fn the_pure_middle_reads_no_clock_and_no_file() {
 
 #[test]
 fn every_licence_is_one_that_we_take() {
-    const TAKEN: &[&str] = &["MIT", "Apache-2.0", "BSD", "ISC", "Zlib", "Unicode", "Unlicense", "MPL-2.0", "CC0"];
+    const TAKEN: &[&str] =
+        &["MIT", "Apache-2.0", "BSD", "ISC", "Zlib", "Unicode", "Unlicense", "MPL-2.0", "CC0"];
     let out = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
         .arg(root().join("Cargo.toml"))

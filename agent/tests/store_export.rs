@@ -69,7 +69,9 @@ fn read(bytes: Vec<u8>) -> (Vec<RecordBatch>, BTreeMap<String, String>) {
 }
 
 fn keys(batches: &[RecordBatch]) -> Vec<(i64, i64)> {
-    let at = |b: &RecordBatch, i| (query::int(b, "cgroup_id", i).expect("set"), query::int(b, "ts", i).expect("set"));
+    let at = |b: &RecordBatch, i| {
+        (query::int(b, "cgroup_id", i).expect("set"), query::int(b, "ts", i).expect("set"))
+    };
     batches.iter().flat_map(|b| (0..b.num_rows()).map(move |i| at(b, i))).collect()
 }
 
@@ -97,7 +99,8 @@ fn an_incident_is_its_container_and_its_pod_in_its_window() {
     assert_eq!(incident["revision"], 2, "the latest revision");
     assert_eq!(incident["cgroup_id"], KILLED.to_string(), "cgroup ids are text");
     let events: Value = serde_json::from_str(&pairs["fgm.events"]).expect("JSON");
-    let kinds: Vec<&str> = events.as_array().expect("a list").iter().filter_map(|e| e["kind"].as_str()).collect();
+    let kinds: Vec<&str> =
+        events.as_array().expect("a list").iter().filter_map(|e| e["kind"].as_str()).collect();
     assert_eq!(kinds, ["oom_kill"], "neither the neighbour's nor one before the window");
     assert_eq!(events[0]["comm"], ODD_COMM);
     assert_eq!(events[0]["detail"]["anon_bytes"], 66_000_000);
@@ -142,8 +145,10 @@ fn the_report_holds_the_same_parquet_byte_for_byte() {
     let inside = between(&html, r#"id="fgm-parquet">"#, "</script>");
     let inside = base64::engine::general_purpose::STANDARD.decode(inside).expect("base64");
     assert!(inside == parquet, "{} bytes inside, {} alone", inside.len(), parquet.len());
-    let hash: String = Sha256::digest(&parquet).iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(data["provenance"]["parquet_sha256"], hash);
+    let hash = data["provenance"]["parquet_sha256"].as_str().expect("text");
+    let hash: Vec<u8> =
+        (0..hash.len()).step_by(2).map(|i| u8::from_str_radix(&hash[i..i + 2], 16).expect("hex")).collect();
+    assert_eq!(hash, Sha256::digest(&parquet).as_slice());
     assert_eq!(data["provenance"]["generated_us"], KILL_US + 20_000_000);
     assert_eq!(data["format"], 1);
     let scopes: Vec<&str> =
@@ -159,7 +164,8 @@ fn where_rows_are_does_not_change_the_bytes() {
         let mut v = view(one.path());
         let rest = v.loose.pop().expect("rows in memory");
         let boot = segment::boot_of(BOOT_ID);
-        let s = segment::write(&Disk, one.path(), Table::Samples, &[rest.batch], &boot, 99, &rows::metadata());
+        let s =
+            segment::write(&Disk, one.path(), Table::Samples, &[rest.batch], &boot, 99, &rows::metadata());
         v.segments.push(s.expect("written"));
         v
     };
@@ -173,7 +179,8 @@ fn a_range_is_narrowed_by_namespace_containers_labels_and_metrics() {
     let dir = tempfile::tempdir().expect("a folder");
     let view = view(dir.path());
     let cgroups = |query: &[(&str, &str)]| -> Vec<i64> {
-        let mut ids: Vec<i64> = keys(&read(ask(&view, query).expect("exported").bytes).0).into_iter().map(|k| k.0).collect();
+        let mut ids: Vec<i64> =
+            keys(&read(ask(&view, query).expect("exported").bytes).0).into_iter().map(|k| k.0).collect();
         ids.dedup();
         ids
     };

@@ -10,14 +10,16 @@ use std::io::Read;
 use std::time::Duration;
 
 /// The longest export takes some ten seconds; beyond this something hangs.
-const ANSWER_WITHIN: Duration = Duration::from_secs(180);
+const ANSWER_WITHIN: Duration = Duration::from_mins(3);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// More than the agent ever sends: 64 MiB, and a third more as base64.
 const MAX_ANSWER: u64 = 256 << 20;
 
 fn get(server: &str, path: &str) -> Result<Vec<u8>, Failure> {
     if !server.starts_with("http://") {
-        let detail = format!("--server {server}: give it as http://HOST:PORT (there is no TLS on the agent's own port)");
+        let detail = format!(
+            "--server {server}: give it as http://HOST:PORT (there is no TLS on the agent's own port)"
+        );
         return Err(Failure::Usage(detail));
     }
     let url = format!("{}{path}", server.trim_end_matches('/'));
@@ -29,7 +31,9 @@ fn get(server: &str, path: &str) -> Result<Vec<u8>, Failure> {
         .build()
         .into();
     let unreachable = |e: &dyn std::fmt::Display| {
-        anyhow::anyhow!("no answer from {server}: {e}; is the agent running there? (--server names another, --data reads its folder)")
+        anyhow::anyhow!(
+            "no answer from {server}: {e}; is the agent running there? (--server names another, --data reads its folder)"
+        )
     };
     let response = agent.get(&url).call().map_err(|e| unreachable(&e))?;
     let status = response.status().as_u16();
@@ -48,7 +52,8 @@ fn refused(server: &str, status: u16, body: &[u8]) -> Failure {
         return anyhow::anyhow!("{server} answered {status} and no explanation: is it an fgm agent?").into();
     };
     let detail = problem["detail"].as_str().unwrap_or("no detail").to_owned();
-    let accepted: Vec<&str> = problem["accepted"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let accepted: Vec<&str> =
+        problem["accepted"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     match status {
         400 => Problem::bad_query(detail, &accepted).into(),
         404 => Problem::not_found(detail).into(),

@@ -23,7 +23,9 @@ pub fn format(output: &Path, named: Option<&str>) -> Result<Format, Failure> {
 pub fn write(output: &Path, is_binary: bool, bytes: &[u8]) -> Result<(), Failure> {
     if output == Path::new("-") {
         if is_binary && io::stdout().is_terminal() {
-            return Err(Failure::Usage("Parquet is not for a terminal; give -o FILE or redirect stdout".to_owned()));
+            return Err(Failure::Usage(
+                "Parquet is not for a terminal; give -o FILE or redirect stdout".to_owned(),
+            ));
         }
         return stdout(bytes);
     }

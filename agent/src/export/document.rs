@@ -165,12 +165,12 @@ pub const EVENT_COLUMNS: [&str; 13] = [
 /// Events of the selection's cgroups and those that the incident names, in time order.
 fn events(parts: &Parts<'_>) -> Value {
     let columns: Vec<&str> = EVENT_COLUMNS.into_iter().chain(["detail"]).collect();
-    let named: BTreeSet<&str> =
-        parts.incident.iter().flat_map(|i| &i.events).map(String::as_str).collect();
+    let named: BTreeSet<&str> = parts.incident.iter().flat_map(|i| &i.events).map(String::as_str).collect();
     let mut out = Vec::new();
     for batch in parts.events {
         for at in 0..batch.num_rows() {
-            let of_selection = query::int(batch, "cgroup_id", at).is_some_and(|id| parts.cgroups.contains(&id));
+            let of_selection =
+                query::int(batch, "cgroup_id", at).is_some_and(|id| parts.cgroups.contains(&id));
             let is_named = query::text(batch, "event_id", at).is_some_and(|id| named.contains(id));
             if of_selection || is_named {
                 out.push((query::int(batch, "ktime_ns", at), row(batch, at, &columns)));

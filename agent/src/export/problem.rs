@@ -38,8 +38,9 @@ impl Problem {
 
     /// More is asked for than one answer may hold; nothing was sent.
     pub fn too_large(limit: &'static str, allowed: u64, asked: u64, narrow: &'static str) -> Self {
-        let detail =
-            format!("{limit} allows {allowed} in one answer, this one would have {asked}; to narrow it: {narrow}");
+        let detail = format!(
+            "{limit} allows {allowed} in one answer, this one would have {asked}; to narrow it: {narrow}"
+        );
         let mut p = Self::new(413, "too-large", "The selection is larger than the limit", detail);
         p.more.insert("limit".to_owned(), json!({"name": limit, "value": allowed}));
         p.more.insert("asked".to_owned(), json!(asked));

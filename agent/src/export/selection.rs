@@ -68,8 +68,16 @@ impl Format {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rows {
     /// Around an incident; `None` = as the incident's own window says.
-    Incident { id: String, before_us: Option<i64>, after_us: Option<i64> },
-    Range { from_us: i64, to_us: i64, containers: Containers },
+    Incident {
+        id: String,
+        before_us: Option<i64>,
+        after_us: Option<i64>,
+    },
+    Range {
+        from_us: i64,
+        to_us: i64,
+        containers: Containers,
+    },
 }
 
 /// Which cgroups; what is empty does not narrow.
@@ -112,42 +120,38 @@ impl Selection {
         };
         let format = get("format").map_or(Ok(Format::Parquet), Format::parse)?;
         let metrics = get("metrics").map(columns).transpose()?;
-        let rows = match get("incident") {
-            Some(id) => {
-                for other in ["range", "from", "to", "namespace", "labels", "containers"] {
-                    if get(other).is_some() {
-                        let accepted = ["before", "after", "metrics", "format"];
-                        let detail = format!("{other} does not go with incident, which names its own rows");
-                        return Err(Problem::bad_query(detail, &accepted));
-                    }
-                }
-                Rows::Incident {
-                    id: id.to_owned(),
-                    before_us: get("before").map(|v| around("before", v)).transpose()?,
-                    after_us: get("after").map(|v| around("after", v)).transpose()?,
-                }
-            }
-            None => {
-                for only in ["before", "after"] {
-                    if get(only).is_some() {
-                        let detail = format!("{only} needs incident=ID or incident=latest");
-                        return Err(Problem::bad_query(detail, &[]));
-                    }
-                }
-                let (from_us, to_us) = time_range(get("range"), get("from"), get("to"), now_us)?;
-                Rows::Range {
-                    from_us,
-                    to_us,
-                    containers: Containers {
-                        namespace: get("namespace").map(str::to_owned),
-                        labels: get("labels").map_or(Ok(Vec::new()), labels)?,
-                        names: get("containers").map(list).unwrap_or_default(),
-                    },
-                }
-            }
-        };
+        let rows = get("incident").map_or_else(|| range_rows(get, now_us), |id| incident_rows(id, get))?;
         Ok(Self { rows, metrics, format })
     }
+}
+
+fn incident_rows<'a>(id: &str, get: impl Fn(&str) -> Option<&'a str>) -> Result<Rows, Problem> {
+    for other in ["range", "from", "to", "namespace", "labels", "containers"] {
+        if get(other).is_some() {
+            let detail = format!("{other} does not go with incident, which names its own rows");
+            return Err(Problem::bad_query(detail, &["before", "after", "metrics", "format"]));
+        }
+    }
+    Ok(Rows::Incident {
+        id: id.to_owned(),
+        before_us: get("before").map(|v| around("before", v)).transpose()?,
+        after_us: get("after").map(|v| around("after", v)).transpose()?,
+    })
+}
+
+fn range_rows<'a>(get: impl Fn(&str) -> Option<&'a str>, now_us: i64) -> Result<Rows, Problem> {
+    for only in ["before", "after"] {
+        if get(only).is_some() {
+            return Err(Problem::bad_query(format!("{only} needs incident=ID or incident=latest"), &[]));
+        }
+    }
+    let (from_us, to_us) = time_range(get("range"), get("from"), get("to"), now_us)?;
+    let containers = Containers {
+        namespace: get("namespace").map(str::to_owned),
+        labels: get("labels").map_or(Ok(Vec::new()), labels)?,
+        names: get("containers").map(list).unwrap_or_default(),
+    };
+    Ok(Rows::Range { from_us, to_us, containers })
 }
 
 fn list(text: &str) -> Vec<String> {
@@ -367,7 +371,8 @@ mod tests {
 
     #[test]
     fn metrics_are_names_or_globs_in_the_order_of_the_table() {
-        let s = parse(&[("range", "1m"), ("metrics", "pids_current,memory_events_oom*,memory_current")]).expect("good");
+        let s = parse(&[("range", "1m"), ("metrics", "pids_current,memory_events_oom*,memory_current")])
+            .expect("good");
         let wanted = [
             "memory_current",
             "memory_events_oom",

@@ -76,6 +76,13 @@ pub struct Rotation {
     pub done: Option<Sender<SealResult>>,
 }
 
+/// What the writer is given to write.
+pub struct Begun {
+    pub item: Item,
+    pub metadata: Vec<(String, String)>,
+    pub rotation: u64,
+}
+
 pub struct Pending {
     rotations: VecDeque<Rotation>,
     bytes: usize,
@@ -114,11 +121,11 @@ impl Pending {
     }
 
     /// The oldest item with its rotation's metadata, marked as being written.
-    pub fn begin(&mut self) -> Option<(Item, Vec<(String, String)>, u64)> {
+    pub fn begin(&mut self) -> Option<Begun> {
         let rotation = self.rotations.iter().find(|r| !r.items.is_empty())?;
         let item = rotation.items.first()?.clone();
         self.busy = Some(item.seq);
-        Some((item, rotation.metadata.clone(), rotation.number))
+        Some(Begun { item, metadata: rotation.metadata.clone(), rotation: rotation.number })
     }
 
     /// The item that was begun is now `segment`.
@@ -252,7 +259,7 @@ mod tests {
         let samples = |seq| Item::new(seq, Table::Samples, vec![batch(Table::Samples, 10)]);
         let mut pending = Pending::new(samples(0).bytes);
         pending.push(rotation(1, vec![samples(1)]));
-        let (item, _, _) = pending.begin().expect("an item waits");
+        let item = pending.begin().expect("an item waits").item;
         pending.push(rotation(2, vec![samples(2)]));
         let left: Vec<u64> = pending.items().map(|i| i.seq).collect();
         assert_eq!((item.seq, left), (1, vec![1]));

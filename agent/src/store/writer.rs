@@ -7,7 +7,7 @@
 
 use crate::names::Table;
 use crate::segment::{self, Disk, Io, Segment, SegmentError};
-use crate::store::pending::{Item, Rotation};
+use crate::store::pending::{Begun, Item, Rotation};
 use crate::store::{Store, StoreError, folder};
 use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -140,7 +140,7 @@ fn run(store: &Store, io: &dyn Io, woken: &Receiver<()>, stopping: &Receiver<()>
 
 fn next_call(store: &Store, woken: &Receiver<()>, stopping: &Receiver<()>) -> Call {
     let has_work = !store.state().pending.is_empty();
-    let pause = if has_work { RETRY } else { Duration::from_secs(3600) };
+    let pause = if has_work { RETRY } else { Duration::from_hours(1) };
     crossbeam_channel::select! {
         recv(stopping) -> _ => Call::Stop,
         recv(woken) -> m => if m.is_ok() { Call::Work } else { Call::Stop },
@@ -153,9 +153,8 @@ fn write_all(store: &Store, io: &dyn Io) {
     loop {
         complete(store);
         let begun = store.state().pending.begin();
-        let Some((item, metadata, rotation)) = begun else { return };
+        let Some(Begun { item, metadata: mut pairs, rotation }) = begun else { return };
         let boot = store.boot();
-        let mut pairs = metadata;
         pairs.push(("fgm.rotation".to_owned(), rotation.to_string()));
         let dir = folder(&store.dir, item.table);
         match segment::write(io, &dir, item.table, &item.batches, &boot, item.seq, &pairs) {

@@ -169,8 +169,12 @@ fn understood(params: Params) -> Result<Vec<(String, String)>, Problem> {
     Ok(pairs)
 }
 
-async fn on_a_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Problem::internal(format!("the work was cut off: {e}")))
+async fn on_a_blocking_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Problem::internal(format!("the work was cut off: {e}")))
 }
 
 /// Store and memory of one instant. Rows go from memory into the store at a seal; when one came between the two looks,

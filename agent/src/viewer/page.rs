@@ -88,6 +88,9 @@ mod tests {
         };
         let page = render(&[hostile]);
         assert!(!page.contains("<script>"), "{page}");
-        assert!(page.contains("&lt;script&gt;alert(1)") && page.contains("n%22%3E%3Cscript%3E%2F1"), "{page}");
+        assert!(
+            page.contains("&lt;script&gt;alert(1)") && page.contains("n%22%3E%3Cscript%3E%2F1"),
+            "{page}"
+        );
     }
 }

@@ -71,7 +71,8 @@ impl Cgroup {
     }
 
     pub fn write(&self, file: &str, text: &str) {
-        fs::write(self.path.join(file), text).unwrap_or_else(|e| panic!("{}/{file}: {e}", self.path.display()));
+        fs::write(self.path.join(file), text)
+            .unwrap_or_else(|e| panic!("{}/{file}: {e}", self.path.display()));
     }
 
     pub fn id(&self) -> u64 {
@@ -281,7 +282,10 @@ impl Agent {
         fs::create_dir_all(dir.join("data")).expect("mkdir");
         if !tmpfs.is_empty() {
             let size = format!("size={tmpfs}");
-            let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "fgm-test"]).arg(dir.join("data")).status();
+            let mounted = Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &size, "fgm-test"])
+                .arg(dir.join("data"))
+                .status();
             assert!(mounted.expect("mount").success());
         }
         Self::run(dir, Vec::new())
@@ -315,7 +319,11 @@ impl Agent {
         let mut agent = Self { process, dir, port, prefix, handed_over: false };
         wait("readiness", Duration::from_secs(60), || {
             let ended = agent.process.try_wait().expect("wait");
-            assert!(ended.is_none(), "the agent ended: {}", fs::read_to_string(agent.dir.join("log")).unwrap_or_default());
+            assert!(
+                ended.is_none(),
+                "the agent ended: {}",
+                fs::read_to_string(agent.dir.join("log")).unwrap_or_default()
+            );
             agent.get("/readyz").is_some_and(|(code, _)| code == 200)
         });
         agent
@@ -385,7 +393,9 @@ impl Agent {
             for batch in batches(&bytes) {
                 let (cgroup, code) = (ints(&batch, "cgroup_id"), ints(&batch, "exit_code"));
                 let kind = texts(&batch, "kind");
-                out.extend((0..batch.num_rows()).map(|i| (cgroup[i], kind[i].clone().unwrap_or_default(), code[i])));
+                out.extend(
+                    (0..batch.num_rows()).map(|i| (cgroup[i], kind[i].clone().unwrap_or_default(), code[i])),
+                );
             }
         }
         out
