@@ -1,9 +1,9 @@
-//! The part of the demo that needs cgroup v2: agent, scenario, incident, export. Runs on the host or in the test VM.
+//! The part of the demo that needs cgroup v2: agent, scenario, incident. Runs on the host or in the test VM.
 //! Must never leave the agent running. Called by `demo`, in the VM through `xtask demo --play`.
 
-use crate::child::{self, Reaped, tool};
+use crate::child::{self, Reaped};
 use crate::clock::Deadline;
-use crate::demo::{CGROUP_ROOT, Outcome};
+use crate::demo::CGROUP_ROOT;
 use crate::http;
 use crate::progress::Step;
 use crate::scenario::{Running, Scenario};
@@ -16,14 +16,13 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-/// The file in the output folder that says what came out.
-pub const OUTCOME: &str = "outcome.json";
+/// The file in the output folder that holds the incident as the agent's API tells it.
+pub const INCIDENT_FILE: &str = "incident.json";
 
 /// A debug agent in an emulated CPU needs seconds to read the kernel's types.
 const READY: Duration = Duration::from_mins(1);
 /// From the start of the scenario to a closed incident: climax, burst, and a few seconds to tell its story.
 const INCIDENT: Duration = Duration::from_secs(110);
-const EXPORT: Duration = Duration::from_mins(1);
 const STOP: Duration = Duration::from_secs(30);
 
 pub fn verb(words: &[String]) -> Result<i32> {
@@ -32,23 +31,13 @@ pub fn verb(words: &[String]) -> Result<i32> {
     Ok(0)
 }
 
-pub fn play(out: &Path, agent: &Path, workload: &Path) -> Result<Outcome> {
+/// Leaves the data folder, `agent.log` and the incident in `out`.
+pub fn play(out: &Path, agent: &Path, workload: &Path) -> Result<()> {
     let mut agent = Agent::start(out, agent)?;
     let incident = record(&mut agent, workload)?;
-    let text = |name: &str| incident.get(name).and_then(Value::as_str).map(str::to_owned);
-    let id = text("id").context("the incident has no id")?;
-    let summary = text("summary").context("the incident has no summary")?;
-    let (html, parquet) = (out.join("incident.html"), out.join("incident.parquet"));
-    for file in [&html, &parquet] {
-        agent.export(&id, file)?;
-    }
-    let data = out.join("data");
     agent.stop()?;
-    let outcome = Outcome { incident: id, html, parquet, data, summary };
-    let path = out.join(OUTCOME);
-    fs::write(&path, serde_json::to_string(&outcome)?)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(outcome)
+    let path = out.join(INCIDENT_FILE);
+    fs::write(&path, format!("{incident:#}\n")).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Play the scenario until the agent calls its incident closed.
@@ -101,7 +90,6 @@ fn pick(list: &Value, container: &str) -> Option<Value> {
 }
 
 struct Agent {
-    program: PathBuf,
     process: Reaped,
     address: SocketAddr,
     log: PathBuf,
@@ -121,10 +109,10 @@ impl Agent {
         let log = out.join("agent.log");
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut c = child::bound_to_us(program);
-        c.args(["agent", "--config"]).arg(&config);
+        c.args(["agent", "--config"]).arg(&config).env("RUST_BACKTRACE", "0");
         c.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let process = Reaped(c.spawn().with_context(|| format!("cannot start {}", program.display()))?);
-        let mut agent = Self { program: program.to_path_buf(), process, address, log };
+        let mut agent = Self { process, address, log };
         let deadline = Deadline::after(READY);
         while !http::get(address, "/readyz").is_ok_and(|r| r.status == 200) {
             agent.alive()?;
@@ -155,30 +143,6 @@ impl Agent {
         }
         let list = serde_json::from_str(&reply.body).context("/api/incidents is not JSON")?;
         Ok(pick(&list, container))
-    }
-
-    fn export(&self, id: &str, file: &Path) -> Result<()> {
-        let mut c = tool(&self.program);
-        c.args(["export", "--incident", id, "--server", &format!("http://{}", self.address), "-o"]).arg(file);
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let log = self.log.with_file_name(format!("export-{name}.log"));
-        let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        c.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        let step = Step::begin(format!("exporting {name}"));
-        let mut export = Reaped(c.spawn().with_context(|| format!("cannot start `{}`", child::shown(&c)))?);
-        let Some(status) = child::wait_until(&mut export.0, Deadline::after(EXPORT))? else {
-            bail!("`{}` was ended after {} s", child::shown(&c), EXPORT.as_secs());
-        };
-        if !status.success() {
-            bail!("`{}` failed: {status}\n{}", child::shown(&c), child::tail(&log, 20));
-        }
-        let size =
-            fs::metadata(file).with_context(|| format!("the export left no {}", file.display()))?.len();
-        if size == 0 {
-            bail!("the export left an empty {}", file.display());
-        }
-        step.done(&format!("{} KB", size.div_ceil(1000)));
-        Ok(())
     }
 
     /// SIGTERM, as an orchestrator ends it; it has to close its files and say 0.

@@ -8,7 +8,7 @@ use crate::progress::{quiet, say};
 use crate::setup::{self, Check, Need};
 use crate::tally::{self, Tally};
 use crate::vm::Guest;
-use crate::{ebpf, kernel, paths, scenario};
+use crate::{ebpf, kernel, paths};
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsString;
 use std::fs;
@@ -146,7 +146,7 @@ fn workspace() -> Result<Tally> {
     settle(status, tally::libtest(&text))
 }
 
-/// The agent's kernel tests, built here and run in the test VM.
+/// The agent's kernel tests (`agent/tests/kernel*.rs`), built here and run in the test VM, one boot for each file.
 fn kernel_tests(series: &str) -> Result<Tally> {
     let mut c = child::cargo();
     c.args([
@@ -154,30 +154,30 @@ fn kernel_tests(series: &str) -> Result<Tally> {
         "-p",
         "fgm",
         "--test",
-        "kernel",
+        "kernel*",
         "--no-run",
         "--message-format",
         "json-render-diagnostics",
     ]);
-    let built = ebpf::executables(&mut c)?;
-    let is_test = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("kernel-"));
-    let binary = built.into_iter().find(is_test).context("cargo built no kernel test")?;
-    let mut command: Vec<OsString> = vec!["env".into()];
-    command.push([OsString::from("FGM_WORKLOAD="), scenario::workload()?.into()].into_iter().collect());
-    command.push(binary.into());
-    command.extend(["--test-threads=1", "--show-output"].map(OsString::from));
-    let mut guest = Guest::new(command)?;
-    series.clone_into(&mut guest.series);
-    guest.timeout = KERNEL;
-    guest.cwd = paths::root().join("agent");
-    let mut copy = Copy { bytes: Vec::new() };
-    let code = guest.run_with(&mut copy, &mut std::io::stderr())?;
-    let tally = tally::libtest(&String::from_utf8_lossy(&copy.bytes));
-    if code != 0 && tally.failed == 0 {
-        say(&format!("kernel {series}: the guest ended with exit code {code}"));
-        return Ok(Tally { failed: 1, ..tally });
+    let mut built = ebpf::executables(&mut c)?;
+    built.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("kernel")));
+    let mut sum = Tally::default();
+    for binary in built {
+        let mut guest =
+            Guest::new(vec![binary.clone().into(), "--test-threads=1".into(), "--show-output".into()])?;
+        series.clone_into(&mut guest.series);
+        guest.timeout = KERNEL;
+        guest.cwd = paths::root().join("agent");
+        let mut copy = Copy { bytes: Vec::new() };
+        let code = guest.run_with(&mut copy, &mut std::io::stderr())?;
+        let tally = tally::libtest(&String::from_utf8_lossy(&copy.bytes));
+        sum += tally;
+        if code != 0 && tally.failed == 0 {
+            say(&format!("kernel {series}: {} ended with exit code {code}", binary.display()));
+            sum += Tally::FAILED;
+        }
     }
-    Ok(tally)
+    Ok(sum)
 }
 
 /// The demo's Parquet, read by engines that have nothing of ours.
@@ -185,7 +185,7 @@ fn interop(demo: &Outcome) -> Result<Tally> {
     let folder = paths::root().join("tests/interop");
     let python = venv(&folder)?;
     let mut c = tool(python);
-    c.arg(folder.join("check.py")).arg(&demo.parquet).arg(&demo.data);
+    c.arg(folder.join("check.py")).arg("--parquet").arg(&demo.parquet).arg("--data").arg(&demo.data);
     let (status, text) = shown(&mut c, OTHER)?;
     settle(status, tally::own(&text).unwrap_or(if status.success() { Tally::PASSED } else { Tally::FAILED }))
 }

@@ -107,6 +107,8 @@ fn hog(bytes: usize, over: Duration, after: Duration, linger: Duration) -> Resul
             &over.as_secs_f64().to_string(),
             "--hold",
             "1",
+            "--name",
+            "hog",
         ])
         .spawn()
         .map_err(|e| format!("cannot start the child: {e}"))?;
