@@ -166,7 +166,10 @@ pub fn oom_tracepoint(ctx: TracePointContext) -> u32 {
         record.victim._pad = 0;
         record.victim.comm = [0; 16];
         if let Some(loc) = field::<u32>(&ctx, global!(FORMATS.victim_comm)) {
-            read::read_str(ctx.as_ptr().cast::<u8>().wrapping_add((loc & 0xffff) as usize), &mut record.victim.comm);
+            read::read_str(
+                ctx.as_ptr().cast::<u8>().wrapping_add((loc & 0xffff) as usize),
+                &mut record.victim.comm,
+            );
         }
         let kb = |offset: u32| field::<u64>(&ctx, offset).map_or(UNKNOWN, |kb| kb << 10);
         record.anon_bytes = kb(global!(FORMATS.victim_anon_kb));

@@ -6,8 +6,8 @@
 use crate::shared::global;
 use agent_ebpf::{ABSENT, TaskRecord, UNKNOWN};
 use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
-    bpf_probe_read_kernel_buf, generated,
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
+    bpf_probe_read_kernel, bpf_probe_read_kernel_buf, generated,
 };
 
 /// `MAX_PID_NS_LEVEL` of include/linux/pid_namespace.h.
@@ -39,9 +39,8 @@ pub fn follow(base: *const u8, offset: u32) -> Option<*const u8> {
 #[inline(always)]
 pub fn read_str(from: *const u8, to: &mut [u8]) -> u32 {
     // SAFETY: the helper checks the address and writes at most `to.len()` bytes.
-    let n = unsafe {
-        generated::bpf_probe_read_kernel_str(to.as_mut_ptr().cast(), to.len() as u32, from.cast())
-    };
+    let n =
+        unsafe { generated::bpf_probe_read_kernel_str(to.as_mut_ptr().cast(), to.len() as u32, from.cast()) };
     if n > 0 { n as u32 - 1 } else { 0 }
 }
 

@@ -15,6 +15,7 @@ use crate::accumulator::NodeNames;
 use crate::clock;
 use crate::config::Config;
 use crate::discovery::{Rules, Tree};
+use crate::export;
 use crate::machine::Machine;
 use crate::probes::{self, Ladder, Probes};
 use crate::recorder::{self, Series};
@@ -29,7 +30,6 @@ use serde_json::json;
 use shared::Shared;
 use source::LiveSource;
 use state::State;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// The loop looks up at least this often, to publish its status and to see a request whose wake was lost.
@@ -66,8 +66,10 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let has_events = ladder.hooks.iter().any(|h| h.event == "cgroup_start" && h.mechanism.is_some());
 
     let shared = Arc::new(Shared::default());
-    for incident in source::stored_incidents(&store) {
-        shared.announce(incident);
+    // those of earlier runs, oldest first
+    match export::incidents(&store.view(), Vec::new()) {
+        Ok(earlier) => earlier.into_iter().rev().for_each(|incident| shared.announce(incident)),
+        Err(problem) => tracing::warn!(%problem, "earlier incidents cannot be listed"),
     }
     let writer = Writer::start(store.clone(), &machine.boot_id)?;
     let metadata = metadata(&config, &names, &machine, &ladder);
@@ -231,7 +233,6 @@ fn wait(state: &State, probes: Option<&Probes>, inbox: &Inbox) -> anyhow::Result
         Err(e) => return Err(e).context("poll"),
     }
     inbox.clear();
-    let _ = inbox_fd.as_fd();
     Ok(())
 }
 

@@ -56,6 +56,13 @@ fn ms(ns: u64) -> f64 {
 }
 
 impl Open {
+    fn first_burst(&mut self, ktime_ns: u64) {
+        let first = &mut self.incident.first_burst_after_ms;
+        if first.is_none() && ktime_ns >= self.incident.ktime_ns {
+            *first = Some(ms(ktime_ns - self.incident.ktime_ns));
+        }
+    }
+
     fn revise(&mut self) {
         self.incident.revision += 1;
         self.incident.summary = summary::write(self);
@@ -70,13 +77,14 @@ impl Story {
     }
 
     /// An OOM kill in a container (or pod, or whatever owns the victim): a new incident, or more of the open one.
-    /// Returns the new revision.
+    /// `first_burst` is the instant of the burst sample that this event caused, if it caused one. Returns the new revision.
     pub fn oom_kill(
         &mut self,
         owner: &Arc<Meta>,
         event: &Event,
         kill: &OomKill,
         evidence: Evidence,
+        first_burst: Option<u64>,
     ) -> Incident {
         let (names, window_ns) = (&self.names, self.window_ns);
         let open = self.open.entry(owner.id).or_insert_with(|| {
@@ -151,6 +159,9 @@ impl Story {
             });
         }
         open.incident.events.push(event.event_id.clone());
+        if let Some(at) = first_burst {
+            open.first_burst(at);
+        }
         open.revise();
         open.incident.clone()
     }
@@ -177,10 +188,7 @@ impl Story {
     /// A burst sample of the container was taken.
     pub fn burst_sample(&mut self, owner: CgroupId, ktime_ns: u64) {
         if let Some(open) = self.open.get_mut(&owner) {
-            let first = &mut open.incident.first_burst_after_ms;
-            if first.is_none() && ktime_ns >= open.incident.ktime_ns {
-                *first = Some(ms(ktime_ns - open.incident.ktime_ns));
-            }
+            open.first_burst(ktime_ns);
         }
     }
 
@@ -301,7 +309,7 @@ mod tests {
     #[test]
     fn a_kill_is_told_from_the_evidence() {
         let mut story = Story::new(names(), 10 * S);
-        let i = story.oom_kill(&owner(), &event(100 * S), &kill(42, 43), evidence());
+        let i = story.oom_kill(&owner(), &event(100 * S), &kill(42, 43), evidence(), None);
         assert_eq!((i.revision, i.closed, i.id.as_str()), (1, false, "n1-b-100000000000"));
         assert_eq!((i.history_s, i.last_sample_before_ms), (Some(60.0), Some(12.0)));
         for part in [
@@ -321,7 +329,7 @@ mod tests {
     #[test]
     fn what_was_not_observed_is_called_so() {
         let mut story = Story::new(names(), 10 * S);
-        let i = story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), Evidence::default());
+        let i = story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), Evidence::default(), None);
         assert!(i.limit.is_none() && i.history_s.is_none());
         assert!(i.summary.contains("was not observed"), "{}", i.summary);
     }
@@ -329,9 +337,9 @@ mod tests {
     #[test]
     fn events_of_one_container_merge_and_the_window_closes_it() {
         let mut story = Story::new(names(), 10 * S);
-        story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence());
+        story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence(), None);
         story.burst_sample(CgroupId(7), 100 * S + 3_000_000);
-        let again = story.oom_kill(&owner(), &event(105 * S), &kill(44, 44), evidence());
+        let again = story.oom_kill(&owner(), &event(105 * S), &kill(44, 44), evidence(), None);
         assert_eq!((again.revision, again.victims.len(), again.events.len()), (2, 2, 2));
         let exit =
             Exit { task: task(42, "hog"), ppid: None, inner_pid: Some(1), exit_code: None, signal: Some(9) };
@@ -350,8 +358,8 @@ mod tests {
     #[test]
     fn a_process_marked_twice_is_one_victim() {
         let mut story = Story::new(names(), 10 * S);
-        story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence());
-        let again = story.oom_kill(&owner(), &event(100 * S + 5), &kill(42, 42), evidence());
+        story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence(), None);
+        let again = story.oom_kill(&owner(), &event(100 * S + 5), &kill(42, 42), evidence(), None);
         assert_eq!((again.victims.len(), again.events.len()), (1, 2));
     }
 
@@ -364,6 +372,7 @@ mod tests {
                 &event((100 + t) * S),
                 &kill(1000 + u32::try_from(t).expect("small"), 1),
                 evidence(),
+                None,
             );
             assert!(story.next_deadline().is_some_and(|d| d <= 160 * S));
         }

@@ -218,16 +218,16 @@ impl State {
             self.record(event, Some(owner));
             return;
         }
-        self.start_burst(&owner, limit_id, ktime_ns);
+        let first_burst = self.start_burst(&owner, limit_id, ktime_ns);
         self.process_table(owner.id);
-        let incident = self.story.oom_kill(&owner, &event, kill, evidence);
+        let incident = self.story.oom_kill(&owner, &event, kill, evidence, first_burst);
         self.revise(incident);
         self.record(event, Some(owner));
     }
 
     /// Writes the history of a container, its ancestors up to the pod and the cgroup of the limit, and begins or
-    /// prolongs their burst.
-    fn start_burst(&mut self, owner: &Arc<Meta>, limit: Option<CgroupId>, ktime_ns: u64) {
+    /// prolongs their burst. Returns when the first burst sample of the container was taken, if one was.
+    fn start_burst(&mut self, owner: &Arc<Meta>, limit: Option<CgroupId>, ktime_ns: u64) -> Option<u64> {
         let now = clock::ktime_ns();
         let mut members = self.tree.up_to_pod(owner.id);
         let limiting = limit.and_then(|id| self.tree.get(id)).filter(|n| n.followed).map(|n| n.meta.clone());
@@ -251,13 +251,17 @@ impl State {
             Decision::Start { .. } | Decision::Extend { .. } if first => {
                 let members: Vec<_> = members.iter().map(|m| m.id).collect();
                 // the row at the event, with limits and peaks: as near to the kill as can be
+                let mut first_row = None;
                 for &member in &members {
-                    self.sample(member, Cause::Burst, Some(&id), true);
+                    let stamp = self.sample(member, Cause::Burst, Some(&id), true);
+                    first_row = first_row.or(stamp.filter(|_| member == owner.id));
                 }
                 self.bursts.insert(owner.id, Running { id, members });
+                return first_row.map(|s| s.ktime_ns);
             }
             Decision::Start { .. } | Decision::Extend { .. } => {}
         }
+        None
     }
 
     fn history(&mut self, meta: &Arc<Meta>, now: u64, burst: &str) {

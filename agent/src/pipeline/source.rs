@@ -1,11 +1,10 @@
 //! What the HTTP side sees of the running agent.
 
 use super::inbox::{Input, Outside};
-use super::shared::{MAX_INCIDENTS, Shared};
+use super::shared::Shared;
 use crate::accumulator::NodeNames;
 use crate::incident::Incident;
 use crate::names::Table;
-use crate::query;
 use crate::recorder::Series;
 use crate::store::Store;
 use crate::viewer::Source;
@@ -75,22 +74,5 @@ impl Source for LiveSource {
 
     fn metrics(&self) -> String {
         self.series.render()
-    }
-}
-
-/// Incidents of earlier runs, as the store has them; the latest revision of each, the newest ones.
-pub fn stored_incidents(store: &Store) -> Vec<Incident> {
-    let filter = query::Filter::range(i64::MIN, i64::MAX);
-    let columns = Some(&["json"][..]);
-    match query::rows(&store.view(), Table::Incidents, &filter, columns, 100 * MAX_INCIDENTS as u64) {
-        Ok((batches, _)) => batches
-            .iter()
-            .flat_map(|b| (0..b.num_rows()).filter_map(move |row| query::text(b, "json", row)))
-            .filter_map(|text| serde_json::from_str(text).ok())
-            .collect(),
-        Err(error) => {
-            tracing::warn!(%error, "earlier incidents cannot be listed");
-            Vec::new()
-        }
     }
 }

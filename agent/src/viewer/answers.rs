@@ -199,8 +199,7 @@ pub(super) async fn look<S: Source>(app: &App<S>, tables: &[Table]) -> Result<Vi
 }
 
 pub(super) async fn known_incidents<S: Source>(app: &App<S>) -> Result<Vec<Incident>, Problem> {
-    let view = look(app, &[Table::Incidents]).await?;
-    let running = app.source.incidents();
+    let (view, running) = (app.store.view(), app.source.incidents());
     on_a_blocking_thread(move || export::incidents(&view, running)).await?
 }
 

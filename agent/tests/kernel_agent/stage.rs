@@ -371,7 +371,9 @@ impl Agent {
 
     /// A container's incident, once it is closed.
     pub fn closed_incident_of(&self, container: &Cgroup, limit: Duration) -> Value {
-        self.find_incident(limit, |i| i["closed"] == true && i["container_id"] == container.container_id.as_str())
+        self.find_incident(limit, |i| {
+            i["closed"] == true && i["container_id"] == container.container_id.as_str()
+        })
     }
 
     fn find_incident(&self, limit: Duration, good: impl Fn(&Value) -> bool) -> Value {
@@ -435,7 +437,6 @@ impl Agent {
     pub fn kill_and_restart(mut self) -> Self {
         self.process.kill().expect("SIGKILL");
         self.process.wait().expect("wait");
-        println!("{:?}", Command::new("find").arg(&self.dir).output().map(|o| String::from_utf8_lossy(&o.stdout).into_owned()));
         self.handed_over = true;
         Self::run(self.dir.clone(), self.prefix.clone())
     }
