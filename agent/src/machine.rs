@@ -29,7 +29,7 @@ pub struct Machine {
     pub boot_id: String,
     pub kernel: String,
     /// What does not work here and what that costs, in words.
-    pub degraded: Vec<String>,
+    pub lacks: Vec<String>,
     pub descriptor_limit: usize,
 }
 
@@ -81,15 +81,15 @@ impl Machine {
             });
         }
         let there = controllers(cgroup_root);
-        let mut degraded = Vec::new();
+        let mut lacks = Vec::new();
         for c in CONTROLLERS.iter().filter(|c| !there.iter().any(|t| t == *c)) {
-            degraded.push(format!(
+            lacks.push(format!(
                 "the {c} controller is not in {}/cgroup.controllers: the columns {c}_* stay NULL",
                 cgroup_root.display()
             ));
         }
         if rustix::process::geteuid().as_raw() != 0 {
-            degraded.push(
+            lacks.push(
                 "not running as root: the tables of other users' processes lack descriptors and some cgroups may be unreadable"
                     .to_owned(),
             );
@@ -98,7 +98,7 @@ impl Machine {
             host: trimmed("/proc/sys/kernel/hostname").unwrap_or_else(|| "unknown".to_owned()),
             boot_id: trimmed("/proc/sys/kernel/random/boot_id").unwrap_or_else(|| "unknown".to_owned()),
             kernel: trimmed("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()),
-            degraded,
+            lacks,
             descriptor_limit: raise_descriptor_limit(),
         })
     }

@@ -46,7 +46,7 @@ fn plain(name: &str) -> String {
 /// What keeps it from starting, with the mend; or that the last rows could not be written.
 pub fn run(mut config: Config) -> anyhow::Result<()> {
     let machine = Machine::look(&config.cgroup_root)?;
-    for what in &machine.degraded {
+    for what in &machine.lacks {
         tracing::warn!("{what}");
     }
     if config.node.is_empty() {
@@ -257,7 +257,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
         "cgroup_root": state.config.cgroup_root.display().to_string(),
         "ladder": about.ladder,
         "probe_losses": losses,
-        "degraded": about.machine.degraded,
+        "machine_lacks": about.machine.lacks,
         "running_s": running_s,
         "cpu_ns": cpu,
         "rates": {

@@ -193,6 +193,12 @@ fn a_full_disk_shows_in_status_and_metrics_and_the_rows_in_exports() {
     s.writer = Arc::new(Writer::start_on(s.store.clone(), BOOT_ID, Arc::new(FullDisk)).expect("starts"));
     s.seal_all();
     let router = s.router(Agent::default());
+    assert_eq!(
+        get_json(&router, "/api/incidents")["incidents"],
+        json!([]),
+        "what is not on disk is not announced"
+    );
+    let router = s.router(Agent { incidents: vec![rows::incident(2)], ..Agent::default() });
     let status = get_json(&router, "/api/status");
     assert!(
         status["degraded"].as_str().is_some_and(|d| d.contains("No space left") && d.contains("free space"))

@@ -300,9 +300,9 @@ impl Agent {
     fn run(dir: PathBuf, prefix: Vec<&'static str>) -> Self {
         let (port, health) = (free_port(), free_port());
         let config = format!(
-            "data_dir = {:?}\nnode = \"vm\"\nlisten = \"127.0.0.1:{port}\"\nhealth_listen = \"127.0.0.1:{health}\"\n\
+            "data_dir = \"{}\"\nnode = \"vm\"\nlisten = \"127.0.0.1:{port}\"\nhealth_listen = \"127.0.0.1:{health}\"\n\
              [burst]\nlength_s = 3\n[rotation]\nevery_s = 2\n",
-            dir.join("data")
+            dir.join("data").display()
         );
         fs::write(dir.join("agent.toml"), config).expect("write");
         let log = fs::File::create(dir.join("log")).expect("a log");
