@@ -111,7 +111,7 @@ fn send(task: Option<*const u8>, how: u32) {
         record.header.ktime_ns = ktime_ns;
         record.header.kind = kind::EXIT;
         record.header.mechanism = how;
-        read::describe_current(&mut record.task);
+        read::describe_current(pids, &mut record.task);
         record.inner_pid = pids.inner;
         record.ppid = task
             .and_then(|task| follow(task, global!(OFFSETS.task_group_leader)))

@@ -97,7 +97,7 @@ fn begin(record: &mut OomRecord, how: u32) {
     record.header.ktime_ns = unsafe { bpf_ktime_get_ns() };
     record.header.kind = kind::OOM_KILL;
     record.header.mechanism = how;
-    read::describe_current(&mut record.trigger);
+    read::describe_current(read::pids(read::current_task()), &mut record.trigger);
     // SAFETY: the entry is this task's own and nobody else writes it.
     match unsafe { OOM_SCOPES.get(bpf_get_current_pid_tgid()) } {
         Some(scope) => {

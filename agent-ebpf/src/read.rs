@@ -10,8 +10,9 @@ use aya_ebpf::helpers::{
     bpf_probe_read_kernel, bpf_probe_read_kernel_buf, generated,
 };
 
-/// `MAX_PID_NS_LEVEL` of include/linux/pid_namespace.h.
-const MAX_PID_NS_LEVEL: u32 = 32;
+/// Pid namespaces nest 32 deep (`MAX_PID_NS_LEVEL`); a task may live at any depth, but the agent is looked for in the
+/// outer eight only: kind in a container is at 2, and the verifier walks every turn of the loop.
+const MAX_OUR_LEVEL: u32 = 8;
 
 /// `PROC_PID_INIT_INO`: the initial pid namespace, whose numbers `bpf_get_current_pid_tgid` and tracepoints give.
 const INITIAL_PIDNS_INUM: u32 = 0xefff_fffc;
@@ -78,20 +79,19 @@ fn walk_pids(task: *const u8) -> Option<Pids> {
     if numbers == ABSENT || size == ABSENT {
         return None;
     }
-    let ours_inum = global!(SETTINGS.pidns_inum);
-    let mut found = Pids { ours: 0, inner: 0 };
-    let mut upid = pid.wrapping_add(numbers as usize);
-    for i in 0..=MAX_PID_NS_LEVEL {
+    let numbers = pid.wrapping_add(numbers as usize);
+    let own = numbers.wrapping_add(level as usize * size as usize);
+    let mut found = Pids { ours: 0, inner: read(own, global!(OFFSETS.upid_nr))? };
+    let mut upid = numbers;
+    for i in 0..MAX_OUR_LEVEL {
         if i > level {
             break;
         }
-        let nr: u32 = read(upid, global!(OFFSETS.upid_nr))?;
         let ns = follow(upid, global!(OFFSETS.upid_ns))?;
-        if read::<u32>(ns, global!(OFFSETS.pidns_inum)) == Some(ours_inum) {
-            found.ours = nr;
+        if read(ns, global!(OFFSETS.pidns_inum)) == Some(global!(SETTINGS.pidns_inum)) {
+            found.ours = read(upid, global!(OFFSETS.upid_nr))?;
+            break;
         }
-        // The last level walked is the task's own.
-        found.inner = nr;
         upid = upid.wrapping_add(size as usize);
     }
     Some(found)
@@ -140,10 +140,9 @@ pub fn initial_pid(pid: u32) -> u32 {
     if global!(SETTINGS.pidns_inum) == INITIAL_PIDNS_INUM { pid } else { 0 }
 }
 
-/// Fills the record of the current task, without BTF too.
+/// Fills the record of the current task, whose pids the caller has, without BTF too.
 #[inline(always)]
-pub fn describe_current(to: &mut TaskRecord) -> Pids {
-    let pids = pids(current_task());
+pub fn describe_current(pids: Pids, to: &mut TaskRecord) {
     to.cgroup_id = current_cgroup_id();
     to.pid = if global!(OFFSETS.task_thread_pid) == ABSENT {
         initial_pid((bpf_get_current_pid_tgid() >> 32) as u32)
@@ -152,7 +151,6 @@ pub fn describe_current(to: &mut TaskRecord) -> Pids {
     };
     to._pad = 0;
     to.comm = bpf_get_current_comm().unwrap_or([0; 16]);
-    pids
 }
 
 /// Bytes of a counter of pages; negative ones (per-CPU parts not folded in yet) are 0, as for the kernel's own readers.

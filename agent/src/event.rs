@@ -55,6 +55,9 @@ pub enum OomLimit {
 }
 
 /// One OOM kill: who died, who asked for the memory, whose limit it was. Three different things.
+///
+/// The kernel may tell the same victim twice within milliseconds (a group kill that meets another of its threads):
+/// distinct victims are distinct pids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OomKill {
     pub victim: Task,

@@ -35,6 +35,10 @@ const NO_OBJECT: &str = "built without the eBPF object: cargo xtask build-ebpf, 
 /// Smallest and largest ring; the kernel wants a power of two of pages.
 const RING_BYTES: (u32, u32) = (4096, 1 << 28);
 
+/// Most records handed over in one go, so that a flood cannot keep the caller from its other work. More than a ring of
+/// the default size holds of any kind but exits; what is left keeps [`Probes::fd`] readable.
+const DRAIN_RECORDS: usize = 4096;
+
 /// How a program can be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
@@ -219,9 +223,10 @@ impl Probes {
         self.ring.as_fd()
     }
 
-    /// Hands over all events that wait, oldest first. Never blocks.
+    /// Hands over the events that wait, oldest first, at most [`DRAIN_RECORDS`] of them. Never blocks.
     pub fn drain(&mut self, mut f: impl FnMut(KernelEvent)) {
-        while let Some(record) = self.ring.next() {
+        for _ in 0..DRAIN_RECORDS {
+            let Some(record) = self.ring.next() else { break };
             match decode::decode(&record, self.scope) {
                 Ok(event) => f(event),
                 Err(_) => self.undecodable += 1,

@@ -2,6 +2,7 @@
 //! machine whose cgroup v2 has the memory controller (the test VM); elsewhere each test says that it was skipped and why.
 //!
 //! Truth comes from outside the probes: tracefs, memory.events.local, inode numbers, wait(2).
+#![expect(clippy::unwrap_used, reason = "a test whose stage can't be set has failed")]
 
 #[path = "kernel/stage.rs"]
 mod stage;
@@ -81,14 +82,16 @@ fn a_kill_names_victim_trigger_and_limit() {
         return;
     }
     for (without, how) in mechanisms() {
-        let mut probes = start(ProbeConfig { without, ..ProbeConfig::default() });
+        let mut probes = start(&ProbeConfig { without, ..ProbeConfig::default() });
         let truth = Truth::begin();
         let cgroup = Cgroup::new("oom", Some(64 * MIB));
         let mut child = Child::spawn("hog", &cgroup);
         let status = child.wait();
         assert_eq!(status.signal, Some(9), "the hog was to be killed");
 
-        let events = wait_for(&mut probes, |events| kill_in(events).is_some());
+        let events = wait_for(&mut probes, |events| {
+            kill_in(events).is_some() && !exits_of(events, child.pid).is_empty()
+        });
         let (event, kill) = kill_in(&events).expect("an oom_kill event");
         println!("{how}: {event:?}");
         assert_eq!(event.source, format!("{how}/mark_victim"));
@@ -106,15 +109,9 @@ fn a_kill_names_victim_trigger_and_limit() {
         cgroup.check_limit(kill, 64 * MIB);
         assert_eq!(cgroup.events_local("oom_kill"), 1);
 
-        let exit = wait_for(&mut probes, |events| {
-            events.iter().any(|e| matches!(&e.what, What::Exit(x) if x.task.pid == Some(child.pid)))
-        });
-        // It may have come with the kill already.
-        let exit = events.iter().chain(&exit).find_map(|e| match &e.what {
-            What::Exit(x) if x.task.pid == Some(child.pid) => Some(x),
-            _ => None,
-        });
-        let exit = exit.expect("the exit of the victim");
+        let exits = exits_of(&events, child.pid);
+        assert_eq!(exits.len(), 1, "{exits:?}");
+        let exit = exits[0];
         assert_eq!((exit.signal, exit.exit_code), (Some(9), None));
         assert_eq!(exit.task.cgroup_id, Some(cgroup.id()));
     }
@@ -125,7 +122,7 @@ fn the_victim_is_named_not_the_trigger() {
     if !guard("the_victim_is_named_not_the_trigger", true) {
         return;
     }
-    let mut probes = start(ProbeConfig::default());
+    let mut probes = start(&ProbeConfig::default());
     let truth = Truth::begin();
     let pod = Cgroup::new("pod", Some(64 * MIB));
     let (a, b) = (pod.child("sitting"), pod.child("asking"));
@@ -145,15 +142,17 @@ fn the_victim_is_named_not_the_trigger() {
     truth.agrees_with(event, kill);
     // The limit is the pod's, though neither process is in the pod's own cgroup.
     pod.check_limit(kill, 64 * MIB);
-    assert_eq!((pod.events_local("oom"), a.events_local("oom_kill")), (1, 1));
+    // `oom` counts each time that reclaim gave up, also while the victim was still dying.
+    assert!(pod.events_local("oom") >= 1);
+    assert_eq!(a.events_local("oom_kill"), 1);
 }
 
 #[test]
-fn a_group_kill_names_each_victim_once() {
-    if !guard("a_group_kill_names_each_victim_once", true) {
+fn a_group_kill_names_each_victim() {
+    if !guard("a_group_kill_names_each_victim", true) {
         return;
     }
-    let mut probes = start(ProbeConfig::default());
+    let mut probes = start(&ProbeConfig::default());
     let cgroup = Cgroup::new("group", Some(96 * MIB));
     fs::write(cgroup.path.join("memory.oom.group"), "1").unwrap();
     let mut sitter = Child::spawn("sitter", &cgroup);
@@ -173,6 +172,8 @@ fn a_group_kill_names_each_victim_once() {
             })
             .collect();
         pids.sort_unstable();
+        // A process may be marked again through another thread, when its leader has let go of the memory already.
+        pids.dedup();
         pids
     };
     let events = wait_for(&mut probes, |events| victims(events).len() >= 2);
@@ -191,7 +192,7 @@ fn cgroups_are_told_with_their_inode() {
         if how == "tracepoint" && !stage::has_tracefs() {
             continue;
         }
-        let mut probes = start(ProbeConfig { without, ..ProbeConfig::default() });
+        let mut probes = start(&ProbeConfig { without, ..ProbeConfig::default() });
         let parent = Cgroup::new("parent", None);
         let child = parent.child("child");
         let (id, parent_id) = (child.id(), parent.id());
@@ -232,7 +233,7 @@ fn cgroups_of_v1_hierarchies_are_not_told() {
         println!("SKIPPED cgroups_of_v1_hierarchies_are_not_told: no cgroup v1 hierarchy here");
         return;
     };
-    let mut probes = start(ProbeConfig::default());
+    let mut probes = start(&ProbeConfig::default());
     let name = format!("fgm-v1-{}", std::process::id());
     let dir = v1.join(&name);
     fs::create_dir(&dir).unwrap();
@@ -261,7 +262,7 @@ fn exits_carry_code_and_signal_once_per_process() {
         if how == "tracepoint" && !stage::has_tracefs() {
             continue;
         }
-        let mut probes = start(ProbeConfig { without, ..ProbeConfig::default() });
+        let mut probes = start(&ProbeConfig { without, ..ProbeConfig::default() });
         let cgroup = Cgroup::new("exit", None);
         // "threads" ends with eight threads at once, which is where a process could be told twice.
         for (role, code, signal) in
@@ -299,7 +300,7 @@ fn a_container_init_is_pid_one_inside() {
     if !guard("a_container_init_is_pid_one_inside", false) {
         return;
     }
-    let mut probes = start(ProbeConfig::default());
+    let mut probes = start(&ProbeConfig::default());
     let cgroup = Cgroup::new("init", None);
     let procs = cgroup.path.join("cgroup.procs");
     let script =
@@ -326,7 +327,7 @@ fn what_a_full_ring_refuses_is_counted() {
     if !guard("what_a_full_ring_refuses_is_counted", false) {
         return;
     }
-    let mut probes = start(ProbeConfig { ring_bytes: 4096, ..ProbeConfig::default() });
+    let mut probes = start(&ProbeConfig { ring_bytes: 4096, ..ProbeConfig::default() });
     let parent = Cgroup::new("overflow", None);
     let before = of_kind(&mut probes, "cgroup_start").lost;
     // A record takes 560 bytes with its header: seven fit into 4 KiB, no matter how slowly we read.
@@ -350,7 +351,7 @@ fn a_flood_of_exits_is_cut_and_counted_but_not_an_inits() {
     if !guard("a_flood_of_exits_is_cut_and_counted_but_not_an_inits", false) {
         return;
     }
-    let mut probes = start(ProbeConfig { exits_per_second: 5, ..ProbeConfig::default() });
+    let mut probes = start(&ProbeConfig { exits_per_second: 5, ..ProbeConfig::default() });
     let cgroup = Cgroup::new("flood", None);
     let procs = cgroup.path.join("cgroup.procs");
     let script = format!(

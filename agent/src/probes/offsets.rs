@@ -247,9 +247,10 @@ fn resolve(btf: &Btf) -> Offsets {
     offsets
 }
 
-/// Where the counter of one kind of pages lies in `mm_struct`. Up to 6.1 `rss_stat` is a struct of `atomic_long_t`,
-/// since 6.2 an array of `percpu_counter`, of which the shared count is read, as the kernel itself does when it prints a
-/// kill: at most 32 pages per CPU (2 × CPUs of them above 16) are not folded in yet. Anything else is not read.
+/// Where the counter of one kind of pages lies in `mm_struct`: up to 6.1 `rss_stat` is a struct of `atomic_long_t`, since
+/// 6.2 an array of `percpu_counter`, whose shared count is read, as the kernel itself does when it prints a kill. Either
+/// lags: by what each thread counted since its last 64 faults, or by up to 32 pages per CPU (2 × CPUs of them above 16).
+/// Anything else is not read.
 fn rss_counter(btf: &Btf, which: &str) -> Option<u32> {
     let base = btf.member("mm_struct", "rss_stat")?;
     let index = btf.enumerator(which)?;

@@ -75,8 +75,8 @@ pub fn has_tracefs() -> bool {
     tracefs().is_some()
 }
 
-pub fn start(config: ProbeConfig) -> Probes {
-    let (probes, ladder) = probes::start(&config);
+pub fn start(config: &ProbeConfig) -> Probes {
+    let (probes, ladder) = probes::start(config);
     probes.unwrap_or_else(|| panic!("no probes: {ladder:?}"))
 }
 
@@ -298,13 +298,21 @@ impl Truth {
             .expect("the time of the record");
         #[expect(clippy::cast_precision_loss, reason = "microseconds matter, not nanoseconds")]
         let apart = event.ktime_ns as f64 / 1e9 - seconds;
-        assert!(apart.abs() < 0.01, "{apart} s from the trace");
+        // The two are written one after the other, with a preemption between them at worst: 11 ms seen under emulation.
+        assert!(apart.abs() < 0.2, "{apart} s from the trace");
         if let Some(comm) = value("comm=") {
             assert_eq!(kill.victim.comm, comm);
-            assert_eq!(kill.memory.anon_bytes, kb("anon-rss="));
-            assert_eq!(kill.memory.file_bytes, kb("file-rss:").or_else(|| kb("file-rss=")));
-            assert_eq!(kill.memory.shmem_bytes, kb("shmem-rss:").or_else(|| kb("shmem-rss=")));
-            assert_eq!(kill.memory.pgtables_bytes, kb("pgtables:").or_else(|| kb("pgtables=")));
+            // The victim may run on between the two readings, and on 6.1 fold in what its threads had counted on their
+            // own: up to 64 faults each, of up to 16 file pages.
+            for (name, told, traced, slack) in [
+                ("anon", kill.memory.anon_bytes, kb("anon-rss="), MIB),
+                ("file", kill.memory.file_bytes, kb("file-rss:"), 4 * MIB),
+                ("shmem", kill.memory.shmem_bytes, kb("shmem-rss:"), 0),
+                ("pgtables", kill.memory.pgtables_bytes, kb("pgtables="), MIB / 16),
+            ] {
+                let (told, traced) = (told.expect(name), traced.expect(name));
+                assert!(told.abs_diff(traced) <= slack, "{name}: {told} told, {traced} in the trace");
+            }
         }
     }
 }
