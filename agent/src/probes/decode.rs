@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn exit_status_is_taken_apart_as_wait_does() {
         for (status, code, signal) in
-            [(3 << 8, Some(3), None), (9, None, Some(9)), (11 | 0x80, None, Some(11)), (0, Some(0), None)]
+            [(3 << 8, Some(3), None), (9, None, Some(9)), (0x8b, None, Some(11)), (0, Some(0), None)]
         {
             let event = decode(exit_record(status).as_bytes(), ScopeHooks::None).unwrap();
             let What::Exit(exit) = event.what else { panic!("{event:?}") };
