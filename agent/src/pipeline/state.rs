@@ -29,6 +29,8 @@ const RESCAN_WITHOUT: u64 = SECOND;
 const BASE_STEP: u64 = 50 * MS;
 /// How often the process table of a container is read when nothing happens.
 const PROCESSES_EVERY: u64 = 10 * SECOND;
+/// A cgroup younger than this has its slow files read with every base row.
+const YOUNG: u64 = 5 * SECOND;
 /// A new container's first process is looked for until it is this old.
 const INIT_WITHIN: u64 = 10 * SECOND;
 /// From 15/16 of its limit on, a container's process table is taken whenever it grew by another 1/64 of the limit, so that
@@ -345,12 +347,14 @@ impl State {
             }
             let missed = (now - target.next_base_ns) / period;
             target.next_base_ns += (missed + 1) * period;
-            let slow = target.next_slow_ns <= now;
+            // limits are often written just after the directory is made: a young cgroup's are read with every row
+            let age = now.saturating_sub(target.first_seen_ns);
+            let slow = target.next_slow_ns <= now || age < YOUNG;
             if slow {
                 target.next_slow_ns = now + slow_period;
             }
-            let young = target.init_pid.is_none() && now.saturating_sub(target.first_seen_ns) < INIT_WITHIN;
-            due.push((*id, slow, missed, young && target.meta.identity.scope == Scope::Container));
+            let look_for_init = target.init_pid.is_none() && age < INIT_WITHIN;
+            due.push((*id, slow, missed, look_for_init && target.meta.identity.scope == Scope::Container));
         }
         for (id, slow, missed, look_for_init) in due {
             self.ledger.lost(Table::Samples, "late", missed);
