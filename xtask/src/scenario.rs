@@ -2,9 +2,9 @@
 //! Must never leave a cgroup or a process behind, however it ends. Called by a person and by `demo`.
 
 use crate::cgroup::{self, Tree};
-use crate::child::bound_to_us;
+use crate::child::{self, TempDir, bound_to_us};
 use crate::clock::{self, Deadline};
-use crate::progress::{Step, say};
+use crate::progress::{self, Step, say};
 use crate::vm::Guest;
 use crate::{ebpf, paths};
 use anyhow::{Context as _, Result, bail};
@@ -90,6 +90,8 @@ pub struct Running<'s> {
     deadline: Deadline,
     tree: Tree,
     parts: Vec<Part>,
+    /// What the containers print, where a redrawn progress line would garble it; elsewhere it is on stderr.
+    words: Option<TempDir>,
     interrupted: Arc<AtomicBool>,
 }
 
@@ -114,9 +116,10 @@ impl<'s> Running<'s> {
         let pod = scenario.pod.replace("{pod_uid_}", &uid.trim().replace('-', "_"));
         let deadline = Deadline::after(Duration::from_secs(scenario.timeout_s));
         let tree = Tree::new(root);
+        let words = if progress::on_terminal() { Some(TempDir::new("scenario")?) } else { None };
         // From here on the value owns what was made, so that every `?` below cleans up.
         let mut running =
-            Self { scenario, start: clock::now(), deadline, tree, parts: Vec::new(), interrupted };
+            Self { scenario, start: clock::now(), deadline, tree, parts: Vec::new(), words, interrupted };
         for container in &scenario.container {
             running.start_container(container, &pod, workload)?;
         }
@@ -136,6 +139,10 @@ impl<'s> Running<'s> {
         let mut c = bound_to_us(workload);
         c.arg("--enter").arg(&dir).args(&container.role);
         c.stdin(Stdio::null()).stdout(Stdio::null());
+        if let Some(words) = &self.words {
+            let path = words.path().join(&container.name);
+            c.stderr(fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?);
+        }
         let process = c.spawn().with_context(|| format!("cannot start {}", workload.display()))?;
         say(&format!("  container {} is {}", container.name, dir.display()));
         self.parts.push(Part { name: container.name.clone(), id, dir, process, ended: None });
@@ -169,7 +176,12 @@ impl<'s> Running<'s> {
             if let Some(status) = part.ended
                 && part.name != self.scenario.ends_with
             {
-                bail!("container {} ended before its time: {status}", part.name);
+                let words = self.words.as_ref().map(|w| child::tail(&w.path().join(&part.name), 5));
+                bail!(
+                    "container {} ended before its time: {status}\n{}",
+                    part.name,
+                    words.unwrap_or_default()
+                );
             }
         }
         if self.deadline.passed() {
@@ -246,7 +258,7 @@ pub fn workload() -> Result<PathBuf> {
         }
         return Ok(built);
     }
-    let mut c = crate::child::cargo();
+    let mut c = child::cargo();
     c.args(["build", "-p", "workload", "--target", &triple, "--message-format", "json-render-diagnostics"]);
     // Its own target folder entry by --target, so that these flags rebuild nothing else.
     c.env("CARGO_TARGET_DIR", paths::target()).env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");

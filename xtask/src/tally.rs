@@ -2,8 +2,10 @@
 //! Must never count a test that did not run as passed. Called by `suite`.
 //!
 //! libtest cannot skip at run time. A test that cannot run here prints `SKIPPED <name>: <reason>` and returns; with
-//! `--show-output` that line is in the report of a test that "passed", and is taken off the passed ones.
+//! `--show-output` that line is in the report of a test that "passed", and is taken off the passed ones. What one group
+//! skips (kernel tests on a cgroup v1 machine) another may run (in the test VM): `Names` finds what ran nowhere.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::AddAssign;
 
@@ -58,6 +60,34 @@ pub fn libtest(text: &str) -> Tally {
     Tally { passed: sum.passed - moved, skipped: sum.skipped + moved, ..sum }
 }
 
+/// Which libtest tests ran and which said that they could not, over all groups.
+#[derive(Default)]
+pub struct Names {
+    ran: BTreeSet<String>,
+    skipped: BTreeSet<String>,
+}
+
+impl Names {
+    pub fn add(&mut self, text: &str) {
+        let tests = || text.lines().filter_map(|l| l.strip_prefix("test ")?.split_once(" ... "));
+        let ignored = tests().filter(|(_, verdict)| verdict.starts_with("ignored")).map(|(name, _)| name);
+        let skipped: BTreeSet<&str> = text.lines().filter_map(skipped_name).chain(ignored).collect();
+        // Output of the test may stand before its verdict, so that is not asked for.
+        let ran = tests().map(|(name, _)| name).filter(|name| !skipped.contains(name));
+        self.ran.extend(ran.map(str::to_owned));
+        self.skipped.extend(skipped.iter().map(|name| (*name).to_owned()));
+    }
+
+    /// Tests that some group skipped and no group ran.
+    pub fn nowhere(&self) -> impl Iterator<Item = &String> {
+        self.skipped.difference(&self.ran)
+    }
+}
+
+fn skipped_name(line: &str) -> Option<&str> {
+    line.strip_prefix("SKIPPED ")?.split(':').next()
+}
+
 /// node's runner, in its TAP or its spec form: `# pass 12` or `ℹ pass 12`.
 pub fn node(text: &str) -> Tally {
     let mut sum = Tally::default();
@@ -95,7 +125,15 @@ fn before(text: &str, word: &str) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Tally, libtest, node, own};
+    use super::{Names, Tally, libtest, node, own};
+
+    #[test]
+    fn what_one_group_skips_and_another_runs_is_not_skipped() {
+        let mut names = Names::default();
+        names.add("test oom ... ok\ntest old ... ignored\ntest unit ... ok\ntest v1 ... ok\nSKIPPED oom: no cgroup v2\n");
+        names.add("test oom ... FAILED\ntest v1 ... ok\ntest kvm ... ok\nSKIPPED v1: not here\nSKIPPED kvm: no KVM\n");
+        assert_eq!(names.nowhere().collect::<Vec<_>>(), ["kvm", "old"]);
+    }
 
     #[test]
     fn libtest_sums_binaries_and_takes_skips_off_the_passed() {
