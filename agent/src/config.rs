@@ -4,6 +4,7 @@
 //! Unknown or wrong keys are refused with file, line and the accepted keys. Reads one file and the environment, at
 //! start-up only; called by `main`.
 
+use crate::event::Kind;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ pub enum ConfigError {
     #[error("environment variable {variable}={value:?}: {message}")]
     Environment { variable: String, value: String, message: String },
     #[error("{origin}: {key} = {value} is out of range: {rule}")]
-    Range { origin: String, key: &'static str, value: String, rule: &'static str },
+    Range { origin: String, key: String, value: String, rule: &'static str },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,7 +34,8 @@ pub struct Config {
     pub health_listen: SocketAddr,
     pub sampling: Sampling,
     pub lane: Lane,
-    pub burst: Burst,
+    pub trigger: Triggers,
+    pub budget: Budget,
     pub probes: Probes,
     pub rotation: Rotation,
     pub export: Export,
@@ -50,7 +52,8 @@ impl Default for Config {
             health_listen: SocketAddr::from(([0, 0, 0, 0], 8051)),
             sampling: Sampling::default(),
             lane: Lane::default(),
-            burst: Burst::default(),
+            trigger: Triggers::default(),
+            budget: Budget::default(),
             probes: Probes::default(),
             rotation: Rotation::default(),
             export: Export::default(),
@@ -94,17 +97,100 @@ impl Default for Lane {
     }
 }
 
+/// What one kind of trigger does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Burst {
-    pub period_ms: u64,
-    pub length_s: u64,
-    pub max_concurrent: usize,
+pub struct TriggerKind {
+    pub enabled: bool,
+    pub burst_period_ms: u64,
+    pub burst_length_s: u64,
+    pub cool_down_s: u64,
+    pub history_s: u64,
 }
 
-impl Default for Burst {
+impl Default for TriggerKind {
     fn default() -> Self {
-        Self { period_ms: 50, length_s: 10, max_concurrent: 16 }
+        Self { enabled: true, burst_period_ms: 50, burst_length_s: 10, cool_down_s: 60, history_s: 60 }
+    }
+}
+
+impl TriggerKind {
+    const KEYS: [(&'static str, &'static str); 5] = [
+        ("enabled", "whether it starts a burst and writes history; its event is recorded either way"),
+        ("burst_period_ms", "period of the burst's samples (10 to 1000)"),
+        ("burst_length_s", "length of the burst (1 to 600)"),
+        ("cool_down_s", "seconds until the same kind of the same container triggers again (0 to 3600)"),
+        ("history_s", "seconds of the lane that are written (0 to 600)"),
+    ];
+}
+
+/// The kinds that trigger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Triggers {
+    pub oom_kill: TriggerKind,
+    pub kill: TriggerKind,
+    pub exit: TriggerKind,
+    pub limit_near: TriggerKind,
+    pub forecast_oom: TriggerKind,
+    pub memory_reclaim: TriggerKind,
+    pub memory_high: TriggerKind,
+    pub memory_max: TriggerKind,
+    pub psi_stall: TriggerKind,
+    pub cpu_throttled: TriggerKind,
+    pub fork_limit: TriggerKind,
+}
+
+impl Default for Triggers {
+    fn default() -> Self {
+        let kind = TriggerKind::default();
+        // what ends a container is told however often it comes
+        let end = TriggerKind { cool_down_s: 0, ..kind.clone() };
+        Self {
+            oom_kill: end.clone(),
+            kill: end.clone(),
+            exit: end,
+            limit_near: kind.clone(),
+            forecast_oom: kind.clone(),
+            memory_reclaim: kind.clone(),
+            memory_high: kind.clone(),
+            memory_max: kind.clone(),
+            psi_stall: kind.clone(),
+            cpu_throttled: kind.clone(),
+            fork_limit: kind,
+        }
+    }
+}
+
+impl Triggers {
+    /// Each kind that triggers, with its name and its settings.
+    pub fn all(&self) -> [(Kind, &TriggerKind); 11] {
+        [
+            (Kind::OomKill, &self.oom_kill),
+            (Kind::Kill, &self.kill),
+            (Kind::Exit, &self.exit),
+            (Kind::LimitNear, &self.limit_near),
+            (Kind::ForecastOom, &self.forecast_oom),
+            (Kind::MemoryReclaim, &self.memory_reclaim),
+            (Kind::MemoryHigh, &self.memory_high),
+            (Kind::MemoryMax, &self.memory_max),
+            (Kind::PsiStall, &self.psi_stall),
+            (Kind::CpuThrottled, &self.cpu_throttled),
+            (Kind::ForkLimit, &self.fork_limit),
+        ]
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Budget {
+    pub rows_per_second: u64,
+    pub max_bursts: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { rows_per_second: 1000, max_bursts: 64 }
     }
 }
 
@@ -148,7 +234,7 @@ impl Default for Export {
 }
 
 /// Each key: its path, and what it means. The order is that of the help.
-pub const KEYS: &[(&str, &str)] = &[
+const KEYS: &[(&str, &str)] = &[
     ("data_dir", "folder of the recorded data; created when absent"),
     ("cgroup_root", "where cgroup v2 is mounted"),
     ("node", "name of this node in every row; empty = the host name"),
@@ -163,9 +249,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ("lane.period_ms", "period of the lane, the fast in-memory history (10 to 1000)"),
     ("lane.history_s", "seconds of lane kept for each cgroup (1 to 600)"),
     ("lane.memory_bytes", "bytes that all lane rings may take together"),
-    ("burst.period_ms", "period of burst samples after a trigger (10 to 1000)"),
-    ("burst.length_s", "length of a burst (1 to 600)"),
-    ("burst.max_concurrent", "bursts that may run at once (1 to 1024)"),
+    ("budget.rows_per_second", "burst rows a second, all bursts together (20 to 100000)"),
+    ("budget.max_bursts", "bursts that may run at once (1 to 1024)"),
     ("probes.enabled", "load the eBPF probes"),
     ("probes.ring_bytes", "size of the kernel's event ring, a power of two (4096 to 268435456)"),
     ("probes.log", "diagnostics of the kernel programs into the log"),
@@ -173,6 +258,28 @@ pub const KEYS: &[(&str, &str)] = &[
     ("export.max_rows", "rows one export may hold"),
     ("export.max_containers", "containers one export may hold"),
 ];
+
+/// All keys with their meanings, those of each kind of trigger at the end.
+pub fn keys() -> Vec<(String, &'static str)> {
+    let fixed = KEYS.iter().map(|(k, m)| ((*k).to_owned(), *m));
+    let defaults = Triggers::default();
+    let kinds = defaults.all().into_iter().flat_map(|(kind, _)| {
+        TriggerKind::KEYS.map(|(key, meaning)| (format!("trigger.{}.{key}", kind.as_str()), meaning))
+    });
+    fixed.chain(kinds).collect()
+}
+
+/// Lays one table over another, key by key.
+fn lay_over(under: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(toml::Value::Table(under)), toml::Value::Table(over)) => lay_over(under, over),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}
 
 /// `sampling.base_period_ms` → `FGM_SAMPLING_BASE_PERIOD_MS`.
 pub fn variable(key: &str) -> String {
@@ -206,6 +313,15 @@ impl Config {
         Ok(config)
     }
 
+    /// A part of a table that a file leaves out has the default of its own kind, not that of its shape: the file is laid
+    /// over the defaults. It is read as a whole first, since only that tells the line of what is wrong.
+    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        let _: Self = toml::from_str(text)?;
+        let mut whole = toml::Table::try_from(Self::default()).unwrap_or_default();
+        lay_over(&mut whole, toml::from_str(text)?);
+        whole.try_into()
+    }
+
     /// The configuration with one key set from text, as TOML has it (a bare string is accepted for a string).
     fn with(&self, key: &str, value: &str) -> Result<Self, String> {
         let mut whole = toml::Table::try_from(self).map_err(|e| e.to_string())?;
@@ -231,11 +347,11 @@ impl Config {
     }
 
     fn check(&self, origin: &str) -> Result<(), ConfigError> {
-        let range = |key, value: u64, lo: u64, hi: u64, rule| {
+        let range = |key: &str, value: u64, lo: u64, hi: u64, rule| {
             if (lo..=hi).contains(&value) {
                 Ok(())
             } else {
-                Err(ConfigError::Range { origin: origin.to_owned(), key, value: value.to_string(), rule })
+                Err(ConfigError::Range { origin: origin.to_owned(), key: key.to_owned(), value: value.to_string(), rule })
             }
         };
         let s = &self.sampling;
@@ -251,9 +367,15 @@ impl Config {
         range("lane.period_ms", self.lane.period_ms, 10, 1000, "10 to 1000")?;
         range("lane.history_s", self.lane.history_s, 1, 600, "1 to 600")?;
         range("lane.memory_bytes", self.lane.memory_bytes, 1 << 16, 1 << 34, "65536 to 17179869184")?;
-        range("burst.period_ms", self.burst.period_ms, 10, 1000, "10 to 1000")?;
-        range("burst.length_s", self.burst.length_s, 1, 600, "1 to 600")?;
-        range("burst.max_concurrent", self.burst.max_concurrent as u64, 1, 1024, "1 to 1024")?;
+        for (kind, t) in self.trigger.all() {
+            let key = |name: &str| format!("trigger.{}.{name}", kind.as_str());
+            range(&key("burst_period_ms"), t.burst_period_ms, 10, 1000, "10 to 1000")?;
+            range(&key("burst_length_s"), t.burst_length_s, 1, 600, "1 to 600")?;
+            range(&key("cool_down_s"), t.cool_down_s, 0, 3600, "0 to 3600")?;
+            range(&key("history_s"), t.history_s, 0, 600, "0 to 600")?;
+        }
+        range("budget.rows_per_second", self.budget.rows_per_second, 20, 100_000, "20 to 100000")?;
+        range("budget.max_bursts", self.budget.max_bursts as u64, 1, 1024, "1 to 1024")?;
         range("rotation.every_s", self.rotation.every_s, 1, 3600, "1 to 3600")?;
         range("export.max_rows", self.export.max_rows, 1, u64::MAX, "at least 1")?;
         range("export.max_containers", self.export.max_containers as u64, 1, u64::MAX, "at least 1")?;
@@ -262,7 +384,7 @@ impl Config {
         if !self.probes.ring_bytes.is_power_of_two() {
             return Err(ConfigError::Range {
                 origin: origin.to_owned(),
-                key: "probes.ring_bytes",
+                key: "probes.ring_bytes".to_owned(),
                 value: ring.to_string(),
                 rule: "a power of two (the kernel refuses any other size)",
             });
@@ -276,7 +398,7 @@ impl Config {
         let mut out = String::from(
             "agent.toml: each key with its default, its environment variable and its meaning\n\n",
         );
-        for (key, meaning) in KEYS {
+        for (key, meaning) in &keys() {
             let mut value = None;
             let mut table = Some(&defaults);
             for part in key.split('.') {
@@ -340,6 +462,15 @@ mod tests {
     }
 
     #[test]
+    fn a_kind_keeps_its_own_defaults_beside_what_the_file_sets() {
+        let c = load("[trigger.oom_kill]\nburst_length_s = 3\n").expect("good");
+        assert_eq!((c.trigger.oom_kill.burst_length_s, c.trigger.oom_kill.cool_down_s), (3, 0));
+        assert_eq!(c.trigger.limit_near, TriggerKind::default());
+        let e = load("[trigger.oom]\nenabled = true\n").expect_err("must be refused").to_string();
+        assert!(e.contains("`oom`") && e.contains("`oom_kill`"), "{e}");
+    }
+
+    #[test]
     fn every_key_is_in_the_help_and_every_default_has_a_key() {
         fn keys(prefix: &str, t: &toml::Table, out: &mut Vec<String>) {
             for (k, v) in t {
@@ -352,7 +483,7 @@ mod tests {
         }
         let mut all = Vec::new();
         keys("", &toml::Table::try_from(Config::default()).expect("serialises"), &mut all);
-        let mut listed: Vec<String> = KEYS.iter().map(|(k, _)| (*k).to_owned()).collect();
+        let mut listed: Vec<String> = keys().into_iter().map(|(k, _)| k).collect();
         all.sort();
         listed.sort();
         assert_eq!(all, listed);

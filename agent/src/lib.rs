@@ -30,3 +30,4 @@ pub mod store;
 pub mod story;
 pub mod trigger;
 pub mod viewer;
+pub mod warn;

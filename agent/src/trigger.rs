@@ -1,17 +1,33 @@
 //! What is sampled fast, and when: a pure state machine from (event, now) to decisions.
 //!
-//! No clock, no file, no cgroup is read here; `pipeline` asks and acts. A burst of a container ends by itself: extended
-//! bursts have a longest length, after which the container must rest, so that no workload can keep the agent at its
-//! high rate. What was asked for and not given is a decision too, and is counted by the caller.
+//! No clock, no file, no cgroup is read here; `pipeline` asks and acts. Each kind of trigger has its settings. All bursts
+//! together stay within a budget of rows a second: when it is short, bursts of the lowest severity slow down first, then
+//! stand still; a pod's second burst stands behind every pod's first of the same severity, so that no neighbour pays for
+//! a pod that triggers all the time. A burst that is extended again and again has a longest length, after which its
+//! container rests. What was asked for and not given is told, for the caller to count.
 
-use crate::names::CgroupId;
+use crate::event::{KINDS, Kind};
+use crate::names::{CgroupId, Severity};
 use std::collections::BTreeMap;
 
-/// All times in ns of the monotonic clock.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
+/// What one kind of trigger does. All times in ns of the monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KindSettings {
+    pub enabled: bool,
     pub period_ns: u64,
     pub length_ns: u64,
+    /// The same kind of the same container triggers again only after this.
+    pub cool_down_ns: u64,
+    /// How much of the lane's ring is written.
+    pub history_ns: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// By `Kind as usize`.
+    pub kinds: [KindSettings; KINDS],
+    /// Burst rows a second, all bursts together.
+    pub rows_per_second: u64,
     pub max_concurrent: usize,
 }
 
@@ -19,10 +35,17 @@ pub struct Settings {
 pub const LONGEST: u64 = 6;
 /// …and then its container gets no new one for this many lengths.
 pub const REST: u64 = 1;
+/// A burst slower than this tells no more than the base samples do: it stands still instead.
+const SLOWEST_NS: u64 = 1_000_000_000;
+const SECOND: u64 = 1_000_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suppressed {
-    /// `burst.max_concurrent` bursts run already.
+    /// This kind is switched off.
+    Disabled,
+    /// The same kind triggered for this container a moment ago.
+    CoolDown,
+    /// `burst.max_concurrent` bursts of at least this severity run already.
     TooManyBursts,
     /// The container had its longest burst and rests.
     Rest,
@@ -31,6 +54,8 @@ pub enum Suppressed {
 impl Suppressed {
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Disabled => "burst_disabled",
+            Self::CoolDown => "burst_cool_down",
             Self::TooManyBursts => "burst_budget",
             Self::Rest => "burst_rest",
         }
@@ -44,9 +69,28 @@ pub enum Decision {
     Suppress(Suppressed),
 }
 
+/// Who triggers.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub cgroup: CgroupId,
+    /// Its pod, or itself where there is none: what the budget is shared between.
+    pub pod: CgroupId,
+    pub kind: Kind,
+    /// Rows of each burst sample: the cgroups that are sampled together.
+    pub rows: u64,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Burst {
     number: u64,
+    pod: CgroupId,
+    severity: Severity,
+    rows: u64,
+    /// As asked for.
+    wanted_ns: u64,
+    /// As the budget allows; `None` = stands still.
+    period_ns: Option<u64>,
+    length_ns: u64,
     started_ns: u64,
     until_ns: u64,
     next_ns: u64,
@@ -57,7 +101,11 @@ struct Burst {
 pub struct Due {
     pub cgroup: CgroupId,
     pub burst: u64,
-    pub missed: u64,
+    pub period_ns: u64,
+    /// The caller came too late for these.
+    pub late: u64,
+    /// The budget did not allow these.
+    pub budget: u64,
 }
 
 #[derive(Debug)]
@@ -67,179 +115,186 @@ pub struct Trigger {
     bursts: BTreeMap<CgroupId, Burst>,
     /// Containers that rest, and until when.
     resting: BTreeMap<CgroupId, u64>,
+    /// Until when a kind of a container is not to trigger again.
+    cooling: BTreeMap<(CgroupId, Kind), u64>,
 }
 
 impl Trigger {
     pub fn new(settings: Settings) -> Self {
-        Self { settings, numbers: 0, bursts: BTreeMap::new(), resting: BTreeMap::new() }
+        Self {
+            settings,
+            numbers: 0,
+            bursts: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            cooling: BTreeMap::new(),
+        }
+    }
+
+    pub fn settings(&self, kind: Kind) -> KindSettings {
+        self.settings.kinds[kind as usize]
     }
 
     /// Something happened to a container (or pod): start its burst, or make the running one longer.
-    pub fn fire(&mut self, cgroup: CgroupId, now_ns: u64) -> Decision {
-        let s = self.settings;
+    pub fn fire(&mut self, request: Request, now_ns: u64) -> Decision {
+        let Request { cgroup, pod, kind, rows } = request;
+        let s = self.settings(kind);
+        if !s.enabled {
+            return Decision::Suppress(Suppressed::Disabled);
+        }
+        if self.cooling.get(&(cgroup, kind)).is_some_and(|until| now_ns < *until) {
+            return Decision::Suppress(Suppressed::CoolDown);
+        }
+        let decision = self.admit(cgroup, pod, kind, rows, now_ns);
+        if s.cool_down_ns > 0 && !matches!(decision, Decision::Suppress(_)) {
+            self.cooling.insert((cgroup, kind), now_ns + s.cool_down_ns);
+        }
+        decision
+    }
+
+    fn admit(&mut self, cgroup: CgroupId, pod: CgroupId, kind: Kind, rows: u64, now_ns: u64) -> Decision {
+        let s = self.settings(kind);
         if let Some(burst) = self.bursts.get_mut(&cgroup) {
-            let longest = burst.started_ns + LONGEST * s.length_ns;
+            let longest = burst.started_ns + LONGEST * burst.length_ns;
             burst.until_ns = (now_ns + s.length_ns).min(longest).max(burst.until_ns);
-            return Decision::Extend { burst: burst.number };
+            burst.severity = burst.severity.max(kind.severity());
+            burst.wanted_ns = burst.wanted_ns.min(s.period_ns);
+            let number = burst.number;
+            self.share_out(now_ns);
+            return Decision::Extend { burst: number };
         }
         if self.resting.get(&cgroup).is_some_and(|until| now_ns < *until) {
             return Decision::Suppress(Suppressed::Rest);
         }
         self.resting.remove(&cgroup);
-        if self.bursts.len() >= s.max_concurrent {
-            return Decision::Suppress(Suppressed::TooManyBursts);
+        if self.bursts.len() >= self.settings.max_concurrent {
+            // make room by ending the least severe one, if it is less severe than this
+            let least = self.bursts.iter().min_by_key(|(_, b)| (b.severity, b.started_ns)).map(|(c, b)| (*c, b.severity));
+            match least {
+                Some((other, severity)) if severity < kind.severity() => {
+                    self.bursts.remove(&other);
+                }
+                _ => return Decision::Suppress(Suppressed::TooManyBursts),
+            }
         }
         self.numbers += 1;
         let burst = Burst {
             number: self.numbers,
+            pod,
+            severity: kind.severity(),
+            rows: rows.max(1),
+            wanted_ns: s.period_ns.max(1),
+            period_ns: None,
+            length_ns: s.length_ns,
             started_ns: now_ns,
             until_ns: now_ns + s.length_ns,
             next_ns: now_ns,
         };
         self.bursts.insert(cgroup, burst);
+        self.share_out(now_ns);
         Decision::Start { burst: self.numbers }
     }
 
-    /// The instant of the next burst sample.
+    /// Gives the budget to the bursts, the most severe first, each pod's first before any pod's second.
+    fn share_out(&mut self, now_ns: u64) {
+        let mut order: Vec<CgroupId> = self.bursts.keys().copied().collect();
+        order.sort_by_key(|c| {
+            let b = &self.bursts[c];
+            (std::cmp::Reverse(b.severity), b.started_ns, b.number)
+        });
+        let mut of_pod: BTreeMap<(Severity, CgroupId), u64> = BTreeMap::new();
+        let mut ranked: Vec<_> = order
+            .into_iter()
+            .map(|c| {
+                let b = &self.bursts[&c];
+                let rank = of_pod.entry((b.severity, b.pod)).or_default();
+                *rank += 1;
+                (std::cmp::Reverse(b.severity), *rank, c)
+            })
+            .collect();
+        // stable: within a rank the order of their start stays
+        ranked.sort_by_key(|(severity, rank, _)| (*severity, *rank));
+        // in rows per second × 1000, so that slow bursts are not rounded away
+        let mut left = self.settings.rows_per_second * 1000;
+        for (_, _, cgroup) in ranked {
+            let Some(burst) = self.bursts.get_mut(&cgroup) else { continue };
+            let before = burst.period_ns;
+            let cost = |period: u64| (burst.rows * SECOND * 1000).div_ceil(period);
+            let mut period = burst.wanted_ns;
+            while period < SLOWEST_NS && cost(period) > left {
+                period = (period * 2).min(SLOWEST_NS);
+            }
+            if cost(period) <= left {
+                left -= cost(period);
+                burst.period_ns = Some(period);
+                if before.is_none() {
+                    burst.next_ns = burst.next_ns.max(now_ns);
+                }
+            } else {
+                burst.period_ns = None;
+            }
+        }
+    }
+
+    /// The instant of the next burst sample or end of a burst.
     pub fn next_due(&self) -> Option<u64> {
-        self.bursts.values().map(|b| b.next_ns.min(b.until_ns)).min()
+        self.bursts.values().map(|b| if b.period_ns.is_some() { b.next_ns.min(b.until_ns) } else { b.until_ns }).min()
     }
 
     /// The burst samples due now. A late caller gets one sample and is told how many it missed.
     pub fn due(&mut self, now_ns: u64, mut sample: impl FnMut(Due)) {
-        let period = self.settings.period_ns.max(1);
         for (&cgroup, burst) in &mut self.bursts {
+            let Some(period) = burst.period_ns else { continue };
             if burst.next_ns <= now_ns && burst.next_ns < burst.until_ns {
                 let last = now_ns.min(burst.until_ns - 1);
-                let missed = (last - burst.next_ns) / period;
-                burst.next_ns += (missed + 1) * period;
-                sample(Due { cgroup, burst: burst.number, missed });
+                let late = (last - burst.next_ns) / period;
+                // a slowed burst leaves out samples between this one and the last
+                let budget = (period / burst.wanted_ns).saturating_sub(1) * (late + 1);
+                burst.next_ns += (late + 1) * period;
+                sample(Due { cgroup, burst: burst.number, period_ns: period, late, budget });
             }
         }
     }
 
     /// Ends the bursts whose time is over, and says which.
     pub fn expire(&mut self, now_ns: u64) -> Vec<CgroupId> {
-        let s = self.settings;
         let over: Vec<_> =
             self.bursts.iter().filter(|(_, b)| b.until_ns <= now_ns).map(|(c, b)| (*c, *b)).collect();
         for (cgroup, burst) in &over {
             self.bursts.remove(cgroup);
-            if burst.until_ns >= burst.started_ns + LONGEST * s.length_ns {
-                self.resting.insert(*cgroup, burst.until_ns + REST * s.length_ns);
+            if burst.until_ns >= burst.started_ns + LONGEST * burst.length_ns {
+                self.resting.insert(*cgroup, burst.until_ns + REST * burst.length_ns);
             }
         }
+        if !over.is_empty() {
+            self.share_out(now_ns);
+        }
         self.resting.retain(|_, until| now_ns < *until);
+        self.cooling.retain(|_, until| now_ns < *until);
         over.into_iter().map(|(c, _)| c).collect()
     }
 
     /// The container has gone: nothing is left to sample.
-    pub fn gone(&mut self, cgroup: CgroupId) {
-        self.bursts.remove(&cgroup);
+    pub fn gone(&mut self, cgroup: CgroupId, now_ns: u64) {
+        if self.bursts.remove(&cgroup).is_some() {
+            self.share_out(now_ns);
+        }
     }
 
     pub fn running(&self) -> usize {
         self.bursts.len()
     }
 
+    /// Whether a burst runs for it; one that gave way to a more severe one does not.
     pub fn is_running(&self, cgroup: CgroupId) -> bool {
         self.bursts.contains_key(&cgroup)
+    }
+
+    /// Rows a second that the running bursts take by their periods, rounded up.
+    pub fn rows_per_second(&self) -> u64 {
+        let all = self.bursts.values().filter_map(|b| Some((b.rows * SECOND * 1000).div_ceil(b.period_ns?)));
+        all.sum::<u64>().div_ceil(1000)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const S: u64 = 1_000_000_000;
-    const SETTINGS: Settings = Settings { period_ns: S / 20, length_ns: 10 * S, max_concurrent: 3 };
-
-    fn count(t: &mut Trigger, from: u64, to: u64) -> (u64, u64) {
-        let (mut taken, mut missed, mut now) = (0, 0, from);
-        while now < to {
-            t.due(now, |d| {
-                taken += 1;
-                missed += d.missed;
-            });
-            t.expire(now);
-            now += S / 100;
-        }
-        (taken, missed)
-    }
-
-    #[test]
-    fn a_burst_has_its_rate_and_its_length() {
-        let mut t = Trigger::new(SETTINGS);
-        assert_eq!(t.fire(CgroupId(1), S), Decision::Start { burst: 1 });
-        assert_eq!(t.next_due(), Some(S));
-        assert_eq!(count(&mut t, S, 30 * S), (200, 0));
-        assert_eq!((t.running(), t.next_due()), (0, None));
-    }
-
-    #[test]
-    fn overlapping_triggers_extend_one_burst() {
-        let mut t = Trigger::new(SETTINGS);
-        t.fire(CgroupId(1), S);
-        assert_eq!(t.fire(CgroupId(1), 6 * S), Decision::Extend { burst: 1 });
-        assert_eq!(count(&mut t, S, 40 * S), (300, 0));
-    }
-
-    #[test]
-    fn a_stall_is_told_as_missed() {
-        let mut t = Trigger::new(SETTINGS);
-        t.fire(CgroupId(1), 0);
-        let mut got = Vec::new();
-        t.due(S, |d| got.push(d));
-        assert_eq!(got, [Due { cgroup: CgroupId(1), burst: 1, missed: 20 }]);
-    }
-
-    #[test]
-    fn the_budget_holds_and_the_rest_is_said() {
-        let mut t = Trigger::new(SETTINGS);
-        for i in 1..=3 {
-            assert!(matches!(t.fire(CgroupId(i), 0), Decision::Start { .. }));
-        }
-        assert_eq!(t.fire(CgroupId(4), 0), Decision::Suppress(Suppressed::TooManyBursts));
-    }
-
-    proptest! {
-        /// Whatever fires, no more bursts run than allowed, none lasts longer than the longest, and silence ends them all.
-        #[test]
-        fn never_above_budget_and_always_back_to_base(fires in proptest::collection::vec((0u64..6, 0u64..3 * S), 1..300)) {
-            let mut t = Trigger::new(SETTINGS);
-            let mut started: BTreeMap<u64, u64> = BTreeMap::new();
-            let mut now = 0;
-            for (cgroup, wait) in fires {
-                now += wait;
-                t.expire(now);
-                let number = match t.fire(CgroupId(cgroup), now) {
-                    Decision::Start { burst } => { started.insert(burst, now); Some(burst) }
-                    Decision::Extend { burst } => Some(burst),
-                    Decision::Suppress(_) => None,
-                };
-                prop_assert!(t.running() <= SETTINGS.max_concurrent);
-                if let Some(number) = number {
-                    prop_assert!(now <= started[&number] + LONGEST * SETTINGS.length_ns);
-                }
-            }
-            t.expire(now + (LONGEST + 1) * SETTINGS.length_ns);
-            prop_assert_eq!(t.running(), 0);
-            prop_assert_eq!(t.next_due(), None);
-        }
-
-        /// Samples taken + missed = samples due over the whole burst, however late the caller comes.
-        #[test]
-        fn due_is_taken_plus_missed(steps in proptest::collection::vec(1u64..2 * S, 1..100)) {
-            let mut t = Trigger::new(SETTINGS);
-            t.fire(CgroupId(1), 0);
-            let (mut now, mut sum) = (0, 0);
-            for step in steps {
-                now += step;
-                t.due(now, |d| sum += 1 + d.missed);
-            }
-            let expect = now.min(SETTINGS.length_ns - 1) / SETTINGS.period_ns + 1;
-            prop_assert_eq!(sum, expect);
-        }
-    }
-}
+mod tests;
