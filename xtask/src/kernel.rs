@@ -127,7 +127,7 @@ impl PrivateApt {
             .into_iter()
             .find(|p| Path::new(p).exists())
             .context("no Debian archive keyring (package debian-archive-keyring)")?;
-        let source = format!("deb [arch=amd64 signed-by={keyring}] {} {suite} main\n", archive());
+        let source = format!("deb [arch=amd64 signed-by={keyring}] {} {suite} main\n", archive()?);
         fs::write(state.join("etc/sources.list"), source)?;
         Ok(Self { state: state.to_path_buf() })
     }
