@@ -15,9 +15,6 @@ use std::time::Duration;
 pub const SERIES: &[&str] = &["6.1", "6.12", "6.18", "7.3"];
 pub const DEFAULT: &str = "6.12";
 
-/// Where the machine's own apt knows no Debian archive (Ubuntu); Debian's public name, `FGM_DEBIAN_MIRROR` goes before it.
-const PUBLIC_ARCHIVE: &str = "";
-
 /// A kernel that is ready to boot.
 pub struct Kernel {
     pub image: PathBuf,
@@ -130,7 +127,7 @@ impl PrivateApt {
             .into_iter()
             .find(|p| Path::new(p).exists())
             .context("no Debian archive keyring (package debian-archive-keyring)")?;
-        let source = format!("deb [arch=amd64 signed-by={keyring}] {} {suite} main\n", archive());
+        let source = format!("deb [arch=amd64 signed-by={keyring}] {} {suite} main\n", archive()?);
         fs::write(state.join("etc/sources.list"), source)?;
         Ok(Self { state: state.to_path_buf() })
     }
@@ -201,14 +198,17 @@ fn numbers(version: &str) -> Vec<u64> {
 }
 
 /// The Debian archive that the machine itself uses, so that a company's mirror is honoured.
-fn archive() -> String {
+fn archive() -> Result<String> {
     if let Ok(set) = std::env::var("FGM_DEBIAN_MIRROR") {
-        return set;
+        return Ok(set);
     }
     let targets = output(tool("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]));
     let own = targets.unwrap_or_default();
     let own = own.lines().map(|l| l.trim().trim_end_matches('/')).find(|l| l.ends_with("/debian"));
-    own.unwrap_or(PUBLIC_ARCHIVE).to_owned()
+    own.map(str::to_owned).context(
+        "this machine's apt knows no Debian archive (on Ubuntu it does not), and the test VM's kernels come from one: \
+         set FGM_DEBIAN_MIRROR to the address of a Debian mirror, up to and with its /debian",
+    )
 }
 
 fn bounded(command: &mut Command, limit: Duration) -> Result<()> {
