@@ -84,6 +84,128 @@ pub struct Exit {
     pub signal: Option<i32>,
 }
 
+/// How a signal came to be sent: what `signal:signal_generate` shows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// `kill`, `tgkill`, `sigqueue`, `pidfd_send_signal`: the sender asked for it, of this process or of its group.
+    ByTask,
+    /// Somebody wrote to `cgroup.kill` of this cgroup or of one above: the sender is who wrote. (SIGKILL, to a thread,
+    /// without siginfo; nothing else in 6.1 to 7.3 sends one like it to another task.)
+    ByCgroupKill,
+    /// The parent died and the process had asked for a signal then (`PR_SET_PDEATHSIG`): the sender is the parent.
+    ByParentDeath,
+    /// The OOM killer: the sender is the task whose allocation hit the limit, no murderer. Without the fentry hooks this
+    /// is told as `ByKernel`, and an `oom_kill` of the same pid follows within microseconds.
+    ByOomKiller,
+    /// The kernel for reasons of its own: the end of the pid namespace, RLIMIT_CPU, SysRq. The sender is the task that
+    /// ran when it did.
+    ByKernel,
+    /// A timer or an I/O notification that the process, or its parent before an exec, had ordered. The sender is whatever
+    /// ran at that instant and means nothing.
+    ByTimerOrIo,
+}
+
+impl Sent {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ByTask => "task",
+            Self::ByCgroupKill => "cgroup_kill",
+            Self::ByParentDeath => "parent_death",
+            Self::ByOomKiller => "oom_killer",
+            Self::ByKernel => "kernel",
+            Self::ByTimerOrIo => "timer_or_io",
+        }
+    }
+
+    /// Nobody in user space asked for it.
+    pub fn by_kernel(self) -> bool {
+        matches!(self, Self::ByOomKiller | Self::ByKernel | Self::ByTimerOrIo)
+    }
+}
+
+/// What became of a signal when it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Queued: a SIGKILL is fatal, a SIGTERM is up to the process's handler.
+    Delivered,
+    /// Dropped by the kernel: pid 1 of a namespace has no handler for it, or the signal came from inside, or the process
+    /// was dying already.
+    Ignored,
+    /// One like it was waiting.
+    AlreadyPending,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Ignored => "ignored",
+            Self::AlreadyPending => "already_pending",
+        }
+    }
+}
+
+/// SIGKILL or SIGTERM to a container's init: who sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kill {
+    pub target: Task,
+    /// Pid of the target in its own pid namespace: 1, unless user space named this init (`Probes::set_init`).
+    pub target_inner_pid: Option<u32>,
+    /// The task that ran when the signal was made; what it has to do with it is in `sent`.
+    pub sender: Task,
+    /// Its real user id, in the initial user namespace.
+    pub sender_uid: Option<u32>,
+    /// Who started the sender: behind a `runc kill` stands a containerd-shim, behind a `kill` a person's shell.
+    pub sender_parent: Task,
+    pub signal: i32,
+    pub sent: Sent,
+    pub outcome: Outcome,
+}
+
+/// A container's init, or the first process of a new cgroup, became another program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exec {
+    /// Already with its new name.
+    pub task: Task,
+    /// 1 is a container's init.
+    pub inner_pid: Option<u32>,
+    /// As given to execve, cut at the length of the ABI.
+    pub filename: String,
+    /// The first exec in a cgroup made since the probes were loaded.
+    pub first_in_cgroup: bool,
+}
+
+/// How the cgroup of a reclaim was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attribution {
+    /// The kernel named the memory cgroup that is at its limit.
+    Memcg,
+    /// The cgroup of the task that had to reclaim; the limit may be that of an ancestor.
+    Guess,
+}
+
+impl Attribution {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memcg => "memcg",
+            Self::Guess => "guess",
+        }
+    }
+}
+
+/// Direct reclaim within one memory cgroup: it is at `memory.max` or `memory.high`, or somebody asked (`memory.reclaim`).
+/// Counters since the probes saw the cgroup first. An event comes at the first reclaim at once, then at most one a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reclaim {
+    pub cgroup_id: CgroupId,
+    pub attribution: Attribution,
+    /// Reclaims begun.
+    pub count: u64,
+    /// Time that tasks stood still in those that have ended, and the longest of them.
+    pub total_ns: u64,
+    pub longest_ns: u64,
+}
+
 /// What the kernel told, at `ktime_ns` (`CLOCK_MONOTONIC`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelEvent {
@@ -107,6 +229,19 @@ pub enum What {
         path: String,
     },
     Exit(Exit),
+    Kill(Box<Kill>),
+    Exec(Exec),
+    Reclaim(Reclaim),
+    /// The first process came into the cgroup or one below it, or the last one left.
+    Populated {
+        cgroup_id: CgroupId,
+        populated: bool,
+    },
+    /// All processes of the cgroup are frozen, or no longer.
+    Frozen {
+        cgroup_id: CgroupId,
+        frozen: bool,
+    },
 }
 
 /// The kinds of rows in the `events` table.
@@ -116,6 +251,11 @@ pub enum Kind {
     Exit,
     CgroupStart,
     CgroupEnd,
+    Kill,
+    Exec,
+    MemoryReclaim,
+    Populated,
+    Frozen,
 }
 
 impl Kind {
@@ -125,6 +265,11 @@ impl Kind {
             Self::Exit => "exit",
             Self::CgroupStart => "cgroup_start",
             Self::CgroupEnd => "cgroup_end",
+            Self::Kill => "kill",
+            Self::Exec => "exec",
+            Self::MemoryReclaim => "memory_reclaim",
+            Self::Populated => "populated",
+            Self::Frozen => "frozen",
         }
     }
 }
