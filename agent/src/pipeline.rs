@@ -5,6 +5,7 @@
 //! instant at which something is due; it never waits for disk, network or Kubernetes.
 
 mod inbox;
+mod kinds;
 mod react;
 mod sealer;
 mod shared;

@@ -33,10 +33,31 @@ impl State {
             What::CgroupEnd { cgroup_id, .. } => self.cgroup_end(ktime_ns, source, cgroup_id),
             What::Exit(exit) => self.exit(ktime_ns, source, &exit),
             What::OomKill(kill) => self.oom_kill(ktime_ns, source, &kill),
+            other => self.told(ktime_ns, source, &other),
         }
     }
 
-    fn event(
+    /// What becomes a row and nothing more.
+    fn told(&mut self, ktime_ns: u64, source: &'static str, what: &What) {
+        let event = match what {
+            What::Kill(kill) => self.kill(ktime_ns, source, kill),
+            What::Exec(exec) => self.exec(ktime_ns, source, exec),
+            What::Reclaim(reclaim) => self.reclaim(ktime_ns, source, reclaim),
+            What::Populated { cgroup_id, populated } => {
+                self.flag(Kind::Populated, ktime_ns, source, *cgroup_id, *populated)
+            }
+            What::Frozen { cgroup_id, frozen } => {
+                self.flag(Kind::Frozen, ktime_ns, source, *cgroup_id, *frozen)
+            }
+            What::OomKill(_) | What::CgroupStart { .. } | What::CgroupEnd { .. } | What::Exit(_) => None,
+        };
+        if let Some(event) = event {
+            let owner = event.cgroup_id.and_then(|id| self.owner(id));
+            self.record(event, owner);
+        }
+    }
+
+    pub(super) fn event(
         &mut self,
         kind: Kind,
         severity: Severity,
@@ -141,7 +162,7 @@ impl State {
         self.record(event, Some(owner));
     }
 
-    fn path_of(&self, id: Option<CgroupId>) -> Option<String> {
+    pub(super) fn path_of(&self, id: Option<CgroupId>) -> Option<String> {
         self.tree.get(id?).map(|n| n.meta.path.clone())
     }
 
