@@ -14,6 +14,7 @@ use crate::discovery::join;
 use crate::lane::{Reading, Ring};
 use crate::names::{Cause, CgroupId};
 use crate::recorder::{Handle, Row, Series};
+use crate::warn::Watch;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -57,6 +58,8 @@ pub struct Target {
     pub init_pid: Option<u32>,
     /// memory.current when the process table was last taken for a rise to the limit, and when.
     pub last_table: Option<(u64, u64)>,
+    /// Its early warnings.
+    pub watch: Watch,
     path: PathBuf,
     row: Arc<Row>,
     handles: Vec<Handle>,
@@ -128,6 +131,7 @@ impl Sampler {
             born_here: false,
             init_pid: None,
             last_table: None,
+            watch: Watch::default(),
             path,
             row,
             handles,

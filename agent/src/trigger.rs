@@ -96,15 +96,16 @@ struct Burst {
     next_ns: u64,
 }
 
-/// A burst sample that is due, and how many before it were due and never taken.
+/// A burst sample that is due, and how many were due and are not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Due {
     pub cgroup: CgroupId,
     pub burst: u64,
-    pub period_ns: u64,
+    /// The period in force; `None` = the burst stands still, take no sample.
+    pub period_ns: Option<u64>,
     /// The caller came too late for these.
     pub late: u64,
-    /// The budget did not allow these.
+    /// The budget does not allow these.
     pub budget: u64,
 }
 
@@ -117,6 +118,8 @@ pub struct Trigger {
     resting: BTreeMap<CgroupId, u64>,
     /// Until when a kind of a container is not to trigger again.
     cooling: BTreeMap<(CgroupId, Kind), u64>,
+    /// Bursts that gave way to more severe ones, with the samples that they will not take.
+    evicted: Vec<(CgroupId, u64)>,
 }
 
 impl Trigger {
@@ -127,6 +130,7 @@ impl Trigger {
             bursts: BTreeMap::new(),
             resting: BTreeMap::new(),
             cooling: BTreeMap::new(),
+            evicted: Vec::new(),
         }
     }
 
@@ -171,7 +175,9 @@ impl Trigger {
             let least = self.bursts.iter().min_by_key(|(_, b)| (b.severity, b.started_ns)).map(|(c, b)| (*c, b.severity));
             match least {
                 Some((other, severity)) if severity < kind.severity() => {
-                    self.bursts.remove(&other);
+                    if let Some(b) = self.bursts.remove(&other) {
+                        self.evicted.push((other, b.until_ns.saturating_sub(b.next_ns).div_ceil(b.wanted_ns)));
+                    }
                 }
                 _ => return Decision::Suppress(Suppressed::TooManyBursts),
             }
@@ -240,19 +246,29 @@ impl Trigger {
         self.bursts.values().map(|b| if b.period_ns.is_some() { b.next_ns.min(b.until_ns) } else { b.until_ns }).min()
     }
 
-    /// The burst samples due now. A late caller gets one sample and is told how many it missed.
+    /// The burst samples due now. A late caller gets one sample and is told how many it missed. To be called before
+    /// `expire`, so that the account of a burst that ends is whole.
     pub fn due(&mut self, now_ns: u64, mut sample: impl FnMut(Due)) {
         for (&cgroup, burst) in &mut self.bursts {
-            let Some(period) = burst.period_ns else { continue };
-            if burst.next_ns <= now_ns && burst.next_ns < burst.until_ns {
-                let last = now_ns.min(burst.until_ns - 1);
-                let late = (last - burst.next_ns) / period;
-                // a slowed burst leaves out samples between this one and the last
-                let budget = (period / burst.wanted_ns).saturating_sub(1) * (late + 1);
-                burst.next_ns += (late + 1) * period;
-                sample(Due { cgroup, burst: burst.number, period_ns: period, late, budget });
+            if burst.next_ns > now_ns || burst.next_ns >= burst.until_ns {
+                continue;
             }
+            let last = now_ns.min(burst.until_ns - 1);
+            let step = burst.period_ns.unwrap_or(burst.wanted_ns);
+            let steps = (last - burst.next_ns) / step + 1;
+            let (late, budget) = match burst.period_ns {
+                // a slowed burst leaves out samples between this one and the last
+                Some(period) => (steps - 1, (period / burst.wanted_ns - 1) * steps),
+                None => (0, steps),
+            };
+            burst.next_ns += steps * step;
+            sample(Due { cgroup, burst: burst.number, period_ns: burst.period_ns, late, budget });
         }
+    }
+
+    /// Bursts that gave way to more severe ones since the last call, with the samples that they will not take.
+    pub fn take_evicted(&mut self) -> Vec<(CgroupId, u64)> {
+        std::mem::take(&mut self.evicted)
     }
 
     /// Ends the bursts whose time is over, and says which.

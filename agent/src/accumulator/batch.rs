@@ -72,17 +72,6 @@ fn batch(table: Table, columns: Vec<ArrayRef>) -> Result<RecordBatch, ArrowError
     RecordBatch::try_new(schema::of(table), columns)
 }
 
-/// The column's value in a packed row: its place among the values is the number of set bits before its own.
-fn value(samples: &Samples, header: &Header, column: usize) -> Option<u64> {
-    let (word, bit) = (column / 64, column % 64);
-    if header.mask[word] >> bit & 1 == 0 {
-        return None;
-    }
-    let before: u32 = header.mask[..word].iter().map(|w| w.count_ones()).sum::<u32>()
-        + (header.mask[word] & ((1 << bit) - 1)).count_ones();
-    samples.values.get(header.start + before as usize).copied()
-}
-
 pub(super) fn samples(samples: &Samples, names: &NodeNames) -> Result<RecordBatch, ArrowError> {
     let mut order: Vec<&Header> = samples.headers.iter().collect();
     let meta = |h: &Header| &samples.metas[h.meta as usize];
@@ -94,7 +83,7 @@ pub(super) fn samples(samples: &Samples, names: &NodeNames) -> Result<RecordBatc
     columns.push(text(order.iter().map(|h| Some(samples.bursts[h.burst? as usize].as_str()))));
     columns.push(int(order.iter().map(|h| Some(h.files_read))));
     for column in 0..COLUMNS {
-        columns.push(int(order.iter().map(|h| value(samples, h, column))));
+        columns.push(int(order.iter().map(|h| samples.value(h, column))));
     }
     batch(Table::Samples, columns)
 }

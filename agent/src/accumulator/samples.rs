@@ -108,6 +108,22 @@ impl Samples {
         self.push(meta, &row, mask, start);
     }
 
+    /// A column of the row that was committed last.
+    pub fn last(&self, column: ColumnIndex) -> Option<u64> {
+        self.value(self.headers.last()?, column)
+    }
+
+    /// The column's value in a packed row: its place among the values is the number of set bits before its own.
+    pub(super) fn value(&self, header: &Header, column: ColumnIndex) -> Option<u64> {
+        let (word, bit) = (column / 64, column % 64);
+        if header.mask[word] >> bit & 1 == 0 {
+            return None;
+        }
+        let before: u32 = header.mask[..word].iter().map(|w| w.count_ones()).sum::<u32>()
+            + (header.mask[word] & ((1 << bit) - 1)).count_ones();
+        self.values.get(header.start + before as usize).copied()
+    }
+
     pub fn len(&self) -> usize {
         self.headers.len()
     }

@@ -57,7 +57,7 @@ fn a_stall_is_told_as_late() {
     t.fire(request(1, Kind::OomKill), 0);
     let mut got = Vec::new();
     t.due(S, |d| got.push(d));
-    assert_eq!(got, [Due { cgroup: CgroupId(1), burst: 1, period_ns: S / 20, late: 20, budget: 0 }]);
+    assert_eq!(got, [Due { cgroup: CgroupId(1), burst: 1, period_ns: Some(S / 20), late: 20, budget: 0 }]);
 }
 
 #[test]
@@ -80,6 +80,7 @@ fn a_kill_takes_the_place_of_a_warning_never_the_other_way() {
     assert_eq!(t.fire(request(4, Kind::LimitNear), 10), Decision::Suppress(Suppressed::TooManyBursts));
     assert!(matches!(t.fire(request(5, Kind::OomKill), 10), Decision::Start { .. }));
     assert!(!t.is_running(CgroupId(1)) && t.is_running(CgroupId(5)));
+    assert_eq!(t.take_evicted(), [(CgroupId(1), 200)], "and what it will not take is told");
     t.fire(request(6, Kind::OomKill), 10);
     t.fire(request(7, Kind::OomKill), 10);
     assert_eq!(t.fire(request(8, Kind::LimitNear), 10), Decision::Suppress(Suppressed::TooManyBursts));
@@ -93,7 +94,7 @@ fn when_the_budget_is_short_warnings_slow_down_first() {
     t.fire(request(2, Kind::OomKill), 0);
     let mut got = BTreeMap::new();
     for step in 0..20 {
-        t.due(step * S / 20, |d| *got.entry(d.cgroup.0).or_insert(0) += 1);
+        t.due(step * S / 20, |d| *got.entry(d.cgroup.0).or_insert(0) += u64::from(d.period_ns.is_some()));
     }
     assert_eq!((got[&2], got[&1]), (20, 10));
     let mut budget = 0;
@@ -110,7 +111,7 @@ fn a_pod_of_many_containers_does_not_starve_its_neighbour() {
     t.fire(Request { pod: CgroupId(8), ..request(99, Kind::OomKill) }, 60);
     let mut got = 0;
     for step in 0..20 {
-        t.due(S + step * S / 20, |d| got += u64::from(d.cgroup == CgroupId(99)));
+        t.due(S + step * S / 20, |d| got += u64::from(d.cgroup == CgroupId(99) && d.period_ns.is_some()));
     }
     assert_eq!(got, 20, "the neighbour has its full rate");
 }
@@ -149,15 +150,17 @@ proptest! {
         prop_assert!(t.resting.is_empty() && t.cooling.is_empty());
     }
 
-    /// Samples taken + late + over budget = samples due over the whole burst, however late the caller comes.
+    /// Samples taken + late + over budget = samples due over the whole burst, however late the caller comes, and also for
+    /// a burst that stands still.
     #[test]
-    fn due_is_taken_plus_missed(steps in proptest::collection::vec(1u64..2 * S, 1..100)) {
-        let mut t = trigger();
+    fn due_is_taken_plus_missed(steps in proptest::collection::vec(1u64..2 * S, 1..100), rows in 1u64..80) {
+        let rows = if rows < 40 { 1 } else { rows };
+        let mut t = Trigger::new(settings(rows, 3));
         t.fire(request(1, Kind::OomKill), 0);
         let (mut now, mut sum) = (0, 0);
         for step in steps {
             now += step;
-            t.due(now, |d| sum += 1 + d.late + d.budget);
+            t.due(now, |d| sum += u64::from(d.period_ns.is_some()) + d.late + d.budget);
         }
         let expect = now.min(10 * S - 1) / (S / 20) + 1;
         prop_assert_eq!(sum, expect);
@@ -172,7 +175,7 @@ proptest! {
         for (i, (cgroup, kind)) in storm.into_iter().enumerate() {
             let now = i as u64 * S / 1000;
             t.fire(Request { pod: CgroupId(7), ..request(cgroup, KINDS_TRIED[kind]) }, now);
-            t.due(now, |d| got += u64::from(d.cgroup == CgroupId(99)));
+            t.due(now, |d| got += u64::from(d.cgroup == CgroupId(99) && d.period_ns.is_some()));
         }
         prop_assert_eq!(got, 20);
     }
