@@ -10,6 +10,8 @@ mod sealer;
 mod shared;
 mod source;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use crate::accumulator::NodeNames;
 use crate::clock;

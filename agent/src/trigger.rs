@@ -39,9 +39,17 @@ impl Suppressed {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Start { burst: u64 },
-    Extend { burst: u64 },
-    Suppress(Suppressed),
+    Start {
+        burst: u64,
+    },
+    Extend {
+        burst: u64,
+    },
+    /// Nothing is sampled for this event; `ns` of the burst that it asked for were not asked for before.
+    Suppress {
+        why: Suppressed,
+        ns: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,11 +75,20 @@ pub struct Trigger {
     bursts: BTreeMap<CgroupId, Burst>,
     /// Containers that rest, and until when.
     resting: BTreeMap<CgroupId, u64>,
+    /// Until when a container's suppressed bursts are accounted for, so that many events of one instant are not each
+    /// a burst lost.
+    suppressed: BTreeMap<CgroupId, u64>,
 }
 
 impl Trigger {
     pub fn new(settings: Settings) -> Self {
-        Self { settings, numbers: 0, bursts: BTreeMap::new(), resting: BTreeMap::new() }
+        Self {
+            settings,
+            numbers: 0,
+            bursts: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            suppressed: BTreeMap::new(),
+        }
     }
 
     /// Something happened to a container (or pod): start its burst, or make the running one longer.
@@ -83,11 +100,11 @@ impl Trigger {
             return Decision::Extend { burst: burst.number };
         }
         if self.resting.get(&cgroup).is_some_and(|until| now_ns < *until) {
-            return Decision::Suppress(Suppressed::Rest);
+            return self.suppress(cgroup, now_ns, Suppressed::Rest);
         }
         self.resting.remove(&cgroup);
         if self.bursts.len() >= s.max_concurrent {
-            return Decision::Suppress(Suppressed::TooManyBursts);
+            return self.suppress(cgroup, now_ns, Suppressed::TooManyBursts);
         }
         self.numbers += 1;
         let burst = Burst {
@@ -98,6 +115,12 @@ impl Trigger {
         };
         self.bursts.insert(cgroup, burst);
         Decision::Start { burst: self.numbers }
+    }
+
+    fn suppress(&mut self, cgroup: CgroupId, now_ns: u64, why: Suppressed) -> Decision {
+        let until = now_ns + self.settings.length_ns;
+        let from = self.suppressed.insert(cgroup, until).unwrap_or(0).max(now_ns);
+        Decision::Suppress { why, ns: until.saturating_sub(from) }
     }
 
     /// The instant of the next burst sample.
@@ -130,6 +153,7 @@ impl Trigger {
             }
         }
         self.resting.retain(|_, until| now_ns < *until);
+        self.suppressed.retain(|_, until| now_ns < *until);
         over.into_iter().map(|(c, _)| c).collect()
     }
 
@@ -200,7 +224,23 @@ mod tests {
         for i in 1..=3 {
             assert!(matches!(t.fire(CgroupId(i), 0), Decision::Start { .. }));
         }
-        assert_eq!(t.fire(CgroupId(4), 0), Decision::Suppress(Suppressed::TooManyBursts));
+        let why = Suppressed::TooManyBursts;
+        assert_eq!(t.fire(CgroupId(4), 0), Decision::Suppress { why, ns: 10 * S });
+    }
+
+    #[test]
+    fn what_many_events_ask_for_at_once_is_lost_once() {
+        let mut t = Trigger::new(Settings { max_concurrent: 0, ..SETTINGS });
+        let lost: u64 = [0, 0, S, 30 * S]
+            .into_iter()
+            .map(|now| match t.fire(CgroupId(4), now) {
+                Decision::Suppress { ns, .. } => ns,
+                _ => 0,
+            })
+            .sum();
+        assert_eq!(lost, 21 * S);
+        t.expire(60 * S);
+        assert!(t.suppressed.is_empty());
     }
 
     proptest! {
@@ -216,7 +256,7 @@ mod tests {
                 let number = match t.fire(CgroupId(cgroup), now) {
                     Decision::Start { burst } => { started.insert(burst, now); Some(burst) }
                     Decision::Extend { burst } => Some(burst),
-                    Decision::Suppress(_) => None,
+                    Decision::Suppress { .. } => None,
                 };
                 prop_assert!(t.running() <= SETTINGS.max_concurrent);
                 if let Some(number) = number {

@@ -24,7 +24,7 @@ const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
 /// With mkdir and rmdir events the walk only corrects; without them it is how cgroups are found.
 const RESCAN_WITH_EVENTS: u64 = 60 * SECOND;
-const RESCAN_WITHOUT: u64 = SECOND;
+pub(super) const RESCAN_WITHOUT: u64 = SECOND;
 /// Base samples are looked for this often, so that they spread over the second instead of coming all at once.
 const BASE_STEP: u64 = 50 * MS;
 /// How often the process table of a container is read when nothing happens.
@@ -48,6 +48,16 @@ pub(super) struct Running {
     pub members: Vec<CgroupId>,
 }
 
+/// Events that did not arrive so far, as the kernel side counted them.
+#[derive(Clone, Copy, Default)]
+struct EventLosses {
+    full: u64,
+    cut: u64,
+    undecodable: u64,
+    /// Those of them that told of a cgroup's birth or end.
+    tree: u64,
+}
+
 pub struct State {
     pub(super) config: Config,
     pub(super) names: NodeNames,
@@ -68,11 +78,11 @@ pub struct State {
     pub(super) rescan_wanted: bool,
     vanished: Vec<CgroupId>,
     moving: Moving,
-    /// Events lost and cut so far, as the kernel side counted them.
-    event_losses: (u64, u64),
+    event_losses: EventLosses,
     rotation: u64,
     next: Next,
     last_rotation: u64,
+    pub(super) last_rescan: u64,
     /// Start of the lane's last tick and how late it was, for the status page.
     pub lane_late_max_ns: u64,
 }
@@ -124,10 +134,11 @@ impl State {
             rescan_wanted: false,
             vanished: Vec::new(),
             moving: Moving::default(),
-            event_losses: (0, 0),
+            event_losses: EventLosses::default(),
             rotation: 0,
             next,
             last_rotation: now,
+            last_rescan: 0,
             lane_late_max_ns: 0,
         }
     }
@@ -212,10 +223,15 @@ impl State {
         self.rotate(now)
     }
 
-    /// A revision of an incident: a row, which is announced once it is on disk.
+    /// A revision of an incident: a row, which is announced once it is on disk. One that is not handed over yet gives
+    /// way to its successor, which says all that it said: a storm of kills makes no more revisions than rotations.
     pub(super) fn revise(&mut self, incident: crate::incident::Incident) {
-        self.ledger.written(Table::Incidents, 1);
-        self.pending.incidents.push(incident);
+        if let Some(earlier) = self.pending.incidents.iter_mut().find(|i| i.id == incident.id) {
+            *earlier = incident;
+        } else {
+            self.ledger.written(Table::Incidents, 1);
+            self.pending.incidents.push(incident);
+        }
         self.rotation_wanted = true;
     }
 
@@ -388,10 +404,11 @@ impl State {
     }
 
     pub(super) fn rescan(&mut self, now: u64) {
-        let first = self.next.rescan == 0 || self.targets.is_empty();
+        let first = self.targets.is_empty();
         self.rescan_wanted = false;
+        self.last_rescan = now;
         self.next.rescan = now + if self.has_events { RESCAN_WITH_EVENTS } else { RESCAN_WITHOUT };
-        let root = self.tree.get(self.tree.root()).map(|n| n.meta.clone());
+        let root = self.tree.get(self.tree.root()).filter(|n| n.followed).map(|n| n.meta.clone());
         if let Some(meta) = root.filter(|m| first && !self.targets.contains_key(&m.id)) {
             self.follow(&meta);
         }
@@ -402,7 +419,8 @@ impl State {
                         self.follow(&meta);
                     }
                 }
-                Change::Removed(meta) => self.unfollow(meta.id, now),
+                // forgotten at the end of the round: the kernel's own word about it may be on its way
+                Change::Gone(meta) => self.vanished.push(meta.id),
             }
         }
     }
@@ -429,11 +447,23 @@ impl State {
 
     /// Takes what the kernel side could not deliver into the account. The counts are totals since the start.
     pub fn note_losses(&mut self, losses: &Losses) {
-        let count = |get: fn(&KindLoss) -> u64| losses.kinds.iter().map(get).sum::<u64>();
-        let (full, cut) = (count(|k| k.lost), count(|k| k.cut));
-        let (full_before, cut_before) = std::mem::replace(&mut self.event_losses, (full, cut));
-        self.ledger.lost(Table::Events, "ring_full", full.saturating_sub(full_before));
-        self.ledger.lost(Table::Events, "rate_limit", cut.saturating_sub(cut_before));
+        // a lost word about the limit leaves a kill without one, but is no row that is missing
+        let rows = || losses.kinds.iter().filter(|k| k.kind != "oom_scope");
+        let count = |get: fn(&KindLoss) -> u64| rows().map(get).sum::<u64>();
+        let tree =
+            losses.kinds.iter().filter(|k| k.kind.starts_with("cgroup_")).map(|k| k.lost + k.cut).sum();
+        let now = EventLosses {
+            full: count(|k| k.lost),
+            cut: count(|k| k.cut),
+            undecodable: losses.undecodable,
+            tree,
+        };
+        let before = std::mem::replace(&mut self.event_losses, now);
+        self.ledger.lost(Table::Events, "ring_full", now.full.saturating_sub(before.full));
+        self.ledger.lost(Table::Events, "rate_limit", now.cut.saturating_sub(before.cut));
+        self.ledger.lost(Table::Events, "undecodable", now.undecodable.saturating_sub(before.undecodable));
+        // a birth or an end that was not told is found by a walk
+        self.rescan_wanted |= now.tree > before.tree;
     }
 
     pub fn has_vanished(&self) -> bool {
