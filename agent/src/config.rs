@@ -163,7 +163,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("lane.period_ms", "period of the lane, the fast in-memory history (10 to 1000)"),
     ("lane.history_s", "seconds of lane kept for each cgroup (1 to 600)"),
     ("lane.memory_bytes", "bytes that all lane rings may take together"),
-    ("burst.period_ms", "period of burst samples after a trigger (10 to 1000)"),
+    ("burst.period_ms", "period of burst samples after a trigger (10 to lane.period_ms)"),
     ("burst.length_s", "length of a burst (1 to 600)"),
     ("burst.max_concurrent", "bursts that may run at once (1 to 1024)"),
     ("probes.enabled", "load the eBPF probes"),
@@ -251,7 +251,9 @@ impl Config {
         range("lane.period_ms", self.lane.period_ms, 10, 1000, "10 to 1000")?;
         range("lane.history_s", self.lane.history_s, 1, 600, "1 to 600")?;
         range("lane.memory_bytes", self.lane.memory_bytes, 1 << 16, 1 << 34, "65536 to 17179869184")?;
-        range("burst.period_ms", self.burst.period_ms, 10, 1000, "10 to 1000")?;
+        // during a burst its samples take the place of the lane's
+        let rule = "10 to lane.period_ms";
+        range("burst.period_ms", self.burst.period_ms, 10, self.lane.period_ms, rule)?;
         range("burst.length_s", self.burst.length_s, 1, 600, "1 to 600")?;
         range("burst.max_concurrent", self.burst.max_concurrent as u64, 1, 1024, "1 to 1024")?;
         range("rotation.every_s", self.rotation.every_s, 1, 3600, "1 to 3600")?;
@@ -318,6 +320,13 @@ mod tests {
     fn a_value_out_of_range_names_the_rule() {
         let e = load("[lane]\nperiod_ms = 3\n").expect_err("must be refused").to_string();
         assert!(e.contains("lane.period_ms = 3") && e.contains("10 to 1000"), "{e}");
+    }
+
+    #[test]
+    fn a_burst_is_not_slower_than_the_lane() {
+        let e = load("[burst]\nperiod_ms = 51\n").expect_err("must be refused").to_string();
+        assert!(e.contains("burst.period_ms = 51") && e.contains("lane.period_ms"), "{e}");
+        load("[burst]\nperiod_ms = 100\n[lane]\nperiod_ms = 100\n").expect("as slow as the lane");
     }
 
     #[test]
