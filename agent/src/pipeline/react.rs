@@ -200,7 +200,9 @@ impl State {
         let target = self.targets.get(&owner.id);
         let ring = target.map(|t| &t.ring);
         let before = |at: u64| ring.and_then(|r| r.last_before(at));
-        let oldest = ring.and_then(crate::lane::Ring::oldest).filter(|r| r.ktime_ns < ktime_ns);
+        // what is older than the history is in the ring maybe, but not written for this event
+        let from = ktime_ns.saturating_sub(self.config.lane.history_s * SECOND);
+        let oldest = ring.and_then(|r| r.oldest_since(from)).filter(|r| r.ktime_ns < ktime_ns);
         let earlier: Option<Reading> = before(ktime_ns.saturating_sub(LOOK_BACK) + 1).or(oldest);
         Evidence { victim_path, trigger_path, limit, oldest, earlier, last: before(ktime_ns) }
     }
@@ -266,7 +268,7 @@ impl State {
             _ => (id, true),
         };
         for meta in &members {
-            self.history(meta, now, &id);
+            self.history(meta, ktime_ns, now, &id);
         }
         match decision {
             Decision::Suppress { why, ns } => {
@@ -297,11 +299,12 @@ impl State {
         Started::default()
     }
 
-    fn history(&mut self, meta: &Arc<Meta>, now: u64, burst: &str) {
+    /// The window is that before the event, and all up to now.
+    fn history(&mut self, meta: &Arc<Meta>, ktime_ns: u64, now: u64, burst: &str) {
         let Some(target) = self.targets.get_mut(&meta.id) else { return };
         let period_ms = u32::try_from(self.config.lane.period_ms).unwrap_or(u32::MAX);
         let (offset, samples) = (self.offset, &mut self.pending.samples);
-        let window = self.config.lane.history_s * SECOND;
+        let window = self.config.lane.history_s * SECOND + now.saturating_sub(ktime_ns);
         let given = target.ring.take_history(now, window, |r| {
             let at = crate::accumulator::Stamp { ktime_ns: r.ktime_ns, wall_us: offset.wall_us(r.ktime_ns) };
             samples.history(meta, at, period_ms, burst, &[(crate::lane::COLUMN, r.memory_current)], 1);

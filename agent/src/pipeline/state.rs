@@ -42,6 +42,11 @@ const MAX_PENDING_BYTES: usize = 48 << 20;
 const ROTATION_GAP: u64 = 250 * MS;
 const MINUTE: u64 = 60 * SECOND;
 
+/// Where in a period a cgroup has its turn: its own place, so that not all are due in the same instant.
+fn phase(id: CgroupId, period: u64) -> u64 {
+    id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % period
+}
+
 /// A burst that runs: its id in the rows, and the cgroups that it samples.
 pub(super) struct Running {
     pub id: String,
@@ -83,6 +88,8 @@ pub struct State {
     next: Next,
     last_rotation: u64,
     pub(super) last_rescan: u64,
+    /// Readings that each lane ring may hold now.
+    ring_capacity: usize,
     /// Start of the lane's last tick and how late it was, for the status page.
     pub lane_late_max_ns: u64,
 }
@@ -94,7 +101,6 @@ struct Next {
     offset: u64,
     rotation: u64,
     minute: u64,
-    processes: u64,
 }
 
 impl State {
@@ -113,7 +119,6 @@ impl State {
             offset: now,
             rotation: now + config.rotation.every_s * SECOND,
             minute: now + MINUTE,
-            processes: now,
         };
         Self {
             config,
@@ -139,6 +144,7 @@ impl State {
             next,
             last_rotation: now,
             last_rescan: 0,
+            ring_capacity: 0,
             lane_late_max_ns: 0,
         }
     }
@@ -151,7 +157,7 @@ impl State {
     pub fn next_due(&self) -> u64 {
         let n = &self.next;
         let rotation = if self.rotation_wanted { self.last_rotation + ROTATION_GAP } else { n.rotation };
-        let fixed = [n.lane, n.base, n.rescan, n.offset, rotation, n.minute, n.processes];
+        let fixed = [n.lane, n.base, n.rescan, n.offset, rotation, n.minute];
         let moving = [self.trigger.next_due(), self.story.next_deadline()];
         fixed.into_iter().chain(moving.into_iter().flatten()).min().unwrap_or(n.lane)
     }
@@ -173,13 +179,6 @@ impl State {
         if self.next.rescan <= now || self.rescan_wanted {
             self.rescan(now);
         }
-        if self.next.processes <= now {
-            self.next.processes = now + PROCESSES_EVERY;
-            let ids: Vec<_> = self.containers().collect();
-            for id in ids {
-                self.process_table(id);
-            }
-        }
         for incident in self.story.close_due(now) {
             self.revise(incident);
         }
@@ -188,13 +187,9 @@ impl State {
             let stamp = self.stamp(now);
             self.pending.ledger.extend(self.ledger.close_period(stamp));
         }
-        let full = self.pending.samples.bytes() > MAX_PENDING_BYTES;
+        let full = self.pending.bytes() > MAX_PENDING_BYTES;
         let wanted = self.rotation_wanted && now >= self.last_rotation + ROTATION_GAP;
         (self.next.rotation <= now || wanted || full).then(|| self.rotate(now))
-    }
-
-    fn containers(&self) -> impl Iterator<Item = CgroupId> + '_ {
-        self.targets.values().filter(|t| t.meta.identity.scope == Scope::Container).map(|t| t.meta.id)
     }
 
     /// Hands all rows over.
@@ -235,19 +230,15 @@ impl State {
         self.rotation_wanted = true;
     }
 
-    fn ring_capacity(&self) -> usize {
-        let lane = &self.config.lane;
-        // room for twice the cgroups there are, so that one more does not shrink all rings
-        let share = (self.targets.len() * 2).max(64);
-        lane::capacity(lane.memory_bytes, share, lane.history_s, lane.period_ms)
-    }
-
     /// Starts to follow a cgroup and takes its first sample at once: it may not live long.
     pub(super) fn follow(&mut self, meta: &Arc<Meta>) {
         let now = clock::ktime_ns();
-        let capacity = self.ring_capacity();
+        let lane = &self.config.lane;
+        let capacity =
+            lane::capacity(lane.memory_bytes, self.targets.len() + 1, lane.history_s, lane.period_ms);
         let Some(target) = self.sampler.open(meta, capacity, now) else { return };
-        if self.targets.values().next().is_some_and(|t| t.ring.capacity() > capacity) {
+        // all rings have the same share, or together they would outgrow their budget
+        if std::mem::replace(&mut self.ring_capacity, capacity) != capacity {
             for t in self.targets.values_mut() {
                 t.ring.set_capacity(capacity);
             }
@@ -256,8 +247,9 @@ impl State {
         self.sample(meta.id, Cause::Base, None, true);
         let period = self.config.sampling.base_period_ms * MS;
         if let Some(t) = self.targets.get_mut(&meta.id) {
-            // the phase is the cgroup's own, so that not all are due in the same instant
-            t.next_base_ns = now + 1 + meta.id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % period;
+            t.next_base_ns = now + 1 + phase(meta.id, period);
+            // its first process may need a moment to begin
+            t.next_table_ns = now + 1 + phase(meta.id, SECOND);
             t.next_slow_ns = now + self.config.sampling.slow_period_ms * MS;
         }
     }
@@ -356,8 +348,16 @@ impl State {
     fn base_tick(&mut self, now: u64) {
         let (period, slow_period) =
             (self.config.sampling.base_period_ms * MS, self.config.sampling.slow_period_ms * MS);
-        let mut due = Vec::new();
+        let (mut due, mut tables) = (Vec::new(), Vec::new());
         for (id, target) in &mut self.targets {
+            if target.next_table_ns <= now && target.meta.identity.scope == Scope::Container {
+                // each has an instant of its own within the period: all tables at once would hold up the lane
+                target.next_table_ns = now - now % PROCESSES_EVERY + phase(*id, PROCESSES_EVERY);
+                if target.next_table_ns <= now {
+                    target.next_table_ns += PROCESSES_EVERY;
+                }
+                tables.push(*id);
+            }
             if target.next_base_ns > now {
                 continue;
             }
@@ -379,6 +379,9 @@ impl State {
                 self.look_for_init(id);
             }
             self.sample(id, Cause::Base, None, slow);
+        }
+        for id in tables {
+            self.process_table(id);
         }
     }
 

@@ -23,7 +23,8 @@ struct Stage {
 }
 
 fn on_stage(max_cgroups: usize, has_events: bool, test: impl FnOnce(&mut Stage)) {
-    let dir = tempfile::tempdir().expect("a folder");
+    // a file system in memory, where there is one: 10,000 directories are made
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
     let (recorder, series) = recorder::build();
     let mut config = Config { cgroup_root: dir.path().to_owned(), ..Config::default() };
     config.sampling.max_cgroups = max_cgroups;
@@ -188,6 +189,78 @@ fn a_storm_of_kills_makes_one_revision_a_rotation() {
         assert_eq!(got, [499]);
         assert_eq!(s.state.ledger.totals()["incidents"]["written"], 1);
         assert_eq!(s.events(Kind::OomKill), 499);
+    });
+}
+
+/// Old cgroups with small rings must not hide that young ones have large ones.
+#[test]
+fn all_lane_rings_together_stay_within_their_budget() {
+    on_stage(4096, true, |s| {
+        s.state.config.lane.memory_bytes = 1 << 16;
+        let fill = |s: &mut Stage| {
+            for target in s.state.targets.values_mut() {
+                for n in 0..4000 {
+                    target
+                        .ring
+                        .push(crate::lane::Reading { ktime_ns: 1_000_000 * (n + 1), memory_current: 0 });
+                }
+            }
+            s.state.targets.values().map(|t| t.ring.bytes()).sum::<usize>()
+        };
+        let mut alive: Vec<PathBuf> = Vec::new();
+        for wave in [300, 10, 100, 250] {
+            while alive.len() > wave {
+                let path = alive.pop().expect("one is left");
+                let id = id_of(&path);
+                fs::remove_dir_all(&path).expect("rmdir");
+                s.tell(What::CgroupEnd { cgroup_id: id, path: String::new() });
+            }
+            while alive.len() < wave {
+                let path = s.make(&format!("s{}.service", alive.len()));
+                s.tell_start(&path);
+                alive.push(path);
+            }
+            let bytes = fill(s);
+            assert!(bytes <= 1 << 16, "{bytes} bytes with {wave} cgroups");
+        }
+    });
+}
+
+#[test]
+fn rows_of_every_table_count_towards_the_bound_of_memory() {
+    on_stage(100, true, |s| {
+        let path = s.make(&format!("docker/{CID}"));
+        s.turn(s.now());
+        let (id, before) = (id_of(&path), s.state.pending.bytes());
+        for _ in 0..1000 {
+            let exit =
+                Exit { task: task(9, id), ppid: None, inner_pid: None, exit_code: Some(0), signal: None };
+            s.tell(What::Exit(exit));
+        }
+        assert!(s.state.pending.bytes() - before >= 1000 * 500);
+    });
+}
+
+#[test]
+fn process_tables_are_not_taken_all_at_once() {
+    on_stage(1000, true, |s| {
+        for n in 0..200 {
+            let path = s.make(&format!("docker/{n:064x}"));
+            fs::write(path.join("cgroup.procs"), format!("{}\n", std::process::id())).expect("write");
+        }
+        let mut now = s.now();
+        s.turn(now);
+        let mut most = 0;
+        for _ in 0..500 {
+            let before = s.state.pending.processes.len();
+            now += 50_000_000;
+            s.turn(now);
+            most = most.max(s.state.pending.processes.len() - before);
+        }
+        // 25 s: the first table of each, and the two of its own rhythm
+        let all = s.state.pending.processes.len();
+        assert!((600..=800).contains(&all), "{all} tables");
+        assert!(most <= 40, "{most} tables in one turn");
     });
 }
 
