@@ -43,6 +43,12 @@ pub struct Process {
     pub is_init: bool,
 }
 
+/// What a row of these tables holds outside itself: an event's id, comm and detail (a kill's is the longest, an exit's
+/// 300 bytes), a process's comm, an incident with its lists full.
+const EVENT_TEXT_BYTES: usize = 500;
+const PROCESS_TEXT_BYTES: usize = 16;
+const INCIDENT_BYTES: usize = 40 << 10;
+
 /// Rows of all tables.
 #[derive(Clone, Debug, Default)]
 pub struct Pending {
@@ -87,6 +93,14 @@ impl Pending {
 
     pub fn is_empty(&self) -> bool {
         self.rows() == 0
+    }
+
+    /// Bytes held, near enough: samples as they are, rows of other tables at what is usual for one.
+    pub fn bytes(&self) -> usize {
+        self.samples.bytes()
+            + self.events.capacity() * (size_of::<(Event, Option<Arc<Meta>>)>() + EVENT_TEXT_BYTES)
+            + self.processes.capacity() * (size_of::<(Stamp, Arc<Meta>, Process)>() + PROCESS_TEXT_BYTES)
+            + self.incidents.len() * INCIDENT_BYTES
     }
 
     pub fn rows(&self) -> usize {

@@ -8,6 +8,7 @@ use crate::cgroup::{Identity, Meta, identify};
 use crate::names::{CgroupId, Scope};
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,16 +61,20 @@ impl Rules {
 pub struct Node {
     pub meta: Arc<Meta>,
     pub followed: bool,
+    /// The rules want it followed; it is not when there was no room.
+    wanted: bool,
     /// `oom` of memory.events.local when last read: whose limit was hit is the one where it grew.
     pub oom_local: Option<u64>,
     children: usize,
 }
 
-/// What changed in the tree.
+/// What a walk found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
+    /// In the tree now, or followed now that there is room for it.
     Added(Arc<Meta>),
-    Removed(Arc<Meta>),
+    /// Not there any more. The tree keeps it until [`Tree::removed`], since the kernel may have a last word about it.
+    Gone(Arc<Meta>),
 }
 
 #[derive(Debug)]
@@ -109,14 +114,12 @@ impl Tree {
             return None;
         }
         let identity = identify(&path);
-        let mut followed = self.rules.follow(&path, &identity);
-        if followed && self.followed >= self.max_followed {
-            self.cut += 1;
-            followed = false;
-        }
+        let wanted = self.rules.follow(&path, &identity);
+        let followed = wanted && self.followed < self.max_followed;
+        self.cut += u64::from(wanted && !followed);
         let meta = Arc::new(Meta { id, parent_id, path, identity });
         let oom_local = self.read_oom_local(&meta.path);
-        self.nodes.insert(id, Node { meta: meta.clone(), followed, oom_local, children: 0 });
+        self.nodes.insert(id, Node { meta: meta.clone(), followed, wanted, oom_local, children: 0 });
         self.followed += usize::from(followed);
         if let Some(parent) = parent_id.and_then(|p| self.nodes.get_mut(&p)) {
             parent.children += 1;
@@ -147,15 +150,30 @@ impl Tree {
         Some(node)
     }
 
-    /// Walks the file system and brings the tree in line with it. A directory that cannot be read is one that has just
-    /// gone.
+    /// Walks the file system, takes in what the tree does not know and tells what has gone. Below a directory that
+    /// cannot be read for another reason than its end (no descriptor left, no right) nothing is called gone.
     pub fn rescan(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut seen = HashSet::from([self.root]);
+        let mut unread = HashSet::new();
         let mut stack = vec![(self.root, self.root_path.clone())];
         while let Some((parent_id, dir)) = stack.pop() {
-            let Ok(entries) = fs::read_dir(&dir) else { continue };
-            for entry in entries.flatten() {
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(e) => {
+                    let gone = e.kind() == io::ErrorKind::NotFound
+                        || e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error());
+                    if !gone {
+                        unread.insert(parent_id);
+                    }
+                    continue;
+                }
+            };
+            for entry in entries {
+                let Ok(entry) = entry else {
+                    unread.insert(parent_id);
+                    break;
+                };
                 if !entry.file_type().is_ok_and(|t| t.is_dir()) {
                     continue;
                 }
@@ -166,14 +184,36 @@ impl Tree {
                 if let Some(meta) = self.made(id, parent_id, name) {
                     changes.push(Change::Added(meta));
                 }
+                // kernfs counts a directory's directories in its links: most have none, and need not be read
+                if entry.metadata().is_ok_and(|m| m.nlink() == 2) {
+                    continue;
+                }
                 stack.push((id, entry.path()));
             }
         }
-        let gone: Vec<_> = self.nodes.keys().filter(|id| !seen.contains(id)).copied().collect();
-        for id in gone {
-            changes.extend(self.removed(id).map(|n| Change::Removed(n.meta)));
+        for node in self.nodes.values().filter(|n| !seen.contains(&n.meta.id)) {
+            if !self.lineage(node.meta.id).any(|n| unread.contains(&n.meta.id)) {
+                changes.push(Change::Gone(node.meta.clone()));
+            }
         }
+        self.follow_more(&mut changes);
         changes
+    }
+
+    /// Follows those that found no room when they came, as far as there is room now.
+    fn follow_more(&mut self, changes: &mut Vec<Change>) {
+        let room = self.max_followed.saturating_sub(self.followed);
+        if room == 0 {
+            return;
+        }
+        for node in self.nodes.values_mut().filter(|n| n.wanted && !n.followed).take(room) {
+            node.followed = true;
+            self.followed += 1;
+            let added = Change::Added(node.meta.clone());
+            if !changes.contains(&added) {
+                changes.push(added);
+            }
+        }
     }
 
     pub fn get(&self, id: CgroupId) -> Option<&Node> {
@@ -276,8 +316,43 @@ mod tests {
         let inner = CgroupId(fs::metadata(container.join("inner")).expect("stat").ino());
         assert_eq!(t.owner(inner).map(|n| n.meta.path.clone()), Some(format!("/docker/{CID}")));
         fs::remove_dir(container.join("inner")).expect("rmdir");
-        assert!(matches!(&t.rescan()[..], [Change::Removed(m)] if m.id == inner));
+        assert!(matches!(&t.rescan()[..], [Change::Gone(m)] if m.id == inner));
+        assert!(t.removed(inner).is_some());
         assert_eq!((t.known(), t.followed()), (3, 2));
+    }
+
+    #[test]
+    fn what_lies_below_a_directory_that_cannot_be_read_is_not_called_gone() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let slice = dir.path().join("system.slice");
+        fs::create_dir_all(slice.join("a.service")).expect("mkdir");
+        let mut t = tree(dir.path(), 100);
+        t.rescan();
+        // a link in place of the directory, to itself: ELOOP, as good an error as EMFILE for everybody, root too
+        let (aside, id) = (dir.path().join("aside"), fs::metadata(&slice).expect("stat").ino());
+        fs::rename(&slice, &aside).expect("rename");
+        t.root_path = dir.path().join("loop");
+        std::os::unix::fs::symlink("loop", &t.root_path).expect("symlink");
+        assert_eq!(t.rescan(), []);
+        assert!(t.get(CgroupId(id)).is_some());
+    }
+
+    #[test]
+    fn one_that_found_no_room_is_followed_when_there_is_some() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for name in ["a.service", "b.service"] {
+            fs::create_dir(dir.path().join(name)).expect("mkdir");
+        }
+        let mut t = tree(dir.path(), 2);
+        t.rescan();
+        let first = |t: &Tree, followed| {
+            t.nodes().find(|n| n.followed == followed && n.meta.path != "/").map(|n| n.meta.clone())
+        };
+        let (in_, out) = (first(&t, true).expect("one has room"), first(&t, false).expect("one has none"));
+        fs::remove_dir(dir.path().join(&in_.path[1..])).expect("rmdir");
+        t.removed(in_.id);
+        assert_eq!(t.rescan(), [Change::Added(out)]);
+        assert_eq!((t.followed(), t.cut), (2, 1));
     }
 
     #[test]

@@ -16,6 +16,9 @@ const PAGE: u64 = 4096;
 /// Bytes of one packed reading.
 pub const READING_BYTES: usize = size_of::<Packed>();
 
+/// Readings that a ring has room for when it gets its first one.
+const FIRST_READINGS: usize = 32;
+
 /// One reading as it is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -74,10 +77,15 @@ impl Ring {
             return self.push(reading);
         };
         self.newest_us = us;
-        self.readings.push_back(Packed { after_us, pages });
-        while self.readings.len() > self.capacity {
+        while self.readings.len() >= self.capacity {
             self.drop_oldest();
         }
+        let (held, allocated) = (self.readings.len(), self.readings.capacity());
+        if held == allocated {
+            // doubles as any vector, but never beyond what the ring may hold
+            self.readings.reserve_exact(held.max(FIRST_READINGS).min(self.capacity - held));
+        }
+        self.readings.push_back(Packed { after_us, pages });
         true
     }
 
@@ -95,6 +103,7 @@ impl Ring {
         while self.readings.len() > self.capacity {
             self.drop_oldest();
         }
+        self.readings.shrink_to(self.capacity);
     }
 
     fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
@@ -128,8 +137,11 @@ impl Ring {
             .map(|(us, memory_current)| Reading { ktime_ns: us * 1000, memory_current })
     }
 
-    pub fn oldest(&self) -> Option<Reading> {
-        self.iter().next().map(|(us, memory_current)| Reading { ktime_ns: us * 1000, memory_current })
+    /// The oldest reading that is not older than an instant.
+    pub fn oldest_since(&self, ktime_ns: u64) -> Option<Reading> {
+        self.iter()
+            .find(|(us, _)| *us >= ktime_ns / 1000)
+            .map(|(us, memory_current)| Reading { ktime_ns: us * 1000, memory_current })
     }
 
     /// Appends a reading that is in the table already, so that later questions find it and no history repeats it.
@@ -147,15 +159,21 @@ impl Ring {
         self.readings.len()
     }
 
+    /// Bytes that the readings take, used or not.
+    pub fn bytes(&self) -> usize {
+        self.readings.capacity() * READING_BYTES
+    }
+
     pub fn is_empty(&self) -> bool {
         self.readings.is_empty()
     }
 }
 
-/// Readings that each of `cgroups` rings may hold, so that all together stay within `memory_bytes`.
+/// Readings that each of `cgroups` rings may hold, so that all together stay within `memory_bytes`. The share is that of
+/// the next power of two, so that it changes seldom as cgroups come and go.
 pub fn capacity(memory_bytes: u64, cgroups: usize, history_s: u64, period_ms: u64) -> usize {
     let wanted = history_s * 1000 / period_ms.max(1) + 1;
-    let share = memory_bytes / READING_BYTES as u64 / cgroups.max(1) as u64;
+    let share = memory_bytes / READING_BYTES as u64 / cgroups.max(64).next_power_of_two() as u64;
     usize::try_from(wanted.min(share)).unwrap_or(usize::MAX).max(1)
 }
 
@@ -207,6 +225,14 @@ mod tests {
         assert!(many * 4096 * READING_BYTES <= 16 << 20 && many > 400);
     }
 
+    #[test]
+    fn a_smaller_ring_gives_its_memory_back() {
+        let mut ring = filled(1000, 1000);
+        ring.set_capacity(10);
+        assert_eq!((ring.len(), ring.bytes()), (10, 10 * READING_BYTES));
+        assert_eq!(ring.oldest_since(1000 * MS + 995 * 50 * MS).map(|r| r.memory_current), Some(995 * PAGE));
+    }
+
     proptest! {
         #[test]
         fn a_ring_is_bounded_and_keeps_the_newest_in_order(steps in proptest::collection::vec((0u64..200_000_000_000, 0u64..1 << 30), 1..200), capacity in 1usize..50) {
@@ -220,6 +246,7 @@ mod tests {
                     pushed.push(r);
                 }
                 prop_assert!(ring.len() <= capacity);
+                prop_assert!(ring.bytes() <= capacity * READING_BYTES);
             }
             let got = history(&mut ring, u64::MAX, u64::MAX);
             let expect = &pushed[pushed.len() - got.len()..];

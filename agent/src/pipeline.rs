@@ -11,6 +11,8 @@ mod sealer;
 mod shared;
 mod source;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use crate::accumulator::NodeNames;
 use crate::clock;
@@ -92,14 +94,15 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     state.set_moving(sealer.moving());
     let about = About { machine, ladder, series, started_ns: clock::ktime_ns(), shared };
     tracing::info!(listen = %server.address(), data_dir = %store.dir().display(), "recording");
-    turn(&mut state, probes.as_mut(), &inbox, &sealer, &about)?;
+    let outcome = turn(&mut state, probes.as_mut(), &inbox, &sealer, &about);
 
+    // whatever ended the loop, the rows are written
     tracing::info!("closing");
     server.stop();
-    sealer.give(state.finish());
+    let _ = sealer.give(state.finish());
     sealer.finish().context("the last rows")?;
     tracing::info!("closed");
-    Ok(())
+    outcome
 }
 
 fn start_probes(config: &Config) -> (Option<Probes>, Ladder) {
@@ -188,7 +191,7 @@ fn turn(
         drain(state, probes.as_deref_mut());
         let now = clock::ktime_ns();
         if let Some(job) = state.tick(now) {
-            sealer.give(job);
+            sealer.give(job)?;
         }
         if state.has_vanished() {
             // the kernel's last word about a cgroup was said before its files went away
@@ -204,7 +207,12 @@ fn turn(
                 Input::Rows(reply) => {
                     let _ = reply.send(state.rows());
                 }
-                Input::Shutdown => return Ok(()),
+                Input::Shutdown => {
+                    // what the kernel told until now belongs to this run
+                    drain(state, probes.as_deref_mut());
+                    state.forget_vanished();
+                    return Ok(());
+                }
             }
         }
         wait(state, probes.as_deref(), inbox)?;
@@ -278,7 +286,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
         "events_outside": state.outside,
         "lane_late_max_ms": state.lane_late_max_ns / 1_000_000,
         "rows_in_memory": state.pending.rows(),
-        "bytes_in_memory": state.pending.samples.bytes(),
+        "bytes_in_memory": state.pending.bytes(),
         "clock_offset_ns": state.offset.as_ns(),
         "ledger": state.ledger.totals(),
     }));

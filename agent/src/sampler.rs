@@ -27,8 +27,11 @@ const BUFFER: usize = 64 << 10;
 /// A file that is not there is looked for again at each slow read, and at every read while the cgroup is this young:
 /// controllers are often switched on just after a directory is made.
 const YOUNG_NS: u64 = 5_000_000_000;
-/// Descriptors left to the rest of the agent.
+/// Descriptors left to the rest of the agent: its segments, its clients, its probes. Not even the lane takes of them.
 const RESERVED_DESCRIPTORS: usize = 256;
+/// Hot files are kept open up to this share of the descriptors: the rest is for the lane's files of cgroups to come, as
+/// each has ten hot files and only one of the lane's, which without a descriptor is not read at all.
+const HOT_SHARE: (usize, usize) = (7, 8);
 
 /// The cgroup is no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub struct Target {
     pub ring: Ring,
     pub next_base_ns: u64,
     pub next_slow_ns: u64,
+    /// When its process table is due.
+    pub next_table_ns: u64,
     pub first_seen_ns: u64,
     /// Instant of the latest row of any cause.
     pub last_row_ns: u64,
@@ -92,6 +97,7 @@ pub struct Sampler {
     kept: usize,
     max_kept: usize,
     memory_max_column: usize,
+    is_short: bool,
     pub faults: Faults,
 }
 
@@ -112,6 +118,7 @@ impl Sampler {
             kept: 0,
             max_kept: descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS),
             memory_max_column: columns().find(|(_, _, c)| c.name == "memory_max").map_or(0, |(i, _, _)| i),
+            is_short: false,
             faults: Faults::default(),
         }
     }
@@ -125,6 +132,7 @@ impl Sampler {
             ring: Ring::new(ring_capacity),
             next_base_ns: now_ns,
             next_slow_ns: now_ns,
+            next_table_ns: now_ns,
             first_seen_ns: now_ns,
             last_row_ns: 0,
             memory_max: None,
@@ -181,7 +189,12 @@ impl Sampler {
             if file.tier == Tier::Slow || state.kept.is_some() {
                 continue;
             }
-            if self.kept >= self.max_kept && file.tier != Tier::Lane {
+            let may = match file.tier {
+                Tier::Lane => self.max_kept,
+                _ => self.max_kept / HOT_SHARE.1 * HOT_SHARE.0,
+            };
+            if self.kept >= may {
+                self.note_shortage();
                 continue;
             }
             match rustix::fs::openat(&dir, file.name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
@@ -196,6 +209,17 @@ impl Sampler {
             }
         }
         Ok(())
+    }
+
+    /// Says once that descriptors are short.
+    fn note_shortage(&mut self) {
+        if !std::mem::replace(&mut self.is_short, true) {
+            tracing::warn!(
+                kept = self.kept,
+                limit = self.max_kept + RESERVED_DESCRIPTORS,
+                "open files run short: files are opened anew for each sample, and cgroups to come may have no lane (no history before a kill); raise RLIMIT_NOFILE (LimitNOFILE=) to 16 for each cgroup"
+            );
+        }
     }
 
     fn read_file(&mut self, target: &Target, index: FileIndex, dir: Option<&OwnedFd>) -> Read {
@@ -213,6 +237,7 @@ impl Sampler {
                     Err(e) => Err(e),
                 }
             }
+            (None, None) if state.absent => return Read::Absent,
             (None, None) => return Read::Failed,
         };
         match result {
@@ -403,6 +428,33 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_not_there_is_no_failed_read() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let meta = fake(dir.path(), &[("memory.current", "4096\n")]);
+        with_sampler(dir.path(), 1024, |s| {
+            let mut target = s.open(&meta, 10, clock::ktime_ns()).expect("there");
+            let mut out = Samples::default();
+            s.sample(&mut target, HOT, clock::Offset::measure(), &mut out).expect("there");
+            assert!(s.faults.unread.is_empty(), "{:?}", s.faults.unread);
+        });
+    }
+
+    #[test]
+    fn the_reserve_of_descriptors_is_kept_and_the_lane_goes_before_hot_files() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let hot = ["memory.swap.current", "memory.events", "cpu.stat", "io.stat", "pids.current"];
+        let mut files = vec![("memory.current", "1\n")];
+        files.extend(hot.map(|f| (f, "")));
+        let meta = fake(dir.path(), &files);
+        with_sampler(dir.path(), RESERVED_DESCRIPTORS + 16, |s| {
+            let open: Vec<_> = (0..20).map(|_| s.open(&meta, 10, 0).expect("there")).collect();
+            assert_eq!(s.descriptors(), (16, 16));
+            let lanes = open.iter().filter(|t| t.files[0].kept.is_some()).count();
+            assert_eq!(lanes, 5, "hot files stop at 14, so that two more lanes find room");
+        });
+    }
+
+    #[test]
     fn short_of_descriptors_it_still_reads_everything() {
         let dir = tempfile::tempdir().expect("a folder");
         let meta = fake(
@@ -410,6 +462,7 @@ mod tests {
             &[("memory.current", "4096\n"), ("cpu.stat", "usage_usec 7\n"), ("pids.current", "3\n")],
         );
         with_sampler(dir.path(), RESERVED_DESCRIPTORS + 1, |s| {
+            // one descriptor is all there is: it is the lane's
             let mut target = s.open(&meta, 10, 0).expect("there");
             assert_eq!(s.descriptors().0, 1);
             let mut out = Samples::default();

@@ -18,6 +18,8 @@ use std::sync::Arc;
 const LONGEST: u64 = 6;
 /// Victims named one by one in an incident. A group kill of more is counted.
 const MAX_VICTIMS: usize = 64;
+/// Events listed in an incident: every process that ends in the container is one, and each revision carries the list.
+const MAX_EVENTS: usize = 256;
 
 /// What is known around a kill besides the event itself.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +43,7 @@ struct Open {
     /// When its init ended.
     init_ended_ns: Option<u64>,
     more_victims: u64,
-    changed: bool,
+    more_events: u64,
 }
 
 pub struct Story {
@@ -63,10 +65,17 @@ impl Open {
         }
     }
 
+    fn list(&mut self, event: &Event) {
+        if self.incident.events.len() < MAX_EVENTS {
+            self.incident.events.push(event.event_id.clone());
+        } else {
+            self.more_events += 1;
+        }
+    }
+
     fn revise(&mut self) {
         self.incident.revision += 1;
         self.incident.summary = summary::write(self);
-        self.changed = false;
     }
 }
 
@@ -129,11 +138,13 @@ impl Story {
                 gone_ns: None,
                 init_ended_ns: None,
                 more_victims: 0,
-                changed: true,
+                more_events: 0,
             }
         });
         let first = open.incident.ktime_ns;
-        open.deadline_ns = (event.ktime_ns + window_ns).min(first + LONGEST * window_ns);
+        // events of two CPUs may come a little out of order: the window never shrinks
+        open.deadline_ns =
+            (event.ktime_ns + window_ns).min(first + LONGEST * window_ns).max(open.deadline_ns).max(first);
         open.incident.window.to_us =
             open.incident.ts_us + i64::try_from((open.deadline_ns - first) / 1000).unwrap_or(0);
         // A group kill marks its first victim again, by another thread of it: one process, one victim.
@@ -158,7 +169,7 @@ impl Story {
                 ktime_ns: event.ktime_ns,
             });
         }
-        open.incident.events.push(event.event_id.clone());
+        open.list(event);
         if let Some(at) = first_burst {
             open.first_burst(at);
         }
@@ -169,19 +180,17 @@ impl Story {
     /// A process of the container ended.
     pub fn exit(&mut self, owner: CgroupId, event: &Event, exit: &Exit, is_init: bool) {
         let Some(open) = self.open.get_mut(&owner) else { return };
-        open.incident.events.push(event.event_id.clone());
+        open.list(event);
         if is_init {
             open.incident.exit = Some(ExitStatus { code: exit.exit_code, signal: exit.signal });
             open.init_ended_ns = Some(event.ktime_ns);
         }
-        open.changed = true;
     }
 
     /// The container's cgroup was removed.
     pub fn gone(&mut self, owner: CgroupId, ktime_ns: u64) {
         if let Some(open) = self.open.get_mut(&owner) {
             open.gone_ns = Some(ktime_ns);
-            open.changed = true;
         }
     }
 
@@ -200,7 +209,6 @@ impl Story {
             Some(l) => l.rows += rows,
             None => lost.push(Lost { table: table.to_owned(), reason: reason.to_owned(), rows }),
         }
-        open.changed = true;
     }
 
     pub fn is_open(&self, owner: CgroupId) -> bool {
@@ -378,6 +386,60 @@ mod tests {
         }
         let closed = story.close_due(160 * S);
         assert_eq!(closed[0].victims.len(), MAX_VICTIMS);
-        assert!(closed[0].summary.contains("36 more"), "{}", closed[0].summary);
+        assert!(closed[0].summary.contains("100 processes") && closed[0].summary.contains("95 more"));
+        assert!(closed[0].summary.len() < 1500, "{}", closed[0].summary);
+    }
+
+    #[test]
+    fn a_container_that_forks_without_end_does_not_swell_its_incident() {
+        let mut story = Story::new(names(), 10 * S);
+        story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence(), None);
+        let exit =
+            Exit { task: task(9, "sh"), ppid: None, inner_pid: None, exit_code: Some(0), signal: None };
+        for n in 0..2 * MAX_EVENTS as u64 {
+            story.exit(CgroupId(7), &event(101 * S + n), &exit, false);
+        }
+        let closed = &story.close_all()[0];
+        assert_eq!(closed.events.len(), MAX_EVENTS);
+        assert!(
+            closed.summary.contains(" 257 more events of it are in the events table."),
+            "{}",
+            closed.summary
+        );
+    }
+
+    #[test]
+    fn a_limit_inside_the_container_is_not_called_its_ancestors() {
+        let mut story = Story::new(names(), 10 * S);
+        let path = format!("{}/container", owner().path);
+        let hit = LimitHit { cgroup_id: Some(8), cgroup_path: Some(path.clone()), ..LimitHit::default() };
+        let within = Evidence { limit: Some(hit.clone()), ..evidence() };
+        let i = story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), within, None);
+        assert!(i.summary.contains(&format!("that of {path} inside it")), "{}", i.summary);
+        let above =
+            Evidence { limit: Some(LimitHit { cgroup_path: Some("/docker".into()), ..hit }), ..evidence() };
+        let i = Story::new(names(), S).oom_kill(&owner(), &event(100 * S), &kill(42, 42), above, None);
+        assert!(i.summary.contains("that of its ancestor /docker,"), "{}", i.summary);
+    }
+
+    #[test]
+    fn only_a_container_has_an_init_and_memory_that_stays_stays_at_its_value() {
+        let path = "/batch/job1".to_owned();
+        let meta = Meta { id: CgroupId(7), parent_id: Some(CgroupId(1)), identity: identify(&path), path };
+        let mut story = Story::new(names(), 10 * S);
+        let e = evidence();
+        let flat = Evidence { last: e.last.map(|r| Reading { memory_current: 21 * MIB, ..r }), ..e };
+        story.oom_kill(&Arc::new(meta), &event(100 * S), &kill(42, 42), flat, None);
+        let summary = &story.close_due(110 * S)[0].summary;
+        assert!(summary.contains("the cgroup's memory stayed at 21.0 MiB;"), "{summary}");
+        assert!(!summary.contains("other's") && !summary.contains("init process"), "{summary}");
+    }
+
+    #[test]
+    fn events_that_come_out_of_order_do_not_shorten_the_window() {
+        let mut story = Story::new(names(), S);
+        story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence(), None);
+        story.oom_kill(&owner(), &event(90 * S), &kill(43, 42), evidence(), None);
+        assert_eq!(story.next_deadline(), Some(101 * S));
     }
 }

@@ -64,9 +64,17 @@ impl Suppressed {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Start { burst: u64 },
-    Extend { burst: u64 },
-    Suppress(Suppressed),
+    Start {
+        burst: u64,
+    },
+    Extend {
+        burst: u64,
+    },
+    /// Nothing is sampled for this event; `ns` of the burst that it asked for were not asked for before.
+    Suppress {
+        why: Suppressed,
+        ns: u64,
+    },
 }
 
 /// Who triggers.
@@ -118,6 +126,9 @@ pub struct Trigger {
     resting: BTreeMap<CgroupId, u64>,
     /// Until when a kind of a container is not to trigger again.
     cooling: BTreeMap<(CgroupId, Kind), u64>,
+    /// Until when a container's suppressed bursts are accounted for, so that many events of one instant are not each
+    /// a burst lost.
+    suppressed: BTreeMap<CgroupId, u64>,
     /// Bursts that gave way to more severe ones, with the samples that they will not take.
     evicted: Vec<(CgroupId, u64)>,
 }
@@ -130,6 +141,7 @@ impl Trigger {
             bursts: BTreeMap::new(),
             resting: BTreeMap::new(),
             cooling: BTreeMap::new(),
+            suppressed: BTreeMap::new(),
             evicted: Vec::new(),
         }
     }
@@ -143,13 +155,13 @@ impl Trigger {
         let Request { cgroup, pod, kind, rows } = request;
         let s = self.settings(kind);
         if !s.enabled {
-            return Decision::Suppress(Suppressed::Disabled);
+            return Decision::Suppress { why: Suppressed::Disabled, ns: 0 };
         }
         if self.cooling.get(&(cgroup, kind)).is_some_and(|until| now_ns < *until) {
-            return Decision::Suppress(Suppressed::CoolDown);
+            return Decision::Suppress { why: Suppressed::CoolDown, ns: 0 };
         }
         let decision = self.admit(cgroup, pod, kind, rows, now_ns);
-        if s.cool_down_ns > 0 && !matches!(decision, Decision::Suppress(_)) {
+        if s.cool_down_ns > 0 && !matches!(decision, Decision::Suppress { .. }) {
             self.cooling.insert((cgroup, kind), now_ns + s.cool_down_ns);
         }
         decision
@@ -167,7 +179,7 @@ impl Trigger {
             return Decision::Extend { burst: number };
         }
         if self.resting.get(&cgroup).is_some_and(|until| now_ns < *until) {
-            return Decision::Suppress(Suppressed::Rest);
+            return self.suppress(cgroup, now_ns, s.length_ns, Suppressed::Rest);
         }
         self.resting.remove(&cgroup);
         if self.bursts.len() >= self.settings.max_concurrent {
@@ -179,7 +191,7 @@ impl Trigger {
                         self.evicted.push((other, b.until_ns.saturating_sub(b.next_ns).div_ceil(b.wanted_ns)));
                     }
                 }
-                _ => return Decision::Suppress(Suppressed::TooManyBursts),
+                _ => return self.suppress(cgroup, now_ns, s.length_ns, Suppressed::TooManyBursts),
             }
         }
         self.numbers += 1;
@@ -198,6 +210,13 @@ impl Trigger {
         self.bursts.insert(cgroup, burst);
         self.share_out(now_ns);
         Decision::Start { burst: self.numbers }
+    }
+
+    fn suppress(&mut self, cgroup: CgroupId, now_ns: u64, length_ns: u64, why: Suppressed) -> Decision {
+        let until = now_ns + length_ns;
+        let before = self.suppressed.get(&cgroup).copied().unwrap_or(0);
+        self.suppressed.insert(cgroup, until.max(before));
+        Decision::Suppress { why, ns: until.saturating_sub(before.max(now_ns)) }
     }
 
     /// Gives the budget to the bursts, the most severe first, each pod's first before any pod's second.
@@ -286,6 +305,7 @@ impl Trigger {
         }
         self.resting.retain(|_, until| now_ns < *until);
         self.cooling.retain(|_, until| now_ns < *until);
+        self.suppressed.retain(|_, until| now_ns < *until);
         over.into_iter().map(|(c, _)| c).collect()
     }
 
@@ -298,6 +318,11 @@ impl Trigger {
 
     pub fn running(&self) -> usize {
         self.bursts.len()
+    }
+
+    /// The period in force of a container's burst, if one runs.
+    pub fn period_ns(&self, cgroup: CgroupId) -> Option<u64> {
+        self.bursts.get(&cgroup)?.period_ns
     }
 
     /// Whether a burst runs for it; one that gave way to a more severe one does not.

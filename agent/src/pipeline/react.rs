@@ -1,6 +1,6 @@
 //! What the loop does when the kernel reports something: the event's row, the history and the burst, the incident.
 
-use super::state::{Running, State};
+use super::state::{RESCAN_WITHOUT, Running, State};
 use crate::cgroup::Meta;
 use crate::clock;
 use crate::event::{Event, Exit, KernelEvent, Kind, OomKill, OomLimit, What};
@@ -9,6 +9,7 @@ use crate::lane::Reading;
 use crate::names::{Cause, CgroupId, Scope, Severity, Table};
 use crate::story::Evidence;
 use crate::trigger::Decision;
+use agent_ebpf::PATH_LEN;
 use serde_json::{Value, json};
 use std::fs;
 use std::sync::Arc;
@@ -20,6 +21,15 @@ const LOOK_BACK: u64 = 30 * SECOND;
 /// The last component of a path as the kernel has it.
 fn last(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
+}
+
+/// What came of the wish for a burst.
+#[derive(Default)]
+struct Started {
+    /// When the first burst sample of the container was taken, if this event caused it.
+    first_row_ns: Option<u64>,
+    /// Why there will be no burst, and how many rows that costs.
+    suppressed: Option<(&'static str, u64)>,
 }
 
 impl State {
@@ -95,14 +105,25 @@ impl State {
         parent: CgroupId,
         path: &str,
     ) {
-        let Some(meta) = self.tree.made(id, parent, last(path)) else {
-            self.outside += u64::from(self.tree.get(id).is_none());
-            return;
-        };
-        if !self.tree.get(id).is_some_and(|n| n.followed) {
+        if path.len() >= PATH_LEN - 1 {
+            // cut by the kernel side: the name at its end may not be the name
+            self.rescan_wanted = true;
             return;
         }
-        self.follow(&meta);
+        if let Some(meta) = self.tree.made(id, parent, last(path))
+            && self.tree.get(id).is_some_and(|n| n.followed)
+        {
+            self.follow(&meta);
+        }
+        // a walk may have been faster than the event: born under our eyes all the same
+        let Some(node) = self.tree.get(id) else {
+            self.outside += 1;
+            return;
+        };
+        if !node.followed {
+            return;
+        }
+        let meta = node.meta.clone();
         if let Some(target) = self.targets.get_mut(&id) {
             target.born_here = true;
         }
@@ -128,8 +149,10 @@ impl State {
 
     /// The followed cgroup that a person would name for this one; a cgroup not known yet is looked for once.
     fn owner(&mut self, id: CgroupId) -> Option<Arc<Meta>> {
-        if self.tree.get(id).is_none() && !self.has_events {
-            self.rescan(clock::ktime_ns());
+        let now = clock::ktime_ns();
+        // not for each event: one from outside the root is never found
+        if self.tree.get(id).is_none() && !self.has_events && now >= self.last_rescan + RESCAN_WITHOUT {
+            self.rescan(now);
         }
         self.tree.owner(id).map(|n| n.meta.clone())
     }
@@ -198,7 +221,9 @@ impl State {
         let target = self.targets.get(&owner.id);
         let ring = target.map(|t| &t.ring);
         let before = |at: u64| ring.and_then(|r| r.last_before(at));
-        let oldest = ring.and_then(crate::lane::Ring::oldest).filter(|r| r.ktime_ns < ktime_ns);
+        // what is older than the history is in the ring maybe, but not written for this event
+        let from = ktime_ns.saturating_sub(self.config.lane.history_s * SECOND);
+        let oldest = ring.and_then(|r| r.oldest_since(from)).filter(|r| r.ktime_ns < ktime_ns);
         let earlier: Option<Reading> = before(ktime_ns.saturating_sub(LOOK_BACK) + 1).or(oldest);
         Evidence { victim_path, trigger_path, limit, oldest, earlier, last: before(ktime_ns) }
     }
@@ -239,16 +264,20 @@ impl State {
             self.record(event, Some(owner));
             return;
         }
-        let first_burst = self.start_burst(&owner, limit_id, ktime_ns);
+        let started = self.start_burst(&owner, limit_id, ktime_ns);
+        let incident = self.story.oom_kill(&owner, &event, kill, evidence, started.first_row_ns);
+        // what is missing belongs to the incident, which is open only now
+        if let Some((why, rows)) = started.suppressed {
+            self.story.lost(owner.id, Table::Samples.as_str(), why, rows);
+        }
         self.process_table(owner.id);
-        let incident = self.story.oom_kill(&owner, &event, kill, evidence, first_burst);
         self.revise(incident);
         self.record(event, Some(owner));
     }
 
     /// Writes the history of a container, its ancestors up to the pod and the cgroup of the limit, and begins or
-    /// prolongs their burst. Returns when the first burst sample of the container was taken, if one was.
-    fn start_burst(&mut self, owner: &Arc<Meta>, limit: Option<CgroupId>, ktime_ns: u64) -> Option<u64> {
+    /// prolongs their burst.
+    fn start_burst(&mut self, owner: &Arc<Meta>, limit: Option<CgroupId>, ktime_ns: u64) -> Started {
         let now = clock::ktime_ns();
         let mut members = self.tree.up_to_pod(owner.id);
         let limiting = limit.and_then(|id| self.tree.get(id)).filter(|n| n.followed).map(|n| n.meta.clone());
@@ -260,14 +289,13 @@ impl State {
             _ => (id, true),
         };
         for meta in &members {
-            self.history(meta, now, &id);
+            self.history(meta, ktime_ns, now, &id);
         }
         match decision {
-            Decision::Suppress(why) => {
-                let rows =
-                    self.config.burst.length_s * 1000 / self.config.burst.period_ms * members.len() as u64;
+            Decision::Suppress { why, ns } => {
+                let rows = ns / 1_000_000 / self.config.burst.period_ms * members.len() as u64;
                 self.ledger.lost(Table::Samples, why.as_str(), rows);
-                self.story.lost(owner.id, Table::Samples.as_str(), why.as_str(), rows);
+                return Started { suppressed: Some((why.as_str(), rows)), ..Started::default() };
             }
             Decision::Start { .. } | Decision::Extend { .. } if first => {
                 let members: Vec<_> = members.iter().map(|m| m.id).collect();
@@ -278,18 +306,26 @@ impl State {
                     first_row = first_row.or(stamp.filter(|_| member == owner.id));
                 }
                 self.bursts.insert(owner.id, Running { id, members });
-                return first_row.map(|s| s.ktime_ns);
+                return Started { first_row_ns: first_row.map(|s| s.ktime_ns), suppressed: None };
             }
-            Decision::Start { .. } | Decision::Extend { .. } => {}
+            Decision::Start { .. } | Decision::Extend { .. } => {
+                // another limit than that of the burst's first event: its cgroup is sampled from now on
+                if let Some(running) = self.bursts.get_mut(&owner.id) {
+                    let news: Vec<_> =
+                        members.iter().map(|m| m.id).filter(|id| !running.members.contains(id)).collect();
+                    running.members.extend(news);
+                }
+            }
         }
-        None
+        Started::default()
     }
 
-    fn history(&mut self, meta: &Arc<Meta>, now: u64, burst: &str) {
+    /// The window is that before the event, and all up to now.
+    fn history(&mut self, meta: &Arc<Meta>, ktime_ns: u64, now: u64, burst: &str) {
         let Some(target) = self.targets.get_mut(&meta.id) else { return };
         let period_ms = u32::try_from(self.config.lane.period_ms).unwrap_or(u32::MAX);
         let (offset, samples) = (self.offset, &mut self.pending.samples);
-        let window = self.config.lane.history_s * SECOND;
+        let window = self.config.lane.history_s * SECOND + now.saturating_sub(ktime_ns);
         let given = target.ring.take_history(now, window, |r| {
             let at = crate::accumulator::Stamp { ktime_ns: r.ktime_ns, wall_us: offset.wall_us(r.ktime_ns) };
             samples.history(meta, at, period_ms, burst, &[(crate::lane::COLUMN, r.memory_current)], 1);

@@ -74,10 +74,14 @@ impl Sealer {
     }
 
     /// Takes a job. Never waits.
-    pub fn give(&self, job: Job) {
+    ///
+    /// # Errors
+    /// The thread has ended before its time, which is a fault of the program: nothing would be written any more.
+    pub fn give(&self, job: Job) -> anyhow::Result<()> {
         self.moving.lock().push((job.rotation, job.pending.clone()));
-        // the thread ends only after this side has gone
-        let _ = self.jobs.send(job);
+        self.jobs.send(job).map_err(|_| {
+            anyhow::anyhow!("the sealer thread has ended, no row can be written any more; start the agent again and report this")
+        })
     }
 
     /// Writes what is left and ends.

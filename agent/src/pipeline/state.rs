@@ -24,7 +24,7 @@ const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
 /// With mkdir and rmdir events the walk only corrects; without them it is how cgroups are found.
 const RESCAN_WITH_EVENTS: u64 = 60 * SECOND;
-const RESCAN_WITHOUT: u64 = SECOND;
+pub(super) const RESCAN_WITHOUT: u64 = SECOND;
 /// Base samples are looked for this often, so that they spread over the second instead of coming all at once.
 const BASE_STEP: u64 = 50 * MS;
 /// How often the process table of a container is read when nothing happens.
@@ -42,10 +42,25 @@ const MAX_PENDING_BYTES: usize = 48 << 20;
 const ROTATION_GAP: u64 = 250 * MS;
 const MINUTE: u64 = 60 * SECOND;
 
+/// Where in a period a cgroup has its turn: its own place, so that not all are due in the same instant.
+fn phase(id: CgroupId, period: u64) -> u64 {
+    id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % period
+}
+
 /// A burst that runs: its id in the rows, and the cgroups that it samples.
 pub(super) struct Running {
     pub id: String,
     pub members: Vec<CgroupId>,
+}
+
+/// Events that did not arrive so far, as the kernel side counted them.
+#[derive(Clone, Copy, Default)]
+struct EventLosses {
+    full: u64,
+    cut: u64,
+    undecodable: u64,
+    /// Those of them that told of a cgroup's birth or end.
+    tree: u64,
 }
 
 pub struct State {
@@ -68,11 +83,13 @@ pub struct State {
     pub(super) rescan_wanted: bool,
     vanished: Vec<CgroupId>,
     moving: Moving,
-    /// Events lost and cut so far, as the kernel side counted them.
-    event_losses: (u64, u64),
+    event_losses: EventLosses,
     rotation: u64,
     next: Next,
     last_rotation: u64,
+    pub(super) last_rescan: u64,
+    /// Readings that each lane ring may hold now.
+    ring_capacity: usize,
     /// Start of the lane's last tick and how late it was, for the status page.
     pub lane_late_max_ns: u64,
 }
@@ -84,7 +101,6 @@ struct Next {
     offset: u64,
     rotation: u64,
     minute: u64,
-    processes: u64,
 }
 
 impl State {
@@ -103,7 +119,6 @@ impl State {
             offset: now,
             rotation: now + config.rotation.every_s * SECOND,
             minute: now + MINUTE,
-            processes: now,
         };
         Self {
             config,
@@ -124,10 +139,12 @@ impl State {
             rescan_wanted: false,
             vanished: Vec::new(),
             moving: Moving::default(),
-            event_losses: (0, 0),
+            event_losses: EventLosses::default(),
             rotation: 0,
             next,
             last_rotation: now,
+            last_rescan: 0,
+            ring_capacity: 0,
             lane_late_max_ns: 0,
         }
     }
@@ -140,7 +157,7 @@ impl State {
     pub fn next_due(&self) -> u64 {
         let n = &self.next;
         let rotation = if self.rotation_wanted { self.last_rotation + ROTATION_GAP } else { n.rotation };
-        let fixed = [n.lane, n.base, n.rescan, n.offset, rotation, n.minute, n.processes];
+        let fixed = [n.lane, n.base, n.rescan, n.offset, rotation, n.minute];
         let moving = [self.trigger.next_due(), self.story.next_deadline()];
         fixed.into_iter().chain(moving.into_iter().flatten()).min().unwrap_or(n.lane)
     }
@@ -162,13 +179,6 @@ impl State {
         if self.next.rescan <= now || self.rescan_wanted {
             self.rescan(now);
         }
-        if self.next.processes <= now {
-            self.next.processes = now + PROCESSES_EVERY;
-            let ids: Vec<_> = self.containers().collect();
-            for id in ids {
-                self.process_table(id);
-            }
-        }
         for incident in self.story.close_due(now) {
             self.revise(incident);
         }
@@ -177,13 +187,9 @@ impl State {
             let stamp = self.stamp(now);
             self.pending.ledger.extend(self.ledger.close_period(stamp));
         }
-        let full = self.pending.samples.bytes() > MAX_PENDING_BYTES;
+        let full = self.pending.bytes() > MAX_PENDING_BYTES;
         let wanted = self.rotation_wanted && now >= self.last_rotation + ROTATION_GAP;
         (self.next.rotation <= now || wanted || full).then(|| self.rotate(now))
-    }
-
-    fn containers(&self) -> impl Iterator<Item = CgroupId> + '_ {
-        self.targets.values().filter(|t| t.meta.identity.scope == Scope::Container).map(|t| t.meta.id)
     }
 
     /// Hands all rows over.
@@ -212,26 +218,27 @@ impl State {
         self.rotate(now)
     }
 
-    /// A revision of an incident: a row, which is announced once it is on disk.
+    /// A revision of an incident: a row, which is announced once it is on disk. One that is not handed over yet gives
+    /// way to its successor, which says all that it said: a storm of kills makes no more revisions than rotations.
     pub(super) fn revise(&mut self, incident: crate::incident::Incident) {
-        self.ledger.written(Table::Incidents, 1);
-        self.pending.incidents.push(incident);
+        if let Some(earlier) = self.pending.incidents.iter_mut().find(|i| i.id == incident.id) {
+            *earlier = incident;
+        } else {
+            self.ledger.written(Table::Incidents, 1);
+            self.pending.incidents.push(incident);
+        }
         self.rotation_wanted = true;
-    }
-
-    fn ring_capacity(&self) -> usize {
-        let lane = &self.config.lane;
-        // room for twice the cgroups there are, so that one more does not shrink all rings
-        let share = (self.targets.len() * 2).max(64);
-        lane::capacity(lane.memory_bytes, share, lane.history_s, lane.period_ms)
     }
 
     /// Starts to follow a cgroup and takes its first sample at once: it may not live long.
     pub(super) fn follow(&mut self, meta: &Arc<Meta>) {
         let now = clock::ktime_ns();
-        let capacity = self.ring_capacity();
+        let lane = &self.config.lane;
+        let capacity =
+            lane::capacity(lane.memory_bytes, self.targets.len() + 1, lane.history_s, lane.period_ms);
         let Some(target) = self.sampler.open(meta, capacity, now) else { return };
-        if self.targets.values().next().is_some_and(|t| t.ring.capacity() > capacity) {
+        // all rings have the same share, or together they would outgrow their budget
+        if std::mem::replace(&mut self.ring_capacity, capacity) != capacity {
             for t in self.targets.values_mut() {
                 t.ring.set_capacity(capacity);
             }
@@ -240,8 +247,9 @@ impl State {
         self.sample(meta.id, Cause::Base, None, true);
         let period = self.config.sampling.base_period_ms * MS;
         if let Some(t) = self.targets.get_mut(&meta.id) {
-            // the phase is the cgroup's own, so that not all are due in the same instant
-            t.next_base_ns = now + 1 + meta.id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % period;
+            t.next_base_ns = now + 1 + phase(meta.id, period);
+            // its first process may need a moment to begin
+            t.next_table_ns = now + 1 + phase(meta.id, SECOND);
             t.next_slow_ns = now + self.config.sampling.slow_period_ms * MS;
         }
     }
@@ -340,8 +348,16 @@ impl State {
     fn base_tick(&mut self, now: u64) {
         let (period, slow_period) =
             (self.config.sampling.base_period_ms * MS, self.config.sampling.slow_period_ms * MS);
-        let mut due = Vec::new();
+        let (mut due, mut tables) = (Vec::new(), Vec::new());
         for (id, target) in &mut self.targets {
+            if target.next_table_ns <= now && target.meta.identity.scope == Scope::Container {
+                // each has an instant of its own within the period: all tables at once would hold up the lane
+                target.next_table_ns = now - now % PROCESSES_EVERY + phase(*id, PROCESSES_EVERY);
+                if target.next_table_ns <= now {
+                    target.next_table_ns += PROCESSES_EVERY;
+                }
+                tables.push(*id);
+            }
             if target.next_base_ns > now {
                 continue;
             }
@@ -363,6 +379,9 @@ impl State {
                 self.look_for_init(id);
             }
             self.sample(id, Cause::Base, None, slow);
+        }
+        for id in tables {
+            self.process_table(id);
         }
     }
 
@@ -388,10 +407,11 @@ impl State {
     }
 
     pub(super) fn rescan(&mut self, now: u64) {
-        let first = self.next.rescan == 0 || self.targets.is_empty();
+        let first = self.targets.is_empty();
         self.rescan_wanted = false;
+        self.last_rescan = now;
         self.next.rescan = now + if self.has_events { RESCAN_WITH_EVENTS } else { RESCAN_WITHOUT };
-        let root = self.tree.get(self.tree.root()).map(|n| n.meta.clone());
+        let root = self.tree.get(self.tree.root()).filter(|n| n.followed).map(|n| n.meta.clone());
         if let Some(meta) = root.filter(|m| first && !self.targets.contains_key(&m.id)) {
             self.follow(&meta);
         }
@@ -402,7 +422,8 @@ impl State {
                         self.follow(&meta);
                     }
                 }
-                Change::Removed(meta) => self.unfollow(meta.id, now),
+                // forgotten at the end of the round: the kernel's own word about it may be on its way
+                Change::Gone(meta) => self.vanished.push(meta.id),
             }
         }
     }
@@ -429,11 +450,23 @@ impl State {
 
     /// Takes what the kernel side could not deliver into the account. The counts are totals since the start.
     pub fn note_losses(&mut self, losses: &Losses) {
-        let count = |get: fn(&KindLoss) -> u64| losses.kinds.iter().map(get).sum::<u64>();
-        let (full, cut) = (count(|k| k.lost), count(|k| k.cut));
-        let (full_before, cut_before) = std::mem::replace(&mut self.event_losses, (full, cut));
-        self.ledger.lost(Table::Events, "ring_full", full.saturating_sub(full_before));
-        self.ledger.lost(Table::Events, "rate_limit", cut.saturating_sub(cut_before));
+        // a lost word about the limit leaves a kill without one, but is no row that is missing
+        let rows = || losses.kinds.iter().filter(|k| k.kind != "oom_scope");
+        let count = |get: fn(&KindLoss) -> u64| rows().map(get).sum::<u64>();
+        let tree =
+            losses.kinds.iter().filter(|k| k.kind.starts_with("cgroup_")).map(|k| k.lost + k.cut).sum();
+        let now = EventLosses {
+            full: count(|k| k.lost),
+            cut: count(|k| k.cut),
+            undecodable: losses.undecodable,
+            tree,
+        };
+        let before = std::mem::replace(&mut self.event_losses, now);
+        self.ledger.lost(Table::Events, "ring_full", now.full.saturating_sub(before.full));
+        self.ledger.lost(Table::Events, "rate_limit", now.cut.saturating_sub(before.cut));
+        self.ledger.lost(Table::Events, "undecodable", now.undecodable.saturating_sub(before.undecodable));
+        // a birth or an end that was not told is found by a walk
+        self.rescan_wanted |= now.tree > before.tree;
     }
 
     pub fn has_vanished(&self) -> bool {

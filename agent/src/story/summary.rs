@@ -4,6 +4,9 @@ use super::Open;
 use crate::incident::{Incident, LimitHit, Victim};
 use std::fmt::Write as _;
 
+/// Victims named in the paragraph; it must stay one. The incident lists more of them.
+const MAX_NAMES: usize = 5;
+
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
 fn bytes(v: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -23,6 +26,14 @@ fn utc(us: i64) -> String {
 fn process(comm: Option<&str>, pid: Option<u32>) -> String {
     let comm = comm.map_or_else(|| "a process".to_owned(), |c| format!("\"{c}\""));
     pid.map_or_else(|| format!("{comm} (pid not visible from here)"), |pid| format!("{comm} (pid {pid})"))
+}
+
+/// What the incident's cgroup is called in a sentence.
+fn noun(i: &Incident) -> &str {
+    match i.scope.as_str() {
+        known @ ("container" | "pod" | "service" | "node") => known,
+        _ => "cgroup",
+    }
 }
 
 /// The first twelve characters of a container id, as people know it.
@@ -45,13 +56,15 @@ fn owner(i: &Incident) -> String {
 
 fn victims(out: &mut String, i: &Incident, more: u64) {
     let name = |v: &Victim| process(v.comm.as_deref(), v.pid);
-    let mut names: Vec<String> = i.victims.iter().map(name).collect();
+    let all = i.victims.len() as u64 + more;
+    let mut names: Vec<String> = i.victims.iter().take(MAX_NAMES).map(name).collect();
+    let more = more + i.victims.len().saturating_sub(MAX_NAMES) as u64;
     if more > 0 {
         names.push(format!("{more} more"));
     }
     let what = match names.as_slice() {
         [one] => format!("process {one}"),
-        many => format!("{} processes, {},", i.victims.len() as u64 + more, many.join(", ")),
+        many => format!("{} processes, {},", all, many.join(", ")),
     };
     let _ = write!(
         out,
@@ -76,11 +89,19 @@ fn limit(out: &mut String, i: &Incident, limit: Option<&LimitHit>) {
         out.push_str(" No memory limit was hit: the node itself had run out of memory.");
         return;
     }
+    let inside = |path: &&String| {
+        let own = i.cgroup_path.as_deref().unwrap_or("/").trim_end_matches('/');
+        path.strip_prefix(own).is_some_and(|rest| rest.starts_with('/'))
+    };
     let whose = if limit.cgroup_id == i.cgroup_id {
-        format!("the {}'s own", i.scope)
+        format!("the {}'s own", noun(i))
     } else {
-        let path = limit.cgroup_path.as_deref().unwrap_or("(outside what this agent sees)");
-        format!("not the {}'s own but that of its ancestor {path},", i.scope)
+        match &limit.cgroup_path {
+            // crun's `container`, or a limit that the workload set itself
+            Some(path) if inside(&path) => format!("not the {}'s own but that of {path} inside it,", noun(i)),
+            Some(path) => format!("not the {}'s own but that of its ancestor {path},", noun(i)),
+            None => format!("not the {}'s own but that of a cgroup which this agent does not see,", noun(i)),
+        }
     };
     let max = limit
         .max_bytes
@@ -100,15 +121,18 @@ fn trigger(out: &mut String, i: &Incident) {
         return;
     };
     if t.pid.is_some() && i.victims.iter().any(|v| v.pid == t.pid) {
-        out.push_str(" The victim itself asked for the memory that could not be had.");
+        let who = if i.victims.len() > 1 { "One of them" } else { "The victim itself" };
+        let _ = write!(out, " {who} asked for the memory that could not be had.");
         return;
     }
     let place = if t.cgroup_id.is_some() && i.victims.iter().any(|v| v.cgroup_id == t.cgroup_id) {
         "in the same cgroup".to_owned()
     } else {
-        t.cgroup_path
-            .as_ref()
-            .map_or_else(|| "in a cgroup outside what this agent sees".to_owned(), |p| format!("in {p}"))
+        match (&t.cgroup_path, t.cgroup_id) {
+            (Some(path), _) => format!("in {path}"),
+            (None, Some(_)) => "in a cgroup outside what this agent sees".to_owned(),
+            (None, None) => "in a cgroup that was not observed".to_owned(),
+        }
     };
     let _ = write!(
         out,
@@ -126,18 +150,13 @@ fn before(out: &mut String, open: &Open) {
     };
     let span = (open.incident.ktime_ns.saturating_sub(from.ktime_ns)) as f64 / 1e9;
     let gap = open.incident.ktime_ns.saturating_sub(last.ktime_ns) as f64 / 1e6;
-    let verb = match last.memory_current.cmp(&from.memory_current) {
-        std::cmp::Ordering::Greater => "rose",
-        std::cmp::Ordering::Less => "fell",
-        std::cmp::Ordering::Equal => "stayed",
+    let (then, now) = (bytes(from.memory_current), bytes(last.memory_current));
+    let course = match last.memory_current.cmp(&from.memory_current) {
+        std::cmp::Ordering::Greater => format!("rose from {then} to {now}"),
+        std::cmp::Ordering::Less => format!("fell from {then} to {now}"),
+        std::cmp::Ordering::Equal => format!("stayed at {now}"),
     };
-    let _ = write!(
-        out,
-        " In the {span:.1} s before, the {}'s memory {verb} from {} to {}",
-        open.incident.scope,
-        bytes(from.memory_current),
-        bytes(last.memory_current)
-    );
+    let _ = write!(out, " In the {span:.1} s before, the {}'s memory {course}", noun(&open.incident));
     let _ = write!(out, "; the last reading was {gap:.0} ms before the kill.");
 }
 
@@ -154,13 +173,19 @@ fn after(out: &mut String, open: &Open) {
             };
             let _ = write!(out, " Its init process ended with {how}, {:.1} s after the kill.", since(at));
         }
-        _ if open.gone_ns.is_none() && i.closed => {
+        _ if open.gone_ns.is_none() && i.closed && i.scope == "container" => {
             out.push_str(" Its init process was not seen to end, and its cgroup was still there when this was written.");
+        }
+        _ if open.gone_ns.is_none() && i.closed && i.scope != "node" => {
+            out.push_str(" Its cgroup was still there when this was written.");
         }
         _ => {}
     }
     if let Some(at) = open.gone_ns {
         let _ = write!(out, " Its cgroup was removed {:.1} s after the kill.", since(at));
+    }
+    if open.more_events > 0 {
+        let _ = write!(out, " {} more events of it are in the events table.", open.more_events);
     }
     if i.closed && !i.lost.is_empty() {
         let parts: Vec<_> =

@@ -64,11 +64,11 @@ fn a_stall_is_told_as_late() {
 fn a_kind_cools_down_and_a_disabled_one_never_fires() {
     let mut t = trigger();
     assert!(matches!(t.fire(request(1, Kind::CpuThrottled), 0), Decision::Start { .. }));
-    assert_eq!(t.fire(request(1, Kind::CpuThrottled), S), Decision::Suppress(Suppressed::CoolDown));
+    assert_eq!(t.fire(request(1, Kind::CpuThrottled), S), Decision::Suppress { why: Suppressed::CoolDown, ns: 0 });
     assert!(matches!(t.fire(request(1, Kind::LimitNear), S), Decision::Extend { .. }), "another kind does not wait");
     t.expire(60 * S);
     assert!(matches!(t.fire(request(1, Kind::CpuThrottled), 60 * S), Decision::Start { .. }));
-    assert_eq!(t.fire(request(1, Kind::PsiStall), 60 * S), Decision::Suppress(Suppressed::Disabled));
+    assert_eq!(t.fire(request(1, Kind::PsiStall), 60 * S), Decision::Suppress { why: Suppressed::Disabled, ns: 0 });
 }
 
 #[test]
@@ -77,13 +77,13 @@ fn a_kill_takes_the_place_of_a_warning_never_the_other_way() {
     for i in 1..=3 {
         t.fire(request(i, Kind::LimitNear), i);
     }
-    assert_eq!(t.fire(request(4, Kind::LimitNear), 10), Decision::Suppress(Suppressed::TooManyBursts));
+    assert_eq!(t.fire(request(4, Kind::LimitNear), 10), Decision::Suppress { why: Suppressed::TooManyBursts, ns: 10 * S });
     assert!(matches!(t.fire(request(5, Kind::OomKill), 10), Decision::Start { .. }));
     assert!(!t.is_running(CgroupId(1)) && t.is_running(CgroupId(5)));
     assert_eq!(t.take_evicted(), [(CgroupId(1), 200)], "and what it will not take is told");
     t.fire(request(6, Kind::OomKill), 10);
     t.fire(request(7, Kind::OomKill), 10);
-    assert_eq!(t.fire(request(8, Kind::LimitNear), 10), Decision::Suppress(Suppressed::TooManyBursts));
+    assert_eq!(t.fire(request(9, Kind::LimitNear), 10), Decision::Suppress { why: Suppressed::TooManyBursts, ns: 10 * S });
 }
 
 #[test]
@@ -116,6 +116,19 @@ fn a_pod_of_many_containers_does_not_starve_its_neighbour() {
     assert_eq!(got, 20, "the neighbour has its full rate");
 }
 
+#[test]
+fn what_many_events_ask_for_at_once_is_lost_once() {
+    let mut t = Trigger::new(settings(100, 0));
+    let lost: u64 = [0, 0, S, 30 * S]
+        .into_iter()
+        .map(|now| match t.fire(request(4, Kind::OomKill), now) {
+            Decision::Suppress { ns, .. } => ns,
+            _ => 0,
+        })
+        .sum();
+    assert_eq!(lost, 21 * S);
+}
+
 const KINDS_TRIED: [Kind; 4] = [Kind::OomKill, Kind::LimitNear, Kind::CpuThrottled, Kind::MemoryMax];
 
 proptest! {
@@ -136,7 +149,7 @@ proptest! {
             let number = match t.fire(r, now) {
                 Decision::Start { burst } => { started.insert(burst, now); Some(burst) }
                 Decision::Extend { burst } => Some(burst),
-                Decision::Suppress(_) => None,
+                Decision::Suppress { .. } => None,
             };
             prop_assert!(t.running() <= 5);
             prop_assert!(t.rows_per_second() <= rows, "{} of {}", t.rows_per_second(), rows);
@@ -147,7 +160,7 @@ proptest! {
         t.expire(now + (LONGEST + 7) * 10 * S);
         prop_assert_eq!(t.running(), 0);
         prop_assert_eq!(t.next_due(), None);
-        prop_assert!(t.resting.is_empty() && t.cooling.is_empty());
+        prop_assert!(t.resting.is_empty() && t.cooling.is_empty() && t.suppressed.is_empty());
     }
 
     /// Samples taken + late + over budget = samples due over the whole burst, however late the caller comes, and also for

@@ -1,0 +1,316 @@
+//! The loop's state over a tree of ordinary files: what events, walks and vanishing directories leave behind.
+
+use super::state::State;
+use crate::accumulator::NodeNames;
+use crate::config::Config;
+use crate::discovery::{Rules, Tree};
+use crate::event::{Exit, KernelEvent, Kind, OomKill, OomLimit, Task, VictimMemory, What};
+use crate::names::{CgroupId, Table};
+use crate::probes::{KindLoss, Losses};
+use crate::recorder::{self, Series};
+use crate::sampler::Sampler;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+const CID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/// A root, and the state over it.
+struct Stage {
+    dir: tempfile::TempDir,
+    state: State,
+    series: Series,
+}
+
+fn on_stage(max_cgroups: usize, has_events: bool, test: impl FnOnce(&mut Stage)) {
+    // a file system in memory, where there is one: 10,000 directories are made
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
+    let (recorder, series) = recorder::build();
+    let mut config = Config { cgroup_root: dir.path().to_owned(), ..Config::default() };
+    config.sampling.max_cgroups = max_cgroups;
+    let names = NodeNames { cluster: None, node: "n".into(), boot_id: "b".into() };
+    let tree = Tree::new(dir.path(), Rules::default(), max_cgroups).expect("a root");
+    let sampler = Sampler::new(dir.path(), series.clone(), 1 << 16);
+    let state = State::new(config, names, tree, sampler, has_events);
+    metrics::with_local_recorder(&recorder, || test(&mut Stage { dir, state, series }));
+}
+
+fn id_of(path: &Path) -> CgroupId {
+    CgroupId(fs::metadata(path).expect("stat").ino())
+}
+
+impl Stage {
+    /// Makes a directory that looks like a cgroup.
+    fn make(&self, path: &str) -> PathBuf {
+        let path = self.dir.path().join(path);
+        fs::create_dir_all(&path).expect("mkdir");
+        for (name, text) in [
+            ("memory.current", "8192\n"),
+            ("cpu.stat", "usage_usec 1\n"),
+            ("memory.max", "16384\n"),
+            ("cgroup.procs", ""),
+        ] {
+            fs::write(path.join(name), text).expect("write");
+        }
+        path
+    }
+
+    fn now(&self) -> u64 {
+        crate::clock::ktime_ns()
+    }
+
+    fn tell(&mut self, what: What) {
+        let ktime_ns = self.now();
+        self.state.react(KernelEvent { ktime_ns, source: "test", what });
+    }
+
+    fn tell_start(&mut self, path: &Path) {
+        let parent = id_of(path.parent().expect("a parent"));
+        let rest = path.strip_prefix(self.dir.path()).expect("below the root");
+        self.tell(What::CgroupStart {
+            cgroup_id: id_of(path),
+            parent_id: Some(parent),
+            path: format!("/{}", rest.display()),
+        });
+    }
+
+    /// One turn of the loop at this instant, without probes.
+    fn turn(&mut self, now: u64) {
+        self.state.tick(now);
+        if self.state.has_vanished() {
+            self.state.forget_vanished();
+        }
+    }
+
+    fn events(&self, kind: Kind) -> usize {
+        self.state.pending.events.iter().filter(|(e, _)| e.kind == kind).count()
+    }
+}
+
+fn task(pid: u32, cgroup: CgroupId) -> Task {
+    Task { pid: Some(pid), comm: "hog".into(), cgroup_id: Some(cgroup) }
+}
+
+fn kill(pid: u32, cgroup: CgroupId) -> What {
+    What::OomKill(Box::new(OomKill {
+        victim: task(pid, cgroup),
+        uid: None,
+        oom_score_adj: None,
+        memory: VictimMemory::default(),
+        trigger: task(pid, cgroup),
+        limit: OomLimit::Unknown,
+        already_dying: None,
+    }))
+}
+
+#[test]
+fn a_walk_that_is_faster_than_the_events_loses_none_of_them() {
+    on_stage(100, true, |s| {
+        let path = s.make("a.service");
+        let id = id_of(&path);
+        s.turn(s.now());
+        assert!(s.state.targets.contains_key(&id));
+        s.tell_start(&path);
+        assert_eq!((s.events(Kind::CgroupStart), s.state.outside), (1, 0));
+        assert!(s.state.targets[&id].born_here);
+        fs::remove_dir_all(&path).expect("rmdir");
+        s.state.rescan(s.now());
+        // the kernel's word arrives before the end of the round
+        s.tell(What::CgroupEnd { cgroup_id: id, path: "/a.service".into() });
+        s.state.forget_vanished();
+        assert_eq!((s.events(Kind::CgroupEnd), s.series.open_series()), (1, 1));
+        assert_eq!(s.state.pending.events.last().map(|(e, _)| e.source), Some("test"));
+    });
+}
+
+#[test]
+fn without_events_an_end_found_by_the_walk_is_told() {
+    on_stage(100, false, |s| {
+        let path = s.make("a.service");
+        s.turn(s.now());
+        fs::remove_dir_all(&path).expect("rmdir");
+        s.state.rescan(s.now());
+        s.state.forget_vanished();
+        assert_eq!(s.events(Kind::CgroupEnd), 1);
+        assert_eq!(s.state.pending.events.last().map(|(e, _)| e.source), Some("files"));
+    });
+}
+
+#[test]
+fn a_lost_birth_is_looked_for() {
+    on_stage(100, true, |s| {
+        s.turn(s.now());
+        let path = s.make("a.service");
+        let mut losses = Losses { kinds: Vec::new(), undecodable: 0 };
+        losses.kinds.push(KindLoss {
+            kind: "cgroup_start",
+            lost: 1,
+            cut: 0,
+            lost_per_cpu: vec![1],
+            cut_per_cpu: vec![0],
+        });
+        s.state.note_losses(&losses);
+        s.turn(s.now());
+        assert!(s.state.targets.contains_key(&id_of(&path)));
+        assert_eq!(s.state.ledger.totals()["events"]["lost"]["ring_full"], 1);
+    });
+}
+
+#[test]
+fn a_suppressed_burst_stands_in_the_incident_of_its_first_event() {
+    on_stage(100, true, |s| {
+        s.state.config.burst.max_concurrent = 0;
+        let path = s.make(&format!("docker/{CID}"));
+        s.turn(s.now());
+        s.state.trigger = crate::trigger::Trigger::new(crate::trigger::Settings {
+            period_ns: 50_000_000,
+            length_ns: 10_000_000_000,
+            max_concurrent: 0,
+        });
+        s.tell(kill(1, id_of(&path)));
+        let job = s.state.finish();
+        let incident = job.pending.incidents.last().expect("an incident");
+        assert_eq!(incident.lost[0].reason, "burst_budget");
+        assert_eq!(incident.lost[0].rows, 200);
+        assert!(incident.summary.contains("200 rows of samples (burst_budget)"), "{}", incident.summary);
+        assert_eq!(s.state.ledger.totals()["samples"]["lost"]["burst_budget"], 200);
+    });
+}
+
+#[test]
+fn a_storm_of_kills_makes_one_revision_a_rotation() {
+    on_stage(100, true, |s| {
+        let path = s.make(&format!("docker/{CID}"));
+        s.turn(s.now());
+        for pid in 1..500 {
+            s.tell(kill(pid, id_of(&path)));
+        }
+        let got: Vec<_> = s.state.pending.incidents.iter().map(|i| i.revision).collect();
+        assert_eq!(got, [499]);
+        assert_eq!(s.state.ledger.totals()["incidents"]["written"], 1);
+        assert_eq!(s.events(Kind::OomKill), 499);
+    });
+}
+
+/// Old cgroups with small rings must not hide that young ones have large ones.
+#[test]
+fn all_lane_rings_together_stay_within_their_budget() {
+    on_stage(4096, true, |s| {
+        s.state.config.lane.memory_bytes = 1 << 16;
+        let fill = |s: &mut Stage| {
+            for target in s.state.targets.values_mut() {
+                for n in 0..4000 {
+                    target
+                        .ring
+                        .push(crate::lane::Reading { ktime_ns: 1_000_000 * (n + 1), memory_current: 0 });
+                }
+            }
+            s.state.targets.values().map(|t| t.ring.bytes()).sum::<usize>()
+        };
+        let mut alive: Vec<PathBuf> = Vec::new();
+        for wave in [300, 10, 100, 250] {
+            while alive.len() > wave {
+                let path = alive.pop().expect("one is left");
+                let id = id_of(&path);
+                fs::remove_dir_all(&path).expect("rmdir");
+                s.tell(What::CgroupEnd { cgroup_id: id, path: String::new() });
+            }
+            while alive.len() < wave {
+                let path = s.make(&format!("s{}.service", alive.len()));
+                s.tell_start(&path);
+                alive.push(path);
+            }
+            let bytes = fill(s);
+            assert!(bytes <= 1 << 16, "{bytes} bytes with {wave} cgroups");
+        }
+    });
+}
+
+#[test]
+fn rows_of_every_table_count_towards_the_bound_of_memory() {
+    on_stage(100, true, |s| {
+        let path = s.make(&format!("docker/{CID}"));
+        s.turn(s.now());
+        let (id, before) = (id_of(&path), s.state.pending.bytes());
+        for _ in 0..1000 {
+            let exit =
+                Exit { task: task(9, id), ppid: None, inner_pid: None, exit_code: Some(0), signal: None };
+            s.tell(What::Exit(exit));
+        }
+        assert!(s.state.pending.bytes() - before >= 1000 * 500);
+    });
+}
+
+#[test]
+fn process_tables_are_not_taken_all_at_once() {
+    on_stage(1000, true, |s| {
+        for n in 0..200 {
+            let path = s.make(&format!("docker/{n:064x}"));
+            fs::write(path.join("cgroup.procs"), format!("{}\n", std::process::id())).expect("write");
+        }
+        let mut now = s.now();
+        s.turn(now);
+        let mut most = 0;
+        for _ in 0..500 {
+            let before = s.state.pending.processes.len();
+            now += 50_000_000;
+            s.turn(now);
+            most = most.max(s.state.pending.processes.len() - before);
+        }
+        // 25 s: the first table of each, and the two of its own rhythm
+        let all = s.state.pending.processes.len();
+        assert!((600..=800).contains(&all), "{all} tables");
+        assert!(most <= 40, "{most} tables in one turn");
+    });
+}
+
+/// 10,000 containers live and die; nothing of them stays.
+#[test]
+fn churn_returns_to_baseline() {
+    on_stage(64, true, |s| {
+        s.turn(s.now());
+        let descriptors = || fs::read_dir("/proc/self/fd").expect("proc").count();
+        let before = (s.state.tree.known(), s.state.targets.len(), s.series.open_series());
+        let before_fds = (s.state.sampler.descriptors().0, descriptors());
+        for n in 0..10_000u64 {
+            let path = s.make("web.service");
+            let id = id_of(&path);
+            s.tell_start(&path);
+            if n % 50 == 0 {
+                s.tell(kill(1, id));
+            }
+            if n % 3 == 0 {
+                let exit = Exit {
+                    task: task(1, id),
+                    ppid: None,
+                    inner_pid: None,
+                    exit_code: Some(0),
+                    signal: Some(9),
+                };
+                s.tell(What::Exit(exit));
+            }
+            fs::remove_dir_all(&path).expect("rmdir");
+            if n % 2 == 0 {
+                s.tell(What::CgroupEnd { cgroup_id: id, path: "/web.service".into() });
+            } else {
+                // nobody tells: a read finds out
+                s.state.sample(id, crate::names::Cause::Base, None, true);
+                s.state.forget_vanished();
+            }
+            if n % 1000 == 0 {
+                let now = s.now();
+                s.state.rotate(now);
+            }
+        }
+        s.turn(s.now() + 3600 * 1_000_000_000);
+        assert_eq!(before, (s.state.tree.known(), s.state.targets.len(), s.series.open_series()));
+        assert_eq!(before_fds.0, s.state.sampler.descriptors().0);
+        // other tests of this process have files of their own
+        assert!(descriptors() < before_fds.1 + 200);
+        assert_eq!((s.state.trigger.running(), s.state.bursts.len()), (0, 0));
+        assert_eq!(s.state.story.next_deadline(), None);
+        let totals = s.state.ledger.totals();
+        assert_eq!(totals["events"]["written"], 10_000 * 2 + 200 + 3334, "{totals}");
+        assert!(totals[Table::Samples.as_str()]["written"].as_u64() >= Some(10_000));
+    });
+}
