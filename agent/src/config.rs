@@ -404,7 +404,9 @@ impl Config {
     }
 
     fn check(&self, origin: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
-        let wrong = |key: &str, value, rule| Err(ConfigError::Range { origin: origin(key), key: key.to_owned(), value, rule });
+        let wrong = |key: &str, value, rule| {
+            Err(ConfigError::Range { origin: origin(key), key: key.to_owned(), value, rule })
+        };
         let range = |key: &str, value: u64, lo: u64, hi: u64, rule| {
             if (lo..=hi).contains(&value) { Ok(()) } else { wrong(key, value.to_string(), rule) }
         };
@@ -567,7 +569,7 @@ mod tests {
         }
         let mut all = Vec::new();
         keys("", &toml::Table::try_from(Config::default()).expect("serialises"), &mut all);
-        let mut listed: Vec<String> = keys().into_iter().map(|(k, _)| k).collect();
+        let mut listed: Vec<String> = super::keys().into_iter().map(|(k, _)| k).collect();
         all.sort();
         listed.sort();
         assert_eq!(all, listed);

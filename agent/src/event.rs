@@ -295,9 +295,12 @@ impl Kind {
     pub fn severity(self) -> Severity {
         match self {
             Self::OomKill => Severity::Critical,
-            Self::Kill | Self::Exit | Self::LimitNear | Self::ForecastOom | Self::PsiStall | Self::ForkLimit => {
-                Severity::Warning
-            }
+            Self::Kill
+            | Self::Exit
+            | Self::LimitNear
+            | Self::ForecastOom
+            | Self::PsiStall
+            | Self::ForkLimit => Severity::Warning,
             Self::MemoryHigh
             | Self::MemoryMax
             | Self::MemoryReclaim

@@ -4,6 +4,7 @@
 //! tree is walked and sampling begins. The loop waits in `poll` for the kernel's ring, for other threads or for the next
 //! instant at which something is due; it never waits for disk, network or Kubernetes.
 
+mod bursts;
 mod inbox;
 mod kinds;
 mod react;
@@ -13,6 +14,7 @@ mod source;
 mod state;
 #[cfg(test)]
 mod tests;
+mod warnings;
 
 use crate::accumulator::NodeNames;
 use crate::clock;
@@ -153,7 +155,7 @@ fn metadata(config: &Config, names: &NodeNames, machine: &Machine, ladder: &Ladd
         ("fgm.ladder", text(json!(ladder))),
         ("fgm.base_hz", hz(config.sampling.base_period_ms)),
         ("fgm.lane_hz", hz(config.lane.period_ms)),
-        ("fgm.burst_hz", hz(config.burst.period_ms)),
+        ("fgm.burst_hz", hz(config.trigger.oom_kill.burst_period_ms)),
     ]
     .map(|(k, v)| (k.to_owned(), v))
     .into()
@@ -272,7 +274,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
         "rates": {
             "base_period_ms": state.config.sampling.base_period_ms,
             "lane_period_ms": state.config.lane.period_ms,
-            "burst_period_ms": state.config.burst.period_ms,
+            "burst_period_ms": state.config.trigger.oom_kill.burst_period_ms,
         },
         "cgroups": {
             "known": state.tree.known(),
@@ -282,7 +284,11 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
         },
         "descriptors": {"kept": kept, "limit": may},
         "files": {"unparsed": state.sampler.faults.unparsed, "unread": state.sampler.faults.unread},
-        "bursts_running": state.trigger.running(),
+        "bursts": {
+            "running": state.trigger.running(),
+            "rows_per_second": state.trigger.rows_per_second(),
+            "budget_rows_per_second": state.config.budget.rows_per_second,
+        },
         "events_outside": state.outside,
         "lane_late_max_ms": state.lane_late_max_ns / 1_000_000,
         "rows_in_memory": state.pending.rows(),

@@ -63,6 +63,8 @@ pub struct Target {
     pub init_pid: Option<u32>,
     /// memory.current when the process table was last taken for a rise to the limit, and when.
     pub last_table: Option<(u64, u64)>,
+    /// memory.current as the lane read it last.
+    pub last_memory: Option<u64>,
     /// Its early warnings.
     pub watch: Watch,
     path: PathBuf,
@@ -78,6 +80,8 @@ pub struct Plan<'a> {
     pub period_ms: u32,
     pub burst: Option<&'a str>,
     pub slow: bool,
+    /// The row's memory.current takes the place of a lane reading.
+    pub in_lane: bool,
 }
 
 /// What went wrong with files, since the start.
@@ -139,6 +143,7 @@ impl Sampler {
             born_here: false,
             init_pid: None,
             last_table: None,
+            last_memory: None,
             watch: Watch::default(),
             path,
             row,
@@ -257,7 +262,7 @@ impl Sampler {
         offset: clock::Offset,
         out: &mut Samples,
     ) -> Result<Stamp, Vanished> {
-        let Plan { cause, period_ms, burst, slow } = plan;
+        let Plan { cause, period_ms, burst, slow, in_lane } = plan;
         let started = clock::ktime_ns();
         let look_again = slow || started.saturating_sub(target.first_seen_ns) < YOUNG_NS;
         if look_again {
@@ -296,9 +301,7 @@ impl Sampler {
                     for &(column, value) in &self.pairs {
                         target.handles[column].set(value);
                     }
-                    if let (Cause::Burst, Tier::Lane, [(_, memory_current)]) =
-                        (cause, file.tier, &self.pairs[..])
-                    {
+                    if let (true, Tier::Lane, [(_, memory_current)]) = (in_lane, file.tier, &self.pairs[..]) {
                         target.ring.push_written(Reading { ktime_ns: at, memory_current: *memory_current });
                     }
                 }
@@ -330,6 +333,7 @@ impl Sampler {
                     *self.faults.unparsed.entry(FILES[0].name).or_default() += 1;
                     return Ok(None);
                 };
+                target.last_memory = Some(memory_current);
                 let reading = Reading { ktime_ns, memory_current };
                 Ok(target.ring.push(reading).then_some(reading))
             }
@@ -370,7 +374,8 @@ mod tests {
         })
     }
 
-    const SLOW: Plan<'_> = Plan { cause: Cause::Base, period_ms: 1000, burst: None, slow: true };
+    const SLOW: Plan<'_> =
+        Plan { cause: Cause::Base, period_ms: 1000, burst: None, slow: true, in_lane: false };
     const HOT: Plan<'_> = Plan { slow: false, ..SLOW };
 
     fn with_sampler<T>(dir: &Path, descriptors: usize, test: impl FnOnce(&mut Sampler) -> T) -> T {

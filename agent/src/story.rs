@@ -31,6 +31,8 @@ pub struct Evidence {
     pub oldest: Option<Reading>,
     pub earlier: Option<Reading>,
     pub last: Option<Reading>,
+    /// Warnings of the container from the minutes before, oldest first: (event id, kind, instant).
+    pub warnings: Vec<(String, &'static str, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -120,6 +122,7 @@ impl Story {
                     cgroup_path: evidence.trigger_path.clone(),
                 }),
                 limit: evidence.limit.clone(),
+                events: evidence.warnings.iter().map(|(id, ..)| id.clone()).collect(),
                 history_s: evidence.oldest.map(|r| ms(event.ktime_ns.saturating_sub(r.ktime_ns)) / 1e3),
                 last_sample_before_ms: evidence.last.map(|r| ms(event.ktime_ns.saturating_sub(r.ktime_ns))),
                 window: Window {
@@ -311,6 +314,7 @@ mod tests {
             last: Some(Reading { ktime_ns: 100 * S - 12_000_000, memory_current: 199 * MIB }),
             victim_path: Some(owner().path.clone()),
             trigger_path: Some(owner().path.clone()),
+            warnings: vec![("w1".into(), "forecast_oom", 93 * S)],
         }
     }
 
@@ -328,6 +332,7 @@ mod tests {
             "\"asker\" (pid 43)",
             "21.0 MiB",
             "199.0 MiB",
+            "forecast_oom 7.0 s before",
             "12 ms",
         ] {
             assert!(i.summary.contains(part), "{part:?} is not in: {}", i.summary);
@@ -348,7 +353,7 @@ mod tests {
         story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence(), None);
         story.burst_sample(CgroupId(7), 100 * S + 3_000_000);
         let again = story.oom_kill(&owner(), &event(105 * S), &kill(44, 44), evidence(), None);
-        assert_eq!((again.revision, again.victims.len(), again.events.len()), (2, 2, 2));
+        assert_eq!((again.revision, again.victims.len(), again.events.len()), (2, 2, 3));
         let exit =
             Exit { task: task(42, "hog"), ppid: None, inner_pid: Some(1), exit_code: None, signal: Some(9) };
         story.exit(CgroupId(7), &event(106 * S), &exit, true);
@@ -368,7 +373,7 @@ mod tests {
         let mut story = Story::new(names(), 10 * S);
         story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence(), None);
         let again = story.oom_kill(&owner(), &event(100 * S + 5), &kill(42, 42), evidence(), None);
-        assert_eq!((again.victims.len(), again.events.len()), (1, 2));
+        assert_eq!((again.victims.len(), again.events.len()), (1, 3));
     }
 
     #[test]
@@ -402,7 +407,7 @@ mod tests {
         let closed = &story.close_all()[0];
         assert_eq!(closed.events.len(), MAX_EVENTS);
         assert!(
-            closed.summary.contains(" 257 more events of it are in the events table."),
+            closed.summary.contains(" 258 more events of it are in the events table."),
             "{}",
             closed.summary
         );

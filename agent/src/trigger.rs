@@ -184,11 +184,16 @@ impl Trigger {
         self.resting.remove(&cgroup);
         if self.bursts.len() >= self.settings.max_concurrent {
             // make room by ending the least severe one, if it is less severe than this
-            let least = self.bursts.iter().min_by_key(|(_, b)| (b.severity, b.started_ns)).map(|(c, b)| (*c, b.severity));
+            let least = self
+                .bursts
+                .iter()
+                .min_by_key(|(_, b)| (b.severity, b.started_ns))
+                .map(|(c, b)| (*c, b.severity));
             match least {
                 Some((other, severity)) if severity < kind.severity() => {
                     if let Some(b) = self.bursts.remove(&other) {
-                        self.evicted.push((other, b.until_ns.saturating_sub(b.next_ns).div_ceil(b.wanted_ns)));
+                        self.evicted
+                            .push((other, b.until_ns.saturating_sub(b.next_ns).div_ceil(b.wanted_ns)));
                     }
                 }
                 _ => return self.suppress(cgroup, now_ns, s.length_ns, Suppressed::TooManyBursts),
@@ -262,7 +267,10 @@ impl Trigger {
 
     /// The instant of the next burst sample or end of a burst.
     pub fn next_due(&self) -> Option<u64> {
-        self.bursts.values().map(|b| if b.period_ns.is_some() { b.next_ns.min(b.until_ns) } else { b.until_ns }).min()
+        self.bursts
+            .values()
+            .map(|b| if b.period_ns.is_some() { b.next_ns.min(b.until_ns) } else { b.until_ns })
+            .min()
     }
 
     /// The burst samples due now. A late caller gets one sample and is told how many it missed. To be called before

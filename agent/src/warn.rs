@@ -119,7 +119,11 @@ impl Watch {
             return;
         }
         self.slope.push_back((now_ns, working_set));
-        while self.slope.front().is_some_and(|(at, _)| now_ns.saturating_sub(*at) > SLOPE_OVER_NS + SLOPE_STEP_NS) {
+        while self
+            .slope
+            .front()
+            .is_some_and(|(at, _)| now_ns.saturating_sub(*at) > SLOPE_OVER_NS + SLOPE_STEP_NS)
+        {
             self.slope.pop_front();
         }
         let Some(&(first_ns, first)) = self.slope.front() else { return };
@@ -128,7 +132,11 @@ impl Watch {
             return;
         }
         let per_second = (working_set.saturating_sub(first)) as f64 * 1e9 / over as f64;
-        let seconds = if per_second > 0.0 { max.saturating_sub(working_set) as f64 / per_second } else { f64::INFINITY };
+        let seconds = if per_second > 0.0 {
+            max.saturating_sub(working_set) as f64 / per_second
+        } else {
+            f64::INFINITY
+        };
         let soon = seconds <= FORECAST_WITHIN_S && percent(working_set, max) >= FORECAST_FROM_PERCENT;
         self.rising = if soon { self.rising + 1 } else { 0 };
         let news = self.forecast.update(self.rising >= FORECAST_TIMES, seconds > 6.0 * FORECAST_WITHIN_S);
@@ -168,7 +176,8 @@ impl Watch {
             let share = percent(throttled, periods);
             let enough = periods >= THROTTLED_MIN_PERIODS;
             if self.throttled.update(enough && share >= THROTTLED_PERCENT, share < THROTTLED_AGAIN_PERCENT) {
-                let detail = json!({"nr_periods": periods, "nr_throttled": throttled, "share_percent": share});
+                let detail =
+                    json!({"nr_periods": periods, "nr_throttled": throttled, "share_percent": share});
                 warn(Warning { kind: Kind::CpuThrottled, detail });
             }
         }

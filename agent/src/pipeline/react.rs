@@ -1,14 +1,13 @@
 //! What the loop does when the kernel reports something: the event's row, the history and the burst, the incident.
 
-use super::state::{RESCAN_WITHOUT, Running, State};
+use super::state::{RESCAN_WITHOUT, State};
 use crate::cgroup::Meta;
 use crate::clock;
 use crate::event::{Event, Exit, KernelEvent, Kind, OomKill, OomLimit, What};
 use crate::incident::LimitHit;
 use crate::lane::Reading;
-use crate::names::{Cause, CgroupId, Scope, Severity, Table};
+use crate::names::{CgroupId, Scope, Severity, Table};
 use crate::story::Evidence;
-use crate::trigger::Decision;
 use agent_ebpf::PATH_LEN;
 use serde_json::{Value, json};
 use std::fs;
@@ -21,15 +20,6 @@ const LOOK_BACK: u64 = 30 * SECOND;
 /// The last component of a path as the kernel has it.
 fn last(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
-}
-
-/// What came of the wish for a burst.
-#[derive(Default)]
-struct Started {
-    /// When the first burst sample of the container was taken, if this event caused it.
-    first_row_ns: Option<u64>,
-    /// Why there will be no burst, and how many rows that costs.
-    suppressed: Option<(&'static str, u64)>,
 }
 
 impl State {
@@ -92,7 +82,7 @@ impl State {
         }
     }
 
-    fn record(&mut self, event: Event, meta: Option<Arc<Meta>>) {
+    pub(super) fn record(&mut self, event: Event, meta: Option<Arc<Meta>>) {
         self.ledger.written(Table::Events, 1);
         self.pending.events.push((event, meta));
     }
@@ -225,7 +215,8 @@ impl State {
         let from = ktime_ns.saturating_sub(self.config.lane.history_s * SECOND);
         let oldest = ring.and_then(|r| r.oldest_since(from)).filter(|r| r.ktime_ns < ktime_ns);
         let earlier: Option<Reading> = before(ktime_ns.saturating_sub(LOOK_BACK) + 1).or(oldest);
-        Evidence { victim_path, trigger_path, limit, oldest, earlier, last: before(ktime_ns) }
+        let warnings = self.warnings.of(owner.id);
+        Evidence { victim_path, trigger_path, limit, oldest, earlier, last: before(ktime_ns), warnings }
     }
 
     fn oom_kill(&mut self, ktime_ns: u64, source: &'static str, kill: &OomKill) {
@@ -264,7 +255,7 @@ impl State {
             self.record(event, Some(owner));
             return;
         }
-        let started = self.start_burst(&owner, limit_id, ktime_ns);
+        let started = self.start_burst(&owner, Kind::OomKill, limit_id, ktime_ns);
         let incident = self.story.oom_kill(&owner, &event, kill, evidence, started.first_row_ns);
         // what is missing belongs to the incident, which is open only now
         if let Some((why, rows)) = started.suppressed {
@@ -273,63 +264,5 @@ impl State {
         self.process_table(owner.id);
         self.revise(incident);
         self.record(event, Some(owner));
-    }
-
-    /// Writes the history of a container, its ancestors up to the pod and the cgroup of the limit, and begins or
-    /// prolongs their burst.
-    fn start_burst(&mut self, owner: &Arc<Meta>, limit: Option<CgroupId>, ktime_ns: u64) -> Started {
-        let now = clock::ktime_ns();
-        let mut members = self.tree.up_to_pod(owner.id);
-        let limiting = limit.and_then(|id| self.tree.get(id)).filter(|n| n.followed).map(|n| n.meta.clone());
-        members.extend(limiting.filter(|m| members.iter().all(|have| have.id != m.id)));
-        let decision = self.trigger.fire(owner.id, now);
-        let id = format!("{}-{}-{ktime_ns}", self.names.node, self.names.boot_id);
-        let (id, first) = match (decision, self.bursts.get(&owner.id)) {
-            (Decision::Extend { .. }, Some(running)) => (running.id.clone(), false),
-            _ => (id, true),
-        };
-        for meta in &members {
-            self.history(meta, ktime_ns, now, &id);
-        }
-        match decision {
-            Decision::Suppress { why, ns } => {
-                let rows = ns / 1_000_000 / self.config.burst.period_ms * members.len() as u64;
-                self.ledger.lost(Table::Samples, why.as_str(), rows);
-                return Started { suppressed: Some((why.as_str(), rows)), ..Started::default() };
-            }
-            Decision::Start { .. } | Decision::Extend { .. } if first => {
-                let members: Vec<_> = members.iter().map(|m| m.id).collect();
-                // the row at the event, with limits and peaks: as near to the kill as can be
-                let mut first_row = None;
-                for &member in &members {
-                    let stamp = self.sample(member, Cause::Burst, Some(&id), true);
-                    first_row = first_row.or(stamp.filter(|_| member == owner.id));
-                }
-                self.bursts.insert(owner.id, Running { id, members });
-                return Started { first_row_ns: first_row.map(|s| s.ktime_ns), suppressed: None };
-            }
-            Decision::Start { .. } | Decision::Extend { .. } => {
-                // another limit than that of the burst's first event: its cgroup is sampled from now on
-                if let Some(running) = self.bursts.get_mut(&owner.id) {
-                    let news: Vec<_> =
-                        members.iter().map(|m| m.id).filter(|id| !running.members.contains(id)).collect();
-                    running.members.extend(news);
-                }
-            }
-        }
-        Started::default()
-    }
-
-    /// The window is that before the event, and all up to now.
-    fn history(&mut self, meta: &Arc<Meta>, ktime_ns: u64, now: u64, burst: &str) {
-        let Some(target) = self.targets.get_mut(&meta.id) else { return };
-        let period_ms = u32::try_from(self.config.lane.period_ms).unwrap_or(u32::MAX);
-        let (offset, samples) = (self.offset, &mut self.pending.samples);
-        let window = self.config.lane.history_s * SECOND + now.saturating_sub(ktime_ns);
-        let given = target.ring.take_history(now, window, |r| {
-            let at = crate::accumulator::Stamp { ktime_ns: r.ktime_ns, wall_us: offset.wall_us(r.ktime_ns) };
-            samples.history(meta, at, period_ms, burst, &[(crate::lane::COLUMN, r.memory_current)], 1);
-        });
-        self.ledger.written(Table::Samples, given as u64);
     }
 }

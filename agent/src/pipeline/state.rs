@@ -2,7 +2,9 @@
 //!
 //! `react` beside this file holds what it does when the kernel reports something. Nothing here waits for anything.
 
+use super::bursts::{self, Running};
 use super::sealer::{Job, Moving};
+use super::warnings::Warnings;
 use crate::accumulator::{NodeNames, Pending, Stamp};
 use crate::cgroup::Meta;
 use crate::clock::{self, Offset};
@@ -15,7 +17,7 @@ use crate::probes::{KindLoss, Losses};
 use crate::processes;
 use crate::sampler::{Plan, Sampler, Target, Vanished};
 use crate::story::Story;
-use crate::trigger::{Settings, Trigger};
+use crate::trigger::Trigger;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
@@ -47,12 +49,6 @@ fn phase(id: CgroupId, period: u64) -> u64 {
     id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % period
 }
 
-/// A burst that runs: its id in the rows, and the cgroups that it samples.
-pub(super) struct Running {
-    pub id: String,
-    pub members: Vec<CgroupId>,
-}
-
 /// Events that did not arrive so far, as the kernel side counted them.
 #[derive(Clone, Copy, Default)]
 struct EventLosses {
@@ -81,6 +77,7 @@ pub struct State {
     pub(super) outside: u64,
     pub(super) rotation_wanted: bool,
     pub(super) rescan_wanted: bool,
+    pub(super) warnings: Warnings,
     vanished: Vec<CgroupId>,
     moving: Moving,
     event_losses: EventLosses,
@@ -106,12 +103,8 @@ struct Next {
 impl State {
     pub fn new(config: Config, names: NodeNames, tree: Tree, sampler: Sampler, has_events: bool) -> Self {
         let now = clock::ktime_ns();
-        let trigger = Trigger::new(Settings {
-            period_ns: config.burst.period_ms * MS,
-            length_ns: config.burst.length_s * SECOND,
-            max_concurrent: config.burst.max_concurrent,
-        });
-        let story = Story::new(names.clone(), config.burst.length_s * SECOND);
+        let trigger = Trigger::new(bursts::settings(&config));
+        let story = Story::new(names.clone(), config.trigger.oom_kill.burst_length_s * SECOND);
         let next = Next {
             lane: now,
             base: now,
@@ -137,6 +130,7 @@ impl State {
             outside: 0,
             rotation_wanted: false,
             rescan_wanted: false,
+            warnings: Warnings::default(),
             vanished: Vec::new(),
             moving: Moving::default(),
             event_losses: EventLosses::default(),
@@ -244,7 +238,8 @@ impl State {
             }
         }
         self.targets.insert(meta.id, target);
-        self.sample(meta.id, Cause::Base, None, true);
+        let plan = Plan { slow: true, ..self.base_plan() };
+        self.sample(meta.id, plan);
         let period = self.config.sampling.base_period_ms * MS;
         if let Some(t) = self.targets.get_mut(&meta.id) {
             t.next_base_ns = now + 1 + phase(meta.id, period);
@@ -259,27 +254,22 @@ impl State {
         if let Some(target) = self.targets.remove(&id) {
             self.sampler.close(&target);
         }
-        self.trigger.gone(id);
+        self.trigger.gone(id, ktime_ns);
+        self.warnings.forget(id);
         self.bursts.remove(&id);
         self.story.gone(id, ktime_ns);
     }
 
+    /// How a base row without slow files is taken.
+    pub(super) fn base_plan(&self) -> Plan<'static> {
+        let period_ms = u32::try_from(self.config.sampling.base_period_ms).unwrap_or(u32::MAX);
+        Plan { cause: Cause::Base, period_ms, burst: None, slow: false, in_lane: false }
+    }
+
     /// Takes one row of a cgroup. One that has gone is remembered and forgotten at the end of the round, when the
     /// kernel's last events about it are in.
-    pub(super) fn sample(
-        &mut self,
-        id: CgroupId,
-        cause: Cause,
-        burst: Option<&str>,
-        slow: bool,
-    ) -> Option<Stamp> {
+    pub(super) fn sample(&mut self, id: CgroupId, plan: Plan<'_>) -> Option<Stamp> {
         let target = self.targets.get_mut(&id)?;
-        let period_ms = match cause {
-            Cause::Base => self.config.sampling.base_period_ms,
-            Cause::History => self.config.lane.period_ms,
-            Cause::Burst => self.config.burst.period_ms,
-        };
-        let plan = Plan { cause, period_ms: u32::try_from(period_ms).unwrap_or(u32::MAX), burst, slow };
         let taken = self.sampler.sample(target, plan, self.offset, &mut self.pending.samples);
         match taken {
             Ok(_) => self.ledger.written(Table::Samples, 1),
@@ -295,15 +285,16 @@ impl State {
         if self.next.lane <= now {
             self.next.lane = now + period;
         }
-        let bursting: Vec<CgroupId> = self.bursts.values().flat_map(|b| b.members.iter().copied()).collect();
-        let mut tables = Vec::new();
+        let resting = self.resting_lanes();
+        let (mut readings, mut tables) = (Vec::new(), Vec::new());
         for (id, target) in &mut self.targets {
             // a burst reads the same value at least as often, into the table
-            if bursting.contains(id) {
+            if resting.contains(id) {
                 continue;
             }
             match self.sampler.lane(target) {
                 Ok(Some(reading)) => {
+                    readings.push((*id, reading.memory_current));
                     let near = target.memory_max.filter(|max| reading.memory_current >= max - max / 16);
                     let grown = near.filter(|max| {
                         target.last_table.is_none_or(|(at, bytes)| {
@@ -319,29 +310,9 @@ impl State {
                 Err(Vanished) => self.vanished.push(*id),
             }
         }
+        self.watch_lane(now, &readings);
         for id in tables {
             self.process_table(id);
-        }
-    }
-
-    fn burst_tick(&mut self, now: u64) {
-        let mut due = Vec::new();
-        self.trigger.due(now, |d| due.push(d));
-        for d in due {
-            let Some(running) = self.bursts.remove(&d.cgroup) else { continue };
-            let members = running.members.len() as u64;
-            self.ledger.lost(Table::Samples, "late", d.missed * members);
-            self.story.lost(d.cgroup, Table::Samples.as_str(), "late", d.missed * members);
-            for &member in &running.members {
-                let stamp = self.sample(member, Cause::Burst, Some(&running.id), false);
-                if let Some(stamp) = stamp.filter(|_| member == d.cgroup) {
-                    self.story.burst_sample(d.cgroup, stamp.ktime_ns);
-                }
-            }
-            self.bursts.insert(d.cgroup, running);
-        }
-        for id in self.trigger.expire(now) {
-            self.bursts.remove(&id);
         }
     }
 
@@ -378,7 +349,10 @@ impl State {
             if look_for_init {
                 self.look_for_init(id);
             }
-            self.sample(id, Cause::Base, None, slow);
+            let plan = Plan { slow, ..self.base_plan() };
+            if let Some(stamp) = self.sample(id, plan) {
+                self.watch_base(id, stamp.ktime_ns);
+            }
         }
         for id in tables {
             self.process_table(id);

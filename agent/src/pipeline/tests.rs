@@ -159,14 +159,10 @@ fn a_lost_birth_is_looked_for() {
 #[test]
 fn a_suppressed_burst_stands_in_the_incident_of_its_first_event() {
     on_stage(100, true, |s| {
-        s.state.config.burst.max_concurrent = 0;
         let path = s.make(&format!("docker/{CID}"));
         s.turn(s.now());
-        s.state.trigger = crate::trigger::Trigger::new(crate::trigger::Settings {
-            period_ns: 50_000_000,
-            length_ns: 10_000_000_000,
-            max_concurrent: 0,
-        });
+        s.state.config.budget.max_bursts = 0;
+        s.state.trigger = crate::trigger::Trigger::new(super::bursts::settings(&s.state.config));
         s.tell(kill(1, id_of(&path)));
         let job = s.state.finish();
         let incident = job.pending.incidents.last().expect("an incident");
@@ -294,7 +290,8 @@ fn churn_returns_to_baseline() {
                 s.tell(What::CgroupEnd { cgroup_id: id, path: "/web.service".into() });
             } else {
                 // nobody tells: a read finds out
-                s.state.sample(id, crate::names::Cause::Base, None, true);
+                let plan = crate::sampler::Plan { slow: true, ..s.state.base_plan() };
+                s.state.sample(id, plan);
                 s.state.forget_vanished();
             }
             if n % 1000 == 0 {

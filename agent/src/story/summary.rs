@@ -158,6 +158,16 @@ fn before(out: &mut String, open: &Open) {
     };
     let _ = write!(out, " In the {span:.1} s before, the {}'s memory {course}", noun(&open.incident));
     let _ = write!(out, "; the last reading was {gap:.0} ms before the kill.");
+    let warned: Vec<_> = e
+        .warnings
+        .iter()
+        .map(|(_, kind, at)| {
+            format!("{kind} {:.1} s before", open.incident.ktime_ns.saturating_sub(*at) as f64 / 1e9)
+        })
+        .collect();
+    if !warned.is_empty() {
+        let _ = write!(out, " Warnings: {}.", warned.join(", "));
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]

@@ -6,7 +6,13 @@ use proptest::prelude::*;
 const S: u64 = 1_000_000_000;
 
 fn settings(rows_per_second: u64, max_concurrent: usize) -> Settings {
-    let kind = KindSettings { enabled: true, period_ns: S / 20, length_ns: 10 * S, cool_down_ns: 0, history_ns: 60 * S };
+    let kind = KindSettings {
+        enabled: true,
+        period_ns: S / 20,
+        length_ns: 10 * S,
+        cool_down_ns: 0,
+        history_ns: 60 * S,
+    };
     let mut kinds = [kind; KINDS];
     kinds[Kind::CpuThrottled as usize].cool_down_ns = 60 * S;
     kinds[Kind::PsiStall as usize].enabled = false;
@@ -64,11 +70,20 @@ fn a_stall_is_told_as_late() {
 fn a_kind_cools_down_and_a_disabled_one_never_fires() {
     let mut t = trigger();
     assert!(matches!(t.fire(request(1, Kind::CpuThrottled), 0), Decision::Start { .. }));
-    assert_eq!(t.fire(request(1, Kind::CpuThrottled), S), Decision::Suppress { why: Suppressed::CoolDown, ns: 0 });
-    assert!(matches!(t.fire(request(1, Kind::LimitNear), S), Decision::Extend { .. }), "another kind does not wait");
+    assert_eq!(
+        t.fire(request(1, Kind::CpuThrottled), S),
+        Decision::Suppress { why: Suppressed::CoolDown, ns: 0 }
+    );
+    assert!(
+        matches!(t.fire(request(1, Kind::LimitNear), S), Decision::Extend { .. }),
+        "another kind does not wait"
+    );
     t.expire(60 * S);
     assert!(matches!(t.fire(request(1, Kind::CpuThrottled), 60 * S), Decision::Start { .. }));
-    assert_eq!(t.fire(request(1, Kind::PsiStall), 60 * S), Decision::Suppress { why: Suppressed::Disabled, ns: 0 });
+    assert_eq!(
+        t.fire(request(1, Kind::PsiStall), 60 * S),
+        Decision::Suppress { why: Suppressed::Disabled, ns: 0 }
+    );
 }
 
 #[test]
@@ -77,13 +92,19 @@ fn a_kill_takes_the_place_of_a_warning_never_the_other_way() {
     for i in 1..=3 {
         t.fire(request(i, Kind::LimitNear), i);
     }
-    assert_eq!(t.fire(request(4, Kind::LimitNear), 10), Decision::Suppress { why: Suppressed::TooManyBursts, ns: 10 * S });
+    assert_eq!(
+        t.fire(request(4, Kind::LimitNear), 10),
+        Decision::Suppress { why: Suppressed::TooManyBursts, ns: 10 * S }
+    );
     assert!(matches!(t.fire(request(5, Kind::OomKill), 10), Decision::Start { .. }));
     assert!(!t.is_running(CgroupId(1)) && t.is_running(CgroupId(5)));
     assert_eq!(t.take_evicted(), [(CgroupId(1), 200)], "and what it will not take is told");
     t.fire(request(6, Kind::OomKill), 10);
     t.fire(request(7, Kind::OomKill), 10);
-    assert_eq!(t.fire(request(9, Kind::LimitNear), 10), Decision::Suppress { why: Suppressed::TooManyBursts, ns: 10 * S });
+    assert_eq!(
+        t.fire(request(9, Kind::LimitNear), 10),
+        Decision::Suppress { why: Suppressed::TooManyBursts, ns: 10 * S }
+    );
 }
 
 #[test]

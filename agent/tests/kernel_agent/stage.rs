@@ -301,7 +301,7 @@ impl Agent {
         let (port, health) = (free_port(), free_port());
         let config = format!(
             "data_dir = \"{}\"\nnode = \"vm\"\nlisten = \"127.0.0.1:{port}\"\nhealth_listen = \"127.0.0.1:{health}\"\n\
-             [burst]\nlength_s = 3\n[rotation]\nevery_s = 2\n",
+             [trigger.oom_kill]\nburst_length_s = 3\n[rotation]\nevery_s = 2\n",
             dir.join("data").display()
         );
         fs::write(dir.join("agent.toml"), config).expect("write");

@@ -1,0 +1,176 @@
+//! Bursts and histories: what the loop does with the trigger's decisions.
+
+use super::state::State;
+use crate::accumulator::Stamp;
+use crate::cgroup::Meta;
+use crate::clock;
+use crate::config::Config;
+use crate::event::{KINDS, Kind};
+use crate::lane;
+use crate::names::{Cause, CgroupId, Scope, Table};
+use crate::sampler::Plan;
+use crate::trigger::{Decision, KindSettings, Request, Settings, Suppressed};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MS;
+
+/// A burst that runs: its id in the rows, and the cgroups that it samples.
+pub(super) struct Running {
+    pub id: String,
+    pub members: Vec<CgroupId>,
+}
+
+/// What came of the wish for a burst.
+#[derive(Default)]
+pub(super) struct Started {
+    /// When the first burst sample of the container was taken, if this event caused it.
+    pub first_row_ns: Option<u64>,
+    /// Why there will be no burst, and how many rows that costs.
+    pub suppressed: Option<(&'static str, u64)>,
+}
+
+/// The trigger's settings as the configuration has them. A kind that does not trigger is a disabled one.
+pub(super) fn settings(config: &Config) -> Settings {
+    let off =
+        KindSettings { enabled: false, period_ns: SECOND, length_ns: SECOND, cool_down_ns: 0, history_ns: 0 };
+    let mut kinds = [off; KINDS];
+    for (kind, t) in config.trigger.all() {
+        kinds[kind as usize] = KindSettings {
+            enabled: t.enabled,
+            period_ns: t.burst_period_ms * MS,
+            length_ns: t.burst_length_s * SECOND,
+            cool_down_ns: t.cool_down_s * SECOND,
+            history_ns: t.history_s * SECOND,
+        };
+    }
+    Settings {
+        kinds,
+        rows_per_second: config.budget.rows_per_second,
+        max_concurrent: config.budget.max_bursts,
+    }
+}
+
+impl State {
+    /// The cgroups whose lane rests, since a burst reads the same value at least as often, into the table.
+    pub(super) fn resting_lanes(&self) -> BTreeSet<CgroupId> {
+        let fast = |id: &CgroupId| self.in_place_of_lane(self.trigger.period_ns(*id));
+        self.bursts.iter().filter(|(id, _)| fast(id)).flat_map(|(_, b)| b.members.iter().copied()).collect()
+    }
+
+    fn in_place_of_lane(&self, period_ns: Option<u64>) -> bool {
+        period_ns.is_some_and(|p| p <= self.config.lane.period_ms * MS)
+    }
+
+    fn burst_plan<'a>(&self, period_ns: u64, id: &'a str) -> Plan<'a> {
+        let period_ms = u32::try_from(period_ns / MS).unwrap_or(u32::MAX);
+        let in_lane = self.in_place_of_lane(Some(period_ns));
+        Plan { cause: Cause::Burst, period_ms, burst: Some(id), slow: false, in_lane }
+    }
+
+    fn burst_lost(&mut self, owner: CgroupId, reason: &'static str, rows: u64) {
+        self.ledger.lost(Table::Samples, reason, rows);
+        self.story.lost(owner, Table::Samples.as_str(), reason, rows);
+    }
+
+    pub(super) fn burst_tick(&mut self, now: u64) {
+        let mut due = Vec::new();
+        self.trigger.due(now, |d| due.push(d));
+        for d in due {
+            let Some(running) = self.bursts.remove(&d.cgroup) else { continue };
+            let members = running.members.len() as u64;
+            self.burst_lost(d.cgroup, "late", d.late * members);
+            self.burst_lost(d.cgroup, Suppressed::TooManyBursts.as_str(), d.budget * members);
+            for &member in &running.members {
+                let Some(period) = d.period_ns else { break };
+                let plan = self.burst_plan(period, &running.id);
+                let stamp = self.sample(member, plan);
+                if let Some(stamp) = stamp.filter(|_| member == d.cgroup) {
+                    self.story.burst_sample(d.cgroup, stamp.ktime_ns);
+                }
+            }
+            self.bursts.insert(d.cgroup, running);
+        }
+        for id in self.trigger.expire(now) {
+            self.bursts.remove(&id);
+        }
+    }
+
+    /// Writes the history of a container, its ancestors up to the pod and the cgroup of the limit, and begins or
+    /// prolongs their burst.
+    pub(super) fn start_burst(
+        &mut self,
+        owner: &Arc<Meta>,
+        kind: Kind,
+        limit: Option<CgroupId>,
+        ktime_ns: u64,
+    ) -> Started {
+        let now = clock::ktime_ns();
+        let mut members = self.tree.up_to_pod(owner.id);
+        let pod = members.iter().rfind(|m| m.identity.scope == Scope::Pod).map_or(owner.id, |m| m.id);
+        let limiting = limit.and_then(|id| self.tree.get(id)).filter(|n| n.followed).map(|n| n.meta.clone());
+        members.extend(limiting.filter(|m| members.iter().all(|have| have.id != m.id)));
+        let request = Request { cgroup: owner.id, pod, kind, rows: members.len() as u64 };
+        let decision = self.trigger.fire(request, now);
+        for (other, samples) in self.trigger.take_evicted() {
+            if let Some(gave_way) = self.bursts.remove(&other) {
+                let rows = samples * gave_way.members.len() as u64;
+                self.burst_lost(other, Suppressed::TooManyBursts.as_str(), rows);
+            }
+        }
+        let settings = self.trigger.settings(kind);
+        if let Decision::Suppress { why: Suppressed::Disabled | Suppressed::CoolDown, .. } = decision {
+            return Started::default();
+        }
+        let id = format!("{}-{}-{ktime_ns}", self.names.node, self.names.boot_id);
+        let (id, first) = match (decision, self.bursts.get(&owner.id)) {
+            (Decision::Extend { .. }, Some(running)) => (running.id.clone(), false),
+            _ => (id, true),
+        };
+        for meta in &members {
+            self.history(meta, settings.history_ns, ktime_ns, now, &id);
+        }
+        match decision {
+            Decision::Suppress { why, ns } => {
+                let rows = ns / settings.period_ns * members.len() as u64;
+                self.ledger.lost(Table::Samples, why.as_str(), rows);
+                return Started { suppressed: Some((why.as_str(), rows)), ..Started::default() };
+            }
+            Decision::Start { .. } | Decision::Extend { .. } if first => {
+                let members: Vec<_> = members.iter().map(|m| m.id).collect();
+                // the row at the event, with limits and peaks: as near to it as can be
+                let mut first_row = None;
+                let plan = Plan { slow: true, ..self.burst_plan(settings.period_ns, &id) };
+                for &member in &members {
+                    let stamp = self.sample(member, plan);
+                    first_row = first_row.or(stamp.filter(|_| member == owner.id));
+                }
+                self.bursts.insert(owner.id, Running { id, members });
+                return Started { first_row_ns: first_row.map(|s| s.ktime_ns), suppressed: None };
+            }
+            Decision::Start { .. } | Decision::Extend { .. } => {
+                // another limit than that of the burst's first event: its cgroup is sampled from now on
+                if let Some(running) = self.bursts.get_mut(&owner.id) {
+                    let news: Vec<_> =
+                        members.iter().map(|m| m.id).filter(|id| !running.members.contains(id)).collect();
+                    running.members.extend(news);
+                }
+            }
+        }
+        Started::default()
+    }
+
+    /// The window is that before the event, and all up to now.
+    fn history(&mut self, meta: &Arc<Meta>, history_ns: u64, ktime_ns: u64, now: u64, burst: &str) {
+        let Some(target) = self.targets.get_mut(&meta.id) else { return };
+        let period_ms = u32::try_from(self.config.lane.period_ms).unwrap_or(u32::MAX);
+        let (offset, samples) = (self.offset, &mut self.pending.samples);
+        let window = history_ns + now.saturating_sub(ktime_ns);
+        let given = target.ring.take_history(now, window, |r| {
+            let at = Stamp { ktime_ns: r.ktime_ns, wall_us: offset.wall_us(r.ktime_ns) };
+            samples.history(meta, at, period_ms, burst, &[(lane::COLUMN, r.memory_current)], 1);
+        });
+        self.ledger.written(Table::Samples, given as u64);
+    }
+}
