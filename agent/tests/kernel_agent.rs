@@ -155,9 +155,11 @@ fn a_group_kill_names_each_victim_once() {
     assert_eq!(named, killed);
     // the kernel's record has thread ids, and one of the first victim's other threads may be marked as well
     assert!(truth.pids().is_superset(&named), "{:?}", truth.pids());
-    // the kernel counts the first victim again as a member of its group
-    let counted = app.events_local("oom_kill") - app.events_local("oom_group_kill");
-    assert_eq!((named.len() as u64, i["victims"].as_array().map(Vec::len)), (counted, Some(named.len())));
+    assert_eq!(i["victims"].as_array().map(Vec::len), Some(named.len()), "each once");
+    // the kernel counts calls of its kill function: the first victim again as a member of its group, and all of them
+    // once more when another thread runs into the limit before it has noticed
+    let (counted, groups) = (app.events_local("oom_kill"), app.events_local("oom_group_kill"));
+    assert!(groups >= 1 && counted > named.len() as u64, "oom_kill {counted}, oom_group_kill {groups}");
 }
 
 #[test]
