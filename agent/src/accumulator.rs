@@ -77,18 +77,39 @@ impl Pending {
     pub fn batches(&self, names: &NodeNames) -> Result<Vec<(Table, RecordBatch)>, arrow::error::ArrowError> {
         let mut out = Vec::new();
         for table in Table::ALL {
-            let batch = match table {
-                Table::Samples => batch::samples(&self.samples, names)?,
-                Table::Events => batch::events(&self.events, names)?,
-                Table::Incidents => batch::incidents(&self.incidents, names)?,
-                Table::Processes => batch::processes(&self.processes, names)?,
-                Table::Ledger => batch::ledger(&self.ledger, names)?,
-            };
+            let batch = self.batch(table, names)?;
             if batch.num_rows() > 0 {
                 out.push((table, batch));
             }
         }
         Ok(out)
+    }
+
+    /// One table's rows, maybe none.
+    ///
+    /// # Errors
+    /// As [`Pending::batches`].
+    pub fn batch(&self, table: Table, names: &NodeNames) -> Result<RecordBatch, arrow::error::ArrowError> {
+        match table {
+            Table::Samples => batch::samples(&self.samples, names),
+            Table::Events => batch::events(&self.events, names),
+            Table::Incidents => batch::incidents(&self.incidents, names),
+            Table::Processes => batch::processes(&self.processes, names),
+            Table::Ledger => batch::ledger(&self.ledger, names),
+        }
+    }
+
+    /// A copy with the rows of one table only: a question about events must not copy the samples.
+    #[must_use]
+    pub fn only(&self, table: Table) -> Self {
+        let none = Self::default();
+        match table {
+            Table::Samples => Self { samples: self.samples.clone(), ..none },
+            Table::Events => Self { events: self.events.clone(), ..none },
+            Table::Incidents => Self { incidents: self.incidents.clone(), ..none },
+            Table::Processes => Self { processes: self.processes.clone(), ..none },
+            Table::Ledger => Self { ledger: self.ledger.clone(), ..none },
+        }
     }
 
     pub fn is_empty(&self) -> bool {

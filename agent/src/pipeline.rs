@@ -206,8 +206,8 @@ fn turn(
         }
         while let Ok(input) = inbox.inputs.try_recv() {
             match input {
-                Input::Rows(reply) => {
-                    let _ = reply.send(state.rows());
+                Input::Rows(table, reply) => {
+                    let _ = reply.send(state.rows(table));
                 }
                 Input::Shutdown => {
                     // what the kernel told until now belongs to this run

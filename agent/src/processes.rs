@@ -44,21 +44,41 @@ pub fn pids(path: &Path) -> Vec<u32> {
 pub fn list(proc_root: &Path, cgroup: &Path, init_pid: Option<u32>) -> Listing {
     let pids = pids(cgroup);
     let cut = pids.len().saturating_sub(MAX_PROCESSES) as u64;
-    let processes =
-        pids.into_iter().take(MAX_PROCESSES).filter_map(|pid| read(proc_root, pid, init_pid)).collect();
+    let read: Vec<_> = pids.into_iter().take(MAX_PROCESSES).filter_map(|pid| read(proc_root, pid)).collect();
+    // a sandbox or a container inside this one has a pid 1 of its own, deeper: that is not this container's init
+    let depth = read.iter().filter_map(|(_, depth)| *depth).min();
+    let init_pid = init_pid.filter(|init| read.iter().any(|(p, _)| p.pid == *init));
+    let processes = read
+        .into_iter()
+        .map(|(mut p, d)| {
+            p.is_init = init_pid.map_or(d.is_some() && d == depth, |init| init == p.pid);
+            p
+        })
+        .collect();
     Listing { processes, cut }
 }
 
-/// The first process of a cgroup that has just begun: the oldest of those in it.
+/// The first process of a cgroup that has just begun: the one that is pid 1 of the outermost pid namespace made for it,
+/// else the oldest of those in it. (A runtime's own helpers are in the cgroup before the container's init is.)
 pub fn first(proc_root: &Path, cgroup: &Path) -> Option<u32> {
     pids(cgroup)
         .into_iter()
         .filter_map(|pid| {
-            let stat = fs::read_to_string(proc_root.join(pid.to_string()).join("stat")).ok()?;
-            Some((parse_stat(&stat)?.start_ticks, pid))
+            let dir = proc_root.join(pid.to_string());
+            let stat = fs::read(dir.join("stat")).ok()?;
+            let status = fs::read(dir.join("status")).unwrap_or_default();
+            let depth = init_depth(&String::from_utf8_lossy(&status)).unwrap_or(usize::MAX);
+            Some((depth, parse_stat(&String::from_utf8_lossy(&stat))?.start_ticks, pid))
         })
         .min()
-        .map(|(_, pid)| pid)
+        .map(|(_, _, pid)| pid)
+}
+
+/// How many pid namespaces lie around a process that is pid 1 of the innermost; `None` when it is not, or when there is
+/// but one. The numbers of NSpid are its pids from the reader's namespace inwards.
+fn init_depth(status: &str) -> Option<usize> {
+    let numbers: Vec<_> = status_field(status, "NSpid")?.split_whitespace().collect();
+    (numbers.len() > 1 && numbers.last() == Some(&"1")).then_some(numbers.len())
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -84,17 +104,14 @@ fn kib(status: &str, key: &str) -> Option<u64> {
     status_field(status, key)?.strip_suffix("kB")?.trim().parse::<u64>().ok().map(|v| v * 1024)
 }
 
-/// `None` when the process has gone.
-fn read(proc_root: &Path, pid: u32, init_pid: Option<u32>) -> Option<Process> {
+/// A process and its [`init_depth`]; `None` when it has gone.
+fn read(proc_root: &Path, pid: u32) -> Option<(Process, Option<usize>)> {
     let dir = proc_root.join(pid.to_string());
     let status = String::from_utf8_lossy(&fs::read(dir.join("status")).ok()?).into_owned();
     let number = |file: &str| fs::read_to_string(dir.join(file)).ok()?.trim().parse::<i64>().ok();
     let stat = fs::read(dir.join("stat")).ok().map(|b| String::from_utf8_lossy(&b).into_owned());
     let (anon, file, shmem) = (kib(&status, "RssAnon"), kib(&status, "RssFile"), kib(&status, "RssShmem"));
-    // the last number of NSpid is the pid in the innermost namespace; more than one number means that there is one
-    let namespaced_init =
-        status_field(&status, "NSpid").is_some_and(|l| l.split_whitespace().skip(1).last() == Some("1"));
-    Some(Process {
+    let process = Process {
         pid,
         comm: status_field(&status, "Name")?.to_owned(),
         state: status_field(&status, "State").and_then(|s| s.chars().next()),
@@ -109,8 +126,9 @@ fn read(proc_root: &Path, pid: u32, init_pid: Option<u32>) -> Option<Process> {
         cpu_usec: stat.as_deref().and_then(parse_stat).map(|s| s.cpu_ticks * 1_000_000 / ticks_per_second()),
         oom_score: number("oom_score"),
         oom_score_adj: number("oom_score_adj"),
-        is_init: namespaced_init || init_pid == Some(pid),
-    })
+        is_init: false,
+    };
+    Some((process, init_depth(&status)))
 }
 
 fn ticks_per_second() -> u64 {
@@ -130,15 +148,37 @@ mod tests {
 
     #[test]
     fn this_process_reads_as_the_kernel_has_it() {
-        let me = read(Path::new("/proc"), std::process::id(), None).expect("alive");
+        let (me, _) = read(Path::new("/proc"), std::process::id()).expect("alive");
         let comm = fs::read_to_string("/proc/self/comm").expect("comm");
         assert_eq!(me.comm, comm.trim_end());
         assert!(me.rss_bytes.is_some_and(|b| b > 1 << 20), "{me:?}");
         assert!(me.threads.is_some_and(|t| t >= 1));
-        assert!(!me.is_init);
-        assert!(
-            read(Path::new("/proc"), std::process::id(), Some(std::process::id())).is_some_and(|p| p.is_init)
-        );
+    }
+
+    /// A folder that looks like /proc, with processes of (pid, NSpid, start).
+    fn fake_proc(dir: &Path, processes: &[(u32, &str, u32)]) {
+        for (pid, nspid, start) in processes {
+            let dir = dir.join(pid.to_string());
+            fs::create_dir_all(&dir).expect("mkdir");
+            fs::write(dir.join("status"), format!("Name:\tp{pid}\nNSpid:\t{nspid}\n")).expect("write");
+            let stat = format!("{pid} (p) S 1 1 1 0 -1 0 1 2 3 4 7 3 0 0 20 0 1 0 {start} 1 2 3\n");
+            fs::write(dir.join("stat"), stat).expect("write");
+        }
+        let procs: Vec<_> = processes.iter().map(|(pid, ..)| pid.to_string()).collect();
+        fs::write(dir.join("cgroup.procs"), procs.join("\n")).expect("write");
+    }
+
+    #[test]
+    fn a_sandbox_inside_a_container_does_not_make_a_second_init() {
+        let dir = tempfile::tempdir().expect("a folder");
+        // a helper of the runtime is the oldest; 12 is pid 1 of a namespace inside the container's
+        fake_proc(dir.path(), &[(9, "9", 90), (10, "10 1", 100), (11, "11 7", 101), (12, "12 8 1", 102)]);
+        let inits = |known| {
+            let all = list(dir.path(), dir.path(), known).processes;
+            all.into_iter().filter(|p| p.is_init).map(|p| p.pid).collect::<Vec<_>>()
+        };
+        assert_eq!((inits(None), inits(Some(9))), (vec![10], vec![9]));
+        assert_eq!(first(dir.path(), dir.path()), Some(10));
     }
 
     #[test]

@@ -7,11 +7,12 @@ use crate::cgroup::Meta;
 use crate::event::Event;
 use crate::incident::Incident;
 use crate::names::{CgroupId, Table};
+use crate::recorder::MASK_WORDS;
 use crate::schema;
 use arrow::array::{
-    ArrayRef, Int64Builder, RecordBatch, StringDictionaryBuilder, TimestampMicrosecondBuilder,
+    ArrayRef, Int64Builder, RecordBatch, StringDictionaryBuilder, TimestampMicrosecondBuilder, new_null_array,
 };
-use arrow::datatypes::Int32Type;
+use arrow::datatypes::{DataType, Int32Type};
 use arrow::error::ArrowError;
 use std::sync::Arc;
 
@@ -82,8 +83,24 @@ pub(super) fn samples(samples: &Samples, names: &NodeNames) -> Result<RecordBatc
     columns.push(int(order.iter().map(|h| Some(h.period_ms))));
     columns.push(text(order.iter().map(|h| Some(samples.bursts[h.burst? as usize].as_str()))));
     columns.push(int(order.iter().map(|h| Some(h.files_read))));
+    // A packed row has its values in the order of the columns: one place in each row moves on with them.
+    let mut places: Vec<usize> = order.iter().map(|h| h.start).collect();
+    let mut any = [0u64; MASK_WORDS];
+    for h in &order {
+        any.iter_mut().zip(h.mask).for_each(|(any, word)| *any |= word);
+    }
     for column in 0..COLUMNS {
-        columns.push(int(order.iter().map(|h| samples.value(h, column))));
+        let (word, bit) = (column / 64, column % 64);
+        if any[word] >> bit & 1 == 0 {
+            columns.push(new_null_array(&DataType::Int64, order.len()));
+            continue;
+        }
+        columns.push(int(order.iter().zip(&mut places).map(|(h, place)| {
+            let is_set = h.mask[word] >> bit & 1 == 1;
+            let value = is_set.then(|| samples.values.get(*place).copied()).flatten();
+            *place += usize::from(is_set);
+            value
+        })));
     }
     batch(Table::Samples, columns)
 }

@@ -1,6 +1,7 @@
 //! How other threads reach the loop: a closed set of inputs, and a descriptor that wakes the loop's poll.
 
 use crate::accumulator::Pending;
+use crate::names::Table;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rustix::event::EventfdFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,8 +13,8 @@ const CAPACITY: usize = 64;
 
 /// All that the loop reacts to besides the kernel's ring and the clock.
 pub enum Input {
-    /// The rows that are in no segment and wait for none.
-    Rows(oneshot::Sender<Vec<Arc<Pending>>>),
+    /// The rows of a table that are in no segment and wait for none.
+    Rows(Table, oneshot::Sender<Vec<Arc<Pending>>>),
     /// End: close what is open, hand over all rows.
     Shutdown,
 }

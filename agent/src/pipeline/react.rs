@@ -7,6 +7,7 @@ use crate::event::{Event, Exit, KernelEvent, Kind, OomKill, OomLimit, What};
 use crate::incident::LimitHit;
 use crate::lane::Reading;
 use crate::names::{CgroupId, Scope, Severity, Table};
+use crate::processes;
 use crate::story::Evidence;
 use agent_ebpf::PATH_LEN;
 use serde_json::{Value, json};
@@ -16,6 +17,10 @@ use std::sync::Arc;
 const SECOND: u64 = 1_000_000_000;
 /// The summary compares with the reading this long before a kill.
 const LOOK_BACK: u64 = 30 * SECOND;
+
+/// runc starts a container by two helpers that end well once its init runs: one that ends so early while others go on
+/// was not the init.
+const HELPERS_WITHIN: u64 = SECOND;
 
 /// The last component of a path as the kernel has it.
 fn last(path: &str) -> &str {
@@ -157,8 +162,7 @@ impl State {
         if !ours && exit.signal.is_none() && !self.story.is_open(owner.id) {
             return;
         }
-        let init_pid = self.targets.get(&owner.id).and_then(|t| t.init_pid);
-        let is_init = exit.inner_pid == Some(1) || (init_pid.is_some() && init_pid == exit.task.pid);
+        let is_init = self.is_init(&owner, ktime_ns, exit);
         let detail = json!({"is_init": is_init, "ppid": exit.ppid, "inner_pid": exit.inner_pid});
         let severity = match (exit.signal, exit.exit_code) {
             (None, Some(0)) => Severity::Info,
@@ -173,6 +177,28 @@ impl State {
         event.signal = exit.signal;
         self.story.exit(owner.id, &event, exit, is_init);
         self.record(event, Some(owner));
+    }
+
+    /// Whether it was the container's init that ended: the first process that we saw in it, or pid 1 of a namespace whose
+    /// parent is outside the container. (One whose parent is inside is the init of a sandbox in it.)
+    fn is_init(&mut self, owner: &Meta, ktime_ns: u64, exit: &Exit) -> bool {
+        let path = self.tree.path(owner);
+        if let Some(target) = self.targets.get_mut(&owner.id)
+            && target.init_pid.is_some()
+            && target.init_pid == exit.task.pid
+        {
+            let is_young = ktime_ns < target.first_seen_ns + HELPERS_WITHIN;
+            let is_helper = is_young
+                && exit.exit_code == Some(0)
+                && exit.inner_pid != Some(1)
+                && !processes::pids(&path).is_empty();
+            if is_helper {
+                target.init_pid = None;
+            }
+            return !is_helper;
+        }
+        let is_inside = |parent: u32| processes::pids(&path).contains(&parent);
+        exit.inner_pid == Some(1) && !exit.ppid.is_some_and(is_inside)
     }
 
     pub(super) fn path_of(&self, id: Option<CgroupId>) -> Option<String> {

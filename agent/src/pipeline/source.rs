@@ -40,17 +40,13 @@ impl LiveSource {
 impl Source for LiveSource {
     async fn memory(&self, table: Table) -> Vec<RecordBatch> {
         let (reply, answer) = oneshot::channel();
-        if !self.outside.send(Input::Rows(reply)) {
+        if !self.outside.send(Input::Rows(table, reply)) {
             return Vec::new();
         }
         let Ok(Ok(pending)) = tokio::time::timeout(ANSWER_WITHIN, answer).await else { return Vec::new() };
-        let mut out = Vec::new();
-        for p in pending {
-            // a fault of ours, logged by the sealer as well; the rows on disk are served all the same
-            let batches = p.batches(&self.names).unwrap_or_default();
-            out.extend(batches.into_iter().filter(|(t, _)| *t == table).map(|(_, b)| b));
-        }
-        out
+        // a fault of ours in one of them is logged by the sealer; the rows on disk are served all the same
+        let batches = pending.iter().filter_map(|p| p.batch(table, &self.names).ok());
+        batches.filter(|b| b.num_rows() > 0).collect()
     }
 
     fn incidents(&self) -> Vec<Incident> {

@@ -413,12 +413,10 @@ impl State {
         self.moving = moving;
     }
 
-    /// All rows that the store does not know yet.
-    pub fn rows(&self) -> Vec<Arc<Pending>> {
+    /// All rows of a table that the store does not know yet; those on their way to it come with their other tables.
+    pub fn rows(&self, table: Table) -> Vec<Arc<Pending>> {
         let mut rows = self.moving.rows();
-        if !self.pending.is_empty() {
-            rows.push(Arc::new(self.pending.clone()));
-        }
+        rows.push(Arc::new(self.pending.only(table)));
         rows
     }
 

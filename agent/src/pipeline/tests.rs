@@ -2,6 +2,7 @@
 
 use super::state::State;
 use crate::accumulator::NodeNames;
+use crate::clock::ktime_ns;
 use crate::config::Config;
 use crate::discovery::{Rules, Tree};
 use crate::event::{Exit, KernelEvent, Kind, OomKill, OomLimit, Task, VictimMemory, What};
@@ -55,12 +56,8 @@ impl Stage {
         path
     }
 
-    fn now(&self) -> u64 {
-        crate::clock::ktime_ns()
-    }
-
     fn tell(&mut self, what: What) {
-        let ktime_ns = self.now();
+        let ktime_ns = ktime_ns();
         self.state.react(KernelEvent { ktime_ns, source: "test", what });
     }
 
@@ -108,13 +105,13 @@ fn a_walk_that_is_faster_than_the_events_loses_none_of_them() {
     on_stage(100, true, |s| {
         let path = s.make("a.service");
         let id = id_of(&path);
-        s.turn(s.now());
+        s.turn(ktime_ns());
         assert!(s.state.targets.contains_key(&id));
         s.tell_start(&path);
         assert_eq!((s.events(Kind::CgroupStart), s.state.outside), (1, 0));
         assert!(s.state.targets[&id].born_here);
         fs::remove_dir_all(&path).expect("rmdir");
-        s.state.rescan(s.now());
+        s.state.rescan(ktime_ns());
         // the kernel's word arrives before the end of the round
         s.tell(What::CgroupEnd { cgroup_id: id, path: "/a.service".into() });
         s.state.forget_vanished();
@@ -127,9 +124,9 @@ fn a_walk_that_is_faster_than_the_events_loses_none_of_them() {
 fn without_events_an_end_found_by_the_walk_is_told() {
     on_stage(100, false, |s| {
         let path = s.make("a.service");
-        s.turn(s.now());
+        s.turn(ktime_ns());
         fs::remove_dir_all(&path).expect("rmdir");
-        s.state.rescan(s.now());
+        s.state.rescan(ktime_ns());
         s.state.forget_vanished();
         assert_eq!(s.events(Kind::CgroupEnd), 1);
         assert_eq!(s.state.pending.events.last().map(|(e, _)| e.source), Some("files"));
@@ -139,7 +136,7 @@ fn without_events_an_end_found_by_the_walk_is_told() {
 #[test]
 fn a_lost_birth_is_looked_for() {
     on_stage(100, true, |s| {
-        s.turn(s.now());
+        s.turn(ktime_ns());
         let path = s.make("a.service");
         let mut losses = Losses { kinds: Vec::new(), undecodable: 0 };
         losses.kinds.push(KindLoss {
@@ -150,7 +147,7 @@ fn a_lost_birth_is_looked_for() {
             cut_per_cpu: vec![0],
         });
         s.state.note_losses(&losses);
-        s.turn(s.now());
+        s.turn(ktime_ns());
         assert!(s.state.targets.contains_key(&id_of(&path)));
         assert_eq!(s.state.ledger.totals()["events"]["lost"]["ring_full"], 1);
     });
@@ -160,7 +157,7 @@ fn a_lost_birth_is_looked_for() {
 fn a_suppressed_burst_stands_in_the_incident_of_its_first_event() {
     on_stage(100, true, |s| {
         let path = s.make(&format!("docker/{CID}"));
-        s.turn(s.now());
+        s.turn(ktime_ns());
         s.state.config.budget.max_bursts = 0;
         s.state.trigger = crate::trigger::Trigger::new(super::bursts::settings(&s.state.config));
         s.tell(kill(1, id_of(&path)));
@@ -177,7 +174,7 @@ fn a_suppressed_burst_stands_in_the_incident_of_its_first_event() {
 fn a_storm_of_kills_makes_one_revision_a_rotation() {
     on_stage(100, true, |s| {
         let path = s.make(&format!("docker/{CID}"));
-        s.turn(s.now());
+        s.turn(ktime_ns());
         for pid in 1..500 {
             s.tell(kill(pid, id_of(&path)));
         }
@@ -223,10 +220,56 @@ fn all_lane_rings_together_stay_within_their_budget() {
 }
 
 #[test]
+fn pid_1_of_a_sandbox_inside_is_not_the_containers_init() {
+    on_stage(100, true, |s| {
+        let path = s.make(&format!("docker/{CID}"));
+        let id = id_of(&path);
+        fs::write(path.join("cgroup.procs"), "50\n51\n").expect("write");
+        s.turn(ktime_ns());
+        for ppid in [50, 7] {
+            let exit = Exit {
+                task: task(60, id),
+                ppid: Some(ppid),
+                inner_pid: Some(1),
+                exit_code: Some(0),
+                signal: None,
+            };
+            s.tell(What::Exit(exit));
+        }
+        let got: Vec<_> = s.state.pending.events.iter().map(|(e, _)| e.detail["is_init"].clone()).collect();
+        assert_eq!(got, [false, true]);
+    });
+}
+
+#[test]
+fn a_helper_of_the_runtime_is_not_taken_for_the_init() {
+    on_stage(100, true, |s| {
+        let path = s.make(&format!("docker/{CID}"));
+        let id = id_of(&path);
+        s.tell_start(path.parent().expect("docker"));
+        s.tell_start(&path);
+        fs::write(path.join("cgroup.procs"), "50\n").expect("write");
+        let target = s.state.targets.get_mut(&id).expect("followed");
+        target.init_pid = Some(49);
+        let seen = target.first_seen_ns;
+        let exit =
+            Exit { task: task(49, id), ppid: Some(7), inner_pid: Some(49), exit_code: Some(0), signal: None };
+        s.tell(What::Exit(exit.clone()));
+        assert_eq!(s.state.targets[&id].init_pid, None, "looked for again");
+        s.state.targets.get_mut(&id).expect("followed").init_pid = Some(49);
+        let ktime_ns = seen + 2_000_000_000;
+        s.state.react(KernelEvent { ktime_ns, source: "test", what: What::Exit(exit) });
+        let events = s.state.pending.events.iter().filter(|(e, _)| e.kind == Kind::Exit);
+        let got: Vec<_> = events.map(|(e, _)| e.detail["is_init"].clone()).collect();
+        assert_eq!(got, [false, true]);
+    });
+}
+
+#[test]
 fn rows_of_every_table_count_towards_the_bound_of_memory() {
     on_stage(100, true, |s| {
         let path = s.make(&format!("docker/{CID}"));
-        s.turn(s.now());
+        s.turn(ktime_ns());
         let (id, before) = (id_of(&path), s.state.pending.bytes());
         for _ in 0..1000 {
             let exit =
@@ -244,7 +287,7 @@ fn process_tables_are_not_taken_all_at_once() {
             let path = s.make(&format!("docker/{n:064x}"));
             fs::write(path.join("cgroup.procs"), format!("{}\n", std::process::id())).expect("write");
         }
-        let mut now = s.now();
+        let mut now = ktime_ns();
         s.turn(now);
         let mut most = 0;
         for _ in 0..500 {
@@ -264,7 +307,7 @@ fn process_tables_are_not_taken_all_at_once() {
 #[test]
 fn churn_returns_to_baseline() {
     on_stage(64, true, |s| {
-        s.turn(s.now());
+        s.turn(ktime_ns());
         let descriptors = || fs::read_dir("/proc/self/fd").expect("proc").count();
         let before = (s.state.tree.known(), s.state.targets.len(), s.series.open_series());
         let before_fds = (s.state.sampler.descriptors().0, descriptors());
@@ -295,11 +338,11 @@ fn churn_returns_to_baseline() {
                 s.state.forget_vanished();
             }
             if n % 1000 == 0 {
-                let now = s.now();
+                let now = ktime_ns();
                 s.state.rotate(now);
             }
         }
-        s.turn(s.now() + 3600 * 1_000_000_000);
+        s.turn(ktime_ns() + 3600 * 1_000_000_000);
         assert_eq!(before, (s.state.tree.known(), s.state.targets.len(), s.series.open_series()));
         assert_eq!(before_fds.0, s.state.sampler.descriptors().0);
         // other tests of this process have files of their own
