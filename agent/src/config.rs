@@ -4,6 +4,8 @@
 //! Unknown or wrong keys are refused with file, line and the accepted keys. Reads one file and the environment, at
 //! start-up only; called by `main`.
 
+mod place;
+
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -13,10 +15,14 @@ use std::path::{Path, PathBuf};
 pub enum ConfigError {
     #[error("cannot read the configuration {}: {source}; name an existing file with --config, or leave --config out to run with the defaults", path.display())]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration {} is not text in UTF-8; save it as such", path.display())]
+    NotText { path: PathBuf },
     #[error("{}: {message}", path.display())]
     Parse { path: PathBuf, message: String },
-    #[error("environment variable {variable}={value:?}: {message}")]
-    Environment { variable: String, value: String, message: String },
+    #[error("environment variable {variable}={value:?}: {message}; {meaning}")]
+    Environment { variable: String, value: String, message: String, meaning: String },
+    #[error("environment variable {variable} sets no key of the agent; accepted: {accepted}")]
+    Variable { variable: String, accepted: String },
     #[error("{origin}: {key} = {value} is out of range: {rule}")]
     Range { origin: String, key: &'static str, value: String, rule: &'static str },
 }
@@ -174,6 +180,29 @@ pub const KEYS: &[(&str, &str)] = &[
     ("export.max_containers", "containers one export may hold"),
 ];
 
+/// A key with what it means, for a refusal.
+fn meaning(key: &str) -> String {
+    let about = KEYS.iter().find(|(k, _)| *k == key).map_or("", |(_, about)| about);
+    format!("{key}: {about}")
+}
+
+/// The file's configuration and its text.
+fn read(path: &Path) -> Result<(Config, String), ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::InvalidData => ConfigError::NotText { path: path.into() },
+        _ => ConfigError::Read { path: path.into(), source },
+    })?;
+    let config = toml::from_str(&text).map_err(|e: toml::de::Error| {
+        let mut message = place::plain(e.to_string().trim_end());
+        let key = e.span().and_then(|span| place::key_at(&text, span.start));
+        if let Some(key) = key.filter(|key| KEYS.iter().any(|(k, _)| k == key)) {
+            message = format!("{message}\n{}", meaning(&key));
+        }
+        ConfigError::Parse { path: path.into(), message }
+    })?;
+    Ok((config, text))
+}
+
 /// `sampling.base_period_ms` → `FGM_SAMPLING_BASE_PERIOD_MS`.
 pub fn variable(key: &str) -> String {
     format!("FGM_{}", key.replace('.', "_").to_uppercase())
@@ -182,17 +211,11 @@ pub fn variable(key: &str) -> String {
 impl Config {
     /// Reads the file, if one is named, lays the environment over it and checks the ranges.
     pub fn load(path: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut config = match path {
-            None => Self::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| ConfigError::Read { path: path.into(), source })?;
-                toml::from_str(&text).map_err(|e| ConfigError::Parse {
-                    path: path.into(),
-                    message: e.to_string().trim_end().into(),
-                })?
-            }
+        let (mut config, text) = match path {
+            None => (Self::default(), String::new()),
+            Some(path) => read(path)?,
         };
+        let mut from_env = Vec::new();
         for (key, _) in KEYS {
             let variable = variable(key);
             let Some(value) = env(&variable) else { continue };
@@ -200,13 +223,39 @@ impl Config {
                 variable: variable.clone(),
                 value: value.clone(),
                 message,
+                meaning: meaning(key),
             })?;
+            from_env.push(*key);
         }
-        config.check(&path.map_or_else(|| "configuration".to_owned(), |p| p.display().to_string()))?;
+        let origin = |key: &str| match (path, place::line_of(&text, key)) {
+            _ if from_env.contains(&key) => format!("environment variable {}", variable(key)),
+            (Some(path), Some(line)) => format!("{}, line {line}", path.display()),
+            _ => "configuration".to_owned(),
+        };
+        config.check(&origin)?;
         Ok(config)
     }
 
-    /// The configuration with one key set from text, as TOML has it (a bare string is accepted for a string).
+    /// Refuses names of variables that can only be misspelt keys: those that begin as one of our tables does. Other names
+    /// that begin with `FGM_` may be somebody else's; Kubernetes sets such for each Service called `fgm…`.
+    pub fn check_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+        for name in names {
+            let of_service = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].iter().any(|s| name.contains(s));
+            let table = KEYS.iter().find_map(|(key, _)| {
+                let table = key.split_once('.')?.0;
+                name.starts_with(&format!("{}_", variable(table))).then_some(table)
+            });
+            let (Some(table), false) = (table, of_service) else { continue };
+            let of_table = KEYS.iter().filter(|(key, _)| key.split('.').next() == Some(table));
+            let accepted: Vec<String> = of_table.map(|(key, _)| variable(key)).collect();
+            if !accepted.contains(&name) {
+                return Err(ConfigError::Variable { variable: name, accepted: accepted.join(", ") });
+            }
+        }
+        Ok(())
+    }
+
+    /// The configuration with one key set from text: as it is for a string, as TOML has it for the rest.
     fn with(&self, key: &str, value: &str) -> Result<Self, String> {
         let mut whole = toml::Table::try_from(self).map_err(|e| e.to_string())?;
         let mut at = &mut whole;
@@ -218,26 +267,35 @@ impl Config {
                 .and_then(toml::Value::as_table_mut)
                 .ok_or_else(|| format!("{part} is not a table"))?;
         }
-        let is_text = at.get(last).is_some_and(toml::Value::is_str);
-        let parsed = if is_text {
-            toml::Value::String(value.to_owned())
-        } else {
-            let line = format!("v = {value}");
-            let mut t: toml::Table = toml::from_str(&line).map_err(|e| e.message().to_owned())?;
-            t.remove("v").ok_or("no value")?
+        let parsed = match at.get(last) {
+            Some(toml::Value::Integer(_)) => {
+                value.trim().parse().map(toml::Value::Integer).map_err(|_| "not a whole number".to_owned())?
+            }
+            Some(toml::Value::Boolean(_)) => value
+                .trim()
+                .parse()
+                .map(toml::Value::Boolean)
+                .map_err(|_| "neither true nor false".to_owned())?,
+            Some(toml::Value::Array(_)) => toml::from_str::<toml::Table>(&format!("v = {value}"))
+                .ok()
+                .and_then(|mut t| t.remove("v"))
+                .ok_or_else(|| "not a list such as [\"a\", \"b\"]".to_owned())?,
+            _ => toml::Value::String(value.to_owned()),
         };
         at.insert(last.to_owned(), parsed);
-        whole.try_into().map_err(|e: toml::de::Error| e.message().to_owned())
+        whole.try_into().map_err(|e: toml::de::Error| place::plain(e.message()))
     }
 
-    fn check(&self, origin: &str) -> Result<(), ConfigError> {
+    fn check(&self, origin: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
+        let wrong = |key, value, rule| Err(ConfigError::Range { origin: origin(key), key, value, rule });
         let range = |key, value: u64, lo: u64, hi: u64, rule| {
-            if (lo..=hi).contains(&value) {
-                Ok(())
-            } else {
-                Err(ConfigError::Range { origin: origin.to_owned(), key, value: value.to_string(), rule })
-            }
+            if (lo..=hi).contains(&value) { Ok(()) } else { wrong(key, value.to_string(), rule) }
         };
+        for (key, path) in [("data_dir", &self.data_dir), ("cgroup_root", &self.cgroup_root)] {
+            if path.as_os_str().is_empty() {
+                return wrong(key, "\"\"".to_owned(), "name a folder, or leave the key out for its default");
+            }
+        }
         let s = &self.sampling;
         range("sampling.base_period_ms", s.base_period_ms, 100, 60_000, "100 to 60000")?;
         range(
@@ -260,12 +318,8 @@ impl Config {
         let ring = u64::from(self.probes.ring_bytes);
         range("probes.ring_bytes", ring, 4096, 1 << 28, "4096 to 268435456")?;
         if !self.probes.ring_bytes.is_power_of_two() {
-            return Err(ConfigError::Range {
-                origin: origin.to_owned(),
-                key: "probes.ring_bytes",
-                value: ring.to_string(),
-                rule: "a power of two (the kernel refuses any other size)",
-            });
+            let rule = "a power of two (the kernel refuses any other size)";
+            return wrong("probes.ring_bytes", ring.to_string(), rule);
         }
         Ok(())
     }
@@ -311,13 +365,23 @@ mod tests {
     #[test]
     fn a_wrong_type_names_its_line() {
         let e = load("[lane]\nperiod_ms = \"fast\"\n").expect_err("must be refused").to_string();
-        assert!(e.contains("line 2"), "{e}");
+        assert!(e.contains("line 2") && e.contains("lane.period_ms: period of the lane"), "{e}");
+        let e = load("lane = 3\n").expect_err("must be refused").to_string();
+        assert!(e.contains("line 1") && e.contains("a table: [lane]"), "{e}");
+        let e = load("listen = \"localhost:80\"\n").expect_err("must be refused").to_string();
+        assert!(e.contains("line 1") && e.contains("127.0.0.1:8050"), "{e}");
     }
 
     #[test]
-    fn a_value_out_of_range_names_the_rule() {
-        let e = load("[lane]\nperiod_ms = 3\n").expect_err("must be refused").to_string();
-        assert!(e.contains("lane.period_ms = 3") && e.contains("10 to 1000"), "{e}");
+    fn a_value_out_of_range_names_its_place_and_the_rule() {
+        let e = load("\n[lane]\nperiod_ms = 3\n").expect_err("must be refused").to_string();
+        assert!(e.contains("agent.toml, line 3: lane.period_ms = 3") && e.contains("10 to 1000"), "{e}");
+        let e = load("data_dir = \"\"\n").expect_err("must be refused").to_string();
+        assert!(e.contains("line 1: data_dir") && e.contains("leave the key out"), "{e}");
+        let e = Config::load(None, |k| (k == "FGM_ROTATION_EVERY_S").then(|| "0".to_owned()))
+            .expect_err("must be refused")
+            .to_string();
+        assert!(e.contains("environment variable FGM_ROTATION_EVERY_S") && e.contains("1 to 3600"), "{e}");
     }
 
     #[test]
@@ -332,11 +396,30 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_variable_is_named() {
-        let e = Config::load(None, |k| (k == "FGM_ROTATION_EVERY_S").then(|| "soon".to_owned()))
-            .expect_err("must be refused")
-            .to_string();
-        assert!(e.contains("FGM_ROTATION_EVERY_S") && e.contains("soon"), "{e}");
+    fn a_wrong_variable_is_named_with_what_would_do() {
+        for (variable, value, word) in [
+            ("FGM_ROTATION_EVERY_S", "soon", "not a whole number; rotation.every_s: seconds after"),
+            ("FGM_ROTATION_EVERY_S", "-1", "not negative; rotation.every_s"),
+            ("FGM_ROTATION_EVERY_S", "", "not a whole number"),
+            ("FGM_PROBES_ENABLED", "yes", "neither true nor false"),
+            ("FGM_SAMPLING_INCLUDE", "a", "not a list"),
+            ("FGM_LISTEN", "nope", "127.0.0.1:8050"),
+        ] {
+            let e = Config::load(None, |k| (k == variable).then(|| value.to_owned()));
+            let e = e.expect_err("must be refused").to_string();
+            assert!(e.contains(&format!("{variable}={value:?}")) && e.contains(word), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_refused_and_another_programs_is_not() {
+        let check = |name: &str| Config::check_variables(std::iter::once(name.to_owned()));
+        let e = check("FGM_ROTATION_EVRY_S").expect_err("must be refused").to_string();
+        assert!(e.contains("FGM_ROTATION_EVRY_S") && e.contains("FGM_ROTATION_EVERY_S"), "{e}");
+        for fine in ["FGM_LANE_PERIOD_MS", "FGM_LOG", "PATH", "FGM_EXPORT_SERVICE_HOST", "FGM_PORT_8051_TCP"]
+        {
+            assert!(check(fine).is_ok(), "{fine}");
+        }
     }
 
     #[test]
