@@ -42,6 +42,10 @@ fn trimmed(path: &str) -> Option<String> {
 }
 
 fn is_cgroup2(path: &Path) -> Result<bool, std::io::Error> {
+    // Its control files are on the same mount.
+    if !fs::metadata(path)?.is_dir() {
+        return Err(std::io::Error::from(std::io::ErrorKind::NotADirectory));
+    }
     let stat = rustix::fs::statfs(path)?;
     Ok(u64::try_from(stat.f_type).is_ok_and(|t| t == CGROUP2_MAGIC))
 }
@@ -129,6 +133,8 @@ mod tests {
             e.contains(&dir.path().display().to_string()) && e.contains("is not a cgroup v2 mount"),
             "{e}"
         );
+        let e = Machine::look(Path::new("/proc/self/stat")).expect_err("must be refused").to_string();
+        assert!(e.contains("not a directory") && e.contains("cgroup_root"), "{e}");
         let e = Machine::look(Path::new("/nonexistent/x")).expect_err("must be refused").to_string();
         assert!(e.contains("/nonexistent/x") && e.contains("cgroup_root"), "{e}");
     }
