@@ -96,7 +96,9 @@ impl Level {
     /// What the agent does on this rung, in words.
     fn works(self) -> &'static str {
         match self {
-            Self::FullBpf => "all: samples, kills with victim, trigger and limit, exits, containers of any age",
+            Self::FullBpf => {
+                "all: samples, kills with victim, trigger and limit, exits, containers of any age"
+            }
             Self::NoFentry => {
                 "samples, and what the attached hooks report; the limit that a kill hit is inferred from memory.events.local"
             }
