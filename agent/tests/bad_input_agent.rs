@@ -159,7 +159,7 @@ fn a_wrong_configuration_is_2_and_names_place_key_and_what_would_do() {
         ("[rotation]\nevery = 5\n", ["line 6", "`every`", "`every_s`"]),
         ("[lane]\nperiod_ms = \"fast\"\n", ["line 6", "lane.period_ms: period of the lane", "10 to 1000"]),
         ("[lane]\nperiod_ms = 3\n", ["agent.toml, line 6", "lane.period_ms = 3", "10 to 1000"]),
-        ("node = \"a\nb\"\n", ["line 5", "node", "string"]),
+        ("node = \"a\nb\"\n", ["line 5", "5 | node", "string"]),
     ] {
         let (code, said) = Place::new(Path::new("/nonexistent"), text).refused();
         assert_eq!(code, Some(2), "{text:?}: {said}");
@@ -188,7 +188,7 @@ fn a_folder_that_is_no_cgroup_v2_is_1_and_says_where_it_should_be() {
             said.contains(&format!("cgroup_root {}", root.display())) && said.contains("mount"),
             "{said}"
         );
-        assert_eq!(said.matches("os error").count() / 2, 0, "the cause is said once: {said}");
+        assert!(said.matches("os error").count() <= 1, "the cause is said once: {said}");
         assert!(!place.data().exists(), "nothing was made");
     }
 }
