@@ -8,11 +8,14 @@ mod fetch;
 mod local;
 mod output;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
+use crate::discovery::DiscoveryError;
 use crate::export::{Format, Problem};
 use crate::incident::Incident;
+use crate::viewer::ServeError;
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -144,15 +147,31 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Failed(e) => write!(f, "{e:#}"),
+            Self::Failed(e) => f.write_str(&chain(e)),
             Self::Usage(e) | Self::Nothing(e) => f.write_str(e),
         }
     }
 }
 
+/// An error and its causes. Our own errors end with their mend and have the cause in the middle, so that a cause which
+/// is in the text already is not said again.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(e: anyhow::Error) -> Self {
-        Self::Failed(e)
+        let is_configuration = matches!(e.downcast_ref(), Some(ServeError::Open { .. }))
+            || matches!(e.downcast_ref(), Some(DiscoveryError::Glob { .. }));
+        if is_configuration { Self::Usage(chain(&e)) } else { Self::Failed(e) }
     }
 }
 
@@ -185,9 +204,13 @@ pub fn main() -> ExitCode {
 
 /// `FGM_LOG` (or RUST_LOG) chooses what is logged, as tracing's filters have it.
 fn log_to_stderr(default: &str) {
-    let filter = EnvFilter::try_from_env("FGM_LOG")
-        .or_else(|_| EnvFilter::try_from_default_env())
-        .unwrap_or_else(|_| EnvFilter::new(default));
+    let mut wrong = None;
+    let filter = ["FGM_LOG", EnvFilter::DEFAULT_ENV].into_iter().find_map(|name| {
+        let text = std::env::var_os(name).filter(|text| !text.is_empty())?;
+        let text = text.to_string_lossy().into_owned();
+        EnvFilter::try_new(&text).map_err(|error| wrong = Some((name, text, error))).ok()
+    });
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(default));
     let is_terminal = std::io::stderr().is_terminal();
     // A second call (in tests) keeps the first subscriber.
     let _ = tracing_subscriber::fmt()
@@ -195,6 +218,9 @@ fn log_to_stderr(default: &str) {
         .with_writer(std::io::stderr)
         .with_ansi(is_terminal)
         .try_init();
+    if let Some((variable, text, error)) = wrong {
+        tracing::warn!(variable, text, %error, "not a log filter, such as info or fgm=debug: it does not count");
+    }
 }
 
 fn agent(args: &AgentArgs) -> Result<(), Failure> {
@@ -202,8 +228,11 @@ fn agent(args: &AgentArgs) -> Result<(), Failure> {
         return output::print(&Config::help());
     }
     log_to_stderr("info");
-    let config = Config::load(args.config.as_deref(), |name| std::env::var(name).ok())
-        .map_err(|e| Failure::Usage(e.to_string()))?;
+    let wrong = |e: ConfigError| Failure::Usage(e.to_string());
+    let text = |value: OsString| value.to_string_lossy().into_owned();
+    Config::check_variables(std::env::vars_os().map(|(name, _)| text(name))).map_err(wrong)?;
+    let config = Config::load(args.config.as_deref(), |name| std::env::var_os(name).map(text));
+    let config = config.map_err(wrong)?;
     Ok(crate::pipeline::run(config)?)
 }
 
@@ -264,6 +293,16 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let source = || std::io::Error::other("disk on fire");
+        let ours = ConfigError::Read { path: "x".into(), source: source() };
+        let text = chain(&anyhow::Error::new(ours).context("start"));
+        assert_eq!(text.matches("disk on fire").count(), 1, "{text}");
+        let plain = chain(&anyhow::Error::new(source()).context("cannot write x"));
+        assert_eq!(plain, "cannot write x: disk on fire");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -109,8 +109,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
 
 fn start_probes(config: &Config) -> (Option<Probes>, Ladder) {
     if !config.probes.enabled {
-        let reason = Some("probes.enabled is false in the configuration".to_owned());
-        return (None, Ladder { level: probes::Level::NoBpf, hooks: Vec::new(), reason });
+        return (None, Ladder::none("probes.enabled is false in the configuration".to_owned()));
     }
     let wanted = probes::ProbeConfig {
         ring_bytes: config.probes.ring_bytes,
@@ -122,10 +121,7 @@ fn start_probes(config: &Config) -> (Option<Probes>, Ladder) {
 
 fn log_ladder(ladder: &Ladder) {
     if let Some(reason) = &ladder.reason {
-        tracing::warn!(
-            reason,
-            "no kernel probes: OOM kills, exits and short-lived containers will not be seen"
-        );
+        tracing::warn!(reason, works = ladder.works, "no kernel probes");
     }
     for hook in &ladder.hooks {
         match (hook.mechanism, &hook.error) {

@@ -92,13 +92,40 @@ pub enum Level {
     NoBpf,
 }
 
+impl Level {
+    /// What the agent does on this rung, in words.
+    fn works(self) -> &'static str {
+        match self {
+            Self::FullBpf => {
+                "all: samples, kills with victim, trigger and limit, exits, containers of any age"
+            }
+            Self::NoFentry => {
+                "samples, and what the attached hooks report; the limit that a kill hit is inferred from memory.events.local"
+            }
+            Self::NoBpf => {
+                "samples of every container that lives longer than the walk's second; kills only as counts in memory.events: no incidents, no exits"
+            }
+        }
+    }
+}
+
 /// What is attached, and how; what is not, and why.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ladder {
     pub level: Level,
+    /// What works on this rung.
+    pub works: &'static str,
     pub hooks: Vec<Hook>,
     /// Why there is nothing at all.
     pub reason: Option<String>,
+}
+
+impl Ladder {
+    /// The lowest rung: not even an attempt at a hook was possible.
+    pub fn none(reason: String) -> Self {
+        let level = Level::NoBpf;
+        Self { level, works: level.works(), hooks: Vec::new(), reason: Some(reason) }
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -156,7 +183,7 @@ pub fn start(config: &ProbeConfig) -> (Option<Probes>, Ladder) {
     match try_start(config) {
         Ok((probes, ladder)) if ladder.level != Level::NoBpf => (Some(probes), ladder),
         Ok((_, ladder)) => (None, ladder),
-        Err(reason) => (None, Ladder { level: Level::NoBpf, hooks: Vec::new(), reason: Some(reason) }),
+        Err(reason) => (None, Ladder::none(reason)),
     }
 }
 
@@ -201,7 +228,7 @@ fn ladder(hooks: Vec<Hook>, scope: ScopeHooks) -> Ladder {
         let first = hooks.iter().find_map(|hook| hook.error.as_deref());
         format!("no hook could be attached; {}", first.unwrap_or("the kernel gave no reason"))
     });
-    Ladder { level, hooks, reason }
+    Ladder { level, works: level.works(), hooks, reason }
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, String> {

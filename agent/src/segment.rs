@@ -93,7 +93,9 @@ impl SegmentName {
         let mut parts = file_name.strip_suffix(".parquet")?.splitn(3, '-');
         let start_us = parts.next()?.parse().ok().filter(|v| *v >= 0)?;
         let boot = parts.next().filter(|b| !b.is_empty())?.to_owned();
-        Some(Self { start_us, boot, seq: parts.next()?.parse().ok()? })
+        // The store counts on from the highest.
+        let seq = parts.next()?.parse().ok().filter(|seq| *seq < u64::MAX / 2)?;
+        Some(Self { start_us, boot, seq })
     }
 
     pub fn file_name(&self) -> String {
@@ -401,6 +403,10 @@ fn inspect(table: Table, path: &Path) -> Result<(Segment, ParquetMetaData), Segm
     let name = SegmentName::parse(file_name)
         .ok_or_else(|| damaged("its name is not <start_us>-<boot>-<seq>.parquet".to_owned()))?;
     let io = |source| SegmentError::Io { step: "cannot open", path: path.to_owned(), source };
+    // Looked at before it is opened: to open a pipe would wait for ever.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(io(io::Error::other("it is not a file")));
+    }
     let file = File::open(path).map_err(io)?;
     let bytes = file.metadata().map_err(io)?.len();
     let parse = || {

@@ -31,13 +31,15 @@ const LOCK: &str = "LOCK";
 pub enum StoreError {
     #[error("cannot create the data folder {}: {source}; create it, or name another with data_dir", path.display())]
     Create { path: PathBuf, source: io::Error },
+    #[error("the data folder {} is a file; name a folder with data_dir", path.display())]
+    NotAFolder { path: PathBuf },
     #[error("cannot write into the data folder {}: {source}; give the agent's user the right to write there, or name another with data_dir", path.display())]
     NotWritable { path: PathBuf, source: io::Error },
     #[error("the data folder {} is in use by another agent (pid {holder}); stop that one, or name another with data_dir", path.display())]
     InUse { path: PathBuf, holder: String },
     #[error("{} is not a data folder of fgm: it has no folder {RECENT}; name the folder that data_dir names", path.display())]
     NoData { path: PathBuf },
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}; run this as a user who may, or on a copy", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot start the writer thread: {source}")]
     Thread { source: io::Error },
@@ -87,6 +89,9 @@ impl Store {
         let create = |path: &Path| {
             fs::create_dir_all(path).map_err(|source| StoreError::Create { path: path.into(), source })
         };
+        if dir.is_file() {
+            return Err(StoreError::NotAFolder { path: dir.into() });
+        }
         create(dir)?;
         let lock = take_lock(dir)?;
         for table in Table::ALL {
@@ -113,7 +118,12 @@ impl Store {
         });
         let mut lost = Vec::new();
         for (table, path, error) in found.damaged {
-            lost.push(damage(table, &path));
+            lost.push(damage(table, &path, &error));
+            if !matches!(error, SegmentError::Damaged { .. }) {
+                // Nothing is known of what it holds: it may be read again once the cause is mended.
+                tracing::error!(path = %path.display(), %error, "left out a segment that cannot be read");
+                continue;
+            }
             match set_aside(dir, table, &path, &error) {
                 Ok(to) => {
                     tracing::error!(path = %path.display(), to = %to.display(), %error, "set a damaged segment aside");
@@ -128,16 +138,28 @@ impl Store {
 
     /// Opens a folder, maybe copied from elsewhere, without a lock and without changing anything in it.
     pub fn open_read_only(dir: &Path) -> Result<Arc<Self>, StoreError> {
-        if !dir.join(RECENT).is_dir() {
-            return Err(StoreError::NoData { path: dir.into() });
+        let recent = dir.join(RECENT);
+        match fs::metadata(&recent) {
+            Ok(there) if there.is_dir() => {}
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(StoreError::Read { path: recent, source });
+            }
+            _ => return Err(StoreError::NoData { path: dir.into() }),
         }
-        let found = scan(dir)?;
+        let mut found = scan(dir)?;
+        // What the asker may not read is no loss, and an answer without it would be a wrong one.
+        let forbidden = |e: &SegmentError| matches!(e, SegmentError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied);
+        if let Some(at) = found.damaged.iter().position(|(.., error)| forbidden(error))
+            && let (_, path, SegmentError::Io { source, .. }) = found.damaged.swap_remove(at)
+        {
+            return Err(StoreError::Read { path, source });
+        }
         let lost = found
             .damaged
             .iter()
             .map(|(table, path, error)| {
-                tracing::warn!(path = %path.display(), %error, "left out a damaged segment");
-                damage(*table, path)
+                tracing::warn!(path = %path.display(), %error, "left out a segment that cannot be read");
+                damage(*table, path, error)
             })
             .collect();
         Ok(Arc::new(Self::of(dir, None, found.segments, lost, found.highest_seq)))
@@ -242,10 +264,11 @@ fn folder(dir: &Path, table: Table) -> PathBuf {
     dir.join(RECENT).join(format!("table={}", table.as_str()))
 }
 
-fn damage(table: Table, path: &Path) -> Lost {
+fn damage(table: Table, path: &Path, error: &SegmentError) -> Lost {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     // How many rows it held stood in the footer that cannot be read: 0 means "not known".
-    Lost { table: table.as_str().to_owned(), reason: format!("damaged segment {name}"), rows: 0 }
+    let what = if matches!(error, SegmentError::Damaged { .. }) { "damaged" } else { "unreadable" };
+    Lost { table: table.as_str().to_owned(), reason: format!("{what} segment {name}"), rows: 0 }
 }
 
 fn take_lock(dir: &Path) -> Result<File, StoreError> {

@@ -4,6 +4,8 @@
 mod rows;
 
 use fgm::store::{Store, Writer};
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -66,6 +68,20 @@ fn a_wrong_command_line_or_configuration_is_2() {
         (vec!["export", "--data", path, "--incident", "latest", "-o", "-"], "names no format"),
         (vec!["export", "--data", path, "-o", "x.html"], "neither an incident nor a time range"),
         (vec!["export", "--data", path, "--range", "5 minutes", "-o", "x.html"], "not a length of time"),
+        (
+            vec![
+                "export",
+                "--data",
+                path,
+                "--from",
+                "2026-01-02T00:00:00Z",
+                "--to",
+                "2026-01-01T00:00:00Z",
+                "-o",
+                "x.html",
+            ],
+            "from (2026-01-02T00:00:00Z) is not before to",
+        ),
         (
             vec!["export", "--data", path, "--range", "5m", "--metrics", "nope", "-o", "x.html"],
             "no column is named nope",
@@ -134,4 +150,111 @@ fn a_copied_folder_is_read_without_being_changed() {
     let text = String::from_utf8(run.stdout).expect("text");
     assert!(text.contains("oom_kill") && !text.contains('\u{1}'), "{text:?}");
     assert_eq!(std::fs::read_dir(copy.path()).expect("a folder").count(), before, "no lock, no new folder");
+}
+
+/// A server that gives one answer to each of `n` requests.
+fn server(answer: &'static str, n: usize) -> (String, std::thread::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = format!("http://{}", listener.local_addr().expect("an address"));
+    let thread = std::thread::spawn(move || {
+        for mut stream in listener.incoming().take(n).flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    (address, thread)
+}
+
+#[test]
+fn a_server_that_is_no_agent_is_told_apart_and_no_file_is_made() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("x.html");
+    let page =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+    let missing = "HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+    let health = "HTTP/1.1 404 Not Found\r\nContent-Type: application/problem+json\r\nContent-Length: 39\r\n\
+                  Connection: close\r\n\r\n{\"type\":\"urn:fgm:problem:no-such-path\"}";
+    for (answer, word) in
+        [(page, "an fgm agent?"), (missing, "an fgm agent?"), (health, "that of health_listen")]
+    {
+        let (address, thread) = server(answer, 2);
+        let out_text = out.to_str().expect("text");
+        for args in [
+            vec!["incidents", "--server", &address],
+            vec!["export", "--server", &address, "--range", "5m", "-o", out_text],
+        ] {
+            let (code, stderr) = refused(&args);
+            assert_eq!(code, Some(1), "{args:?}: {stderr}");
+            assert!(stderr.contains(word) && stderr.contains(&address), "{args:?}: {stderr}");
+        }
+        thread.join().expect("served");
+    }
+    assert!(!out.exists());
+    let (code, stderr) = refused(&["incidents", "--server", "http://"]);
+    assert!(code == Some(2) && stderr.contains("http://HOST:PORT"), "{stderr}");
+}
+
+#[test]
+fn an_output_that_is_no_file_is_written_to_and_never_replaced() {
+    use std::os::unix::fs::FileTypeExt;
+    let dir = data();
+    let path = dir.path().to_str().expect("text");
+    let export = |out: &Path| {
+        let out = out.to_str().expect("text");
+        refused(&["export", "--data", path, "--incident", "latest", "--format", "html", "-o", out])
+    };
+    let (code, stderr) = export(dir.path());
+    assert!(code == Some(2) && stderr.contains("is a folder"), "{stderr}");
+
+    // A pipe stands for a device: a test must not have /dev at its mercy.
+    let pipe = dir.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe).expect("read")
+    });
+    let (code, stderr) = export(&pipe);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(reader.join().expect("read").len() > 20_000);
+    assert!(std::fs::metadata(&pipe).expect("there").file_type().is_fifo());
+
+    let (target, link) = (dir.path().join("target.html"), dir.path().join("link.html"));
+    std::fs::write(&target, "old").expect("written");
+    std::os::unix::fs::symlink(&target, &link).expect("a link");
+    assert_eq!(export(&link).0, Some(0));
+    assert!(std::fs::read(&target).expect("there").len() > 20_000);
+    assert!(std::fs::symlink_metadata(&link).expect("there").is_symlink());
+}
+
+#[test]
+fn a_damaged_file_is_named_at_an_export_and_the_rest_is_exported() {
+    let dir = data();
+    let path = dir.path().to_str().expect("text");
+    let folder = dir.path().join("recent/table=samples");
+    std::fs::write(folder.join("0000000000000001-x-00000001.parquet"), "junk").expect("written");
+    let run = fgm(&["export", "--data", path, "--incident", "latest", "--format", "csv", "-o", "-"]);
+    let stderr = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success() && stderr.contains("0000000000000001-x-00000001.parquet"), "{stderr}");
+    assert!(run.stdout.iter().filter(|b| **b == b'\n').count() > 1);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let dir = data();
+    let path = dir.path().to_str().expect("text");
+    for args in [
+        vec!["agent", "--help-config"],
+        vec!["incidents", "--data", path, "--json"],
+        vec!["export", "--data", path, "--incident", "latest", "--format", "html", "-o", "-"],
+    ] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_fgm"))
+            .args(&args)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("runs");
+        drop(child.stdout.take());
+        assert!(child.wait().expect("ends").success(), "{args:?}");
+    }
 }

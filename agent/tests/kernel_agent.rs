@@ -238,21 +238,76 @@ fn a_full_disk_stops_nothing_but_writing() {
     assert!(agent.stop());
 }
 
+/// Takes things away in a mount namespace of its own, then becomes the agent.
+const HIDE_BTF: [&str; 5] =
+    ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\""];
+const HIDE_ALL: [&str; 5] = [
+    "unshare",
+    "-m",
+    "sh",
+    "-c",
+    "mount -t tmpfs none /sys/kernel/btf && mount -t tmpfs none /sys/kernel/tracing && \
+     mount -t tmpfs none /sys/kernel/debug && exec \"$0\" \"$@\"",
+];
+
 #[test]
-fn without_capabilities_it_says_so_and_samples_on() {
-    if !guard("without_capabilities_it_says_so_and_samples_on") {
+fn without_btf_tracepoints_take_over_and_it_says_what_is_lost() {
+    if !guard("without_btf_tracepoints_take_over_and_it_says_what_is_lost") {
         return;
     }
-    let agent = Agent::start_without_capabilities("nocap");
-    let status = agent.status();
-    assert_eq!(status["ladder"]["level"], "no_bpf", "{status}");
-    let why = status["ladder"].to_string();
-    assert!(why.contains("CAP_BPF"), "{why}");
+    let agent = Agent::start_under("nobtf", HIDE_BTF.into());
+    let ladder = agent.status()["ladder"].clone();
+    assert_eq!(ladder["level"], "no_fentry", "{ladder}");
+    let hooks = ladder["hooks"].as_array().expect("hooks");
+    let of = |name: &str| hooks.iter().find(|h| h["hook"] == name).expect("the hook");
+    for name in ["mark_victim", "cgroup_mkdir", "cgroup_rmdir", "sched_process_exit"] {
+        assert_eq!(of(name)["mechanism"], "tracepoint", "{ladder}");
+        assert!(of(name)["error"].as_str().is_some_and(|e| e.contains("CONFIG_DEBUG_INFO_BTF")), "{ladder}");
+    }
+    assert!(of("oom_kill_process")["mechanism"].is_null(), "{ladder}");
+    let log = agent.log();
+    assert!(log.contains("probe not attached") && log.contains("is inferred from"), "{log}");
+    let pod = Pod::new(None);
+    let app = pod.container(Some(32 * MIB));
+    let mut hog = Process::spawn("ramp 100 3", &app);
+    assert_eq!(hog.wait().1, Some(9));
+    let i = agent.incident(Duration::from_secs(30));
+    assert_eq!(
+        i["victims"][0]["pid"].as_u64(),
+        Some(u64::from(hog.pid)),
+        "the kill is seen all the same: {i}"
+    );
+    assert!(agent.stop());
+}
+
+#[test]
+fn without_anything_of_the_kernel_it_says_so_and_samples_on() {
+    if !guard("without_anything_of_the_kernel_it_says_so_and_samples_on") {
+        return;
+    }
+    const NO_CAPABILITIES: [&str; 3] = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
+    const NO_PERFMON: [&str; 3] =
+        ["setpriv", "--bounding-set=-perfmon,-sys_admin", "--inh-caps=-perfmon,-sys_admin"];
     let pod = Pod::new(None);
     let app = pod.container(None);
     let _steady = Process::spawn("hold 1", &app);
-    std::thread::sleep(Duration::from_secs(4));
-    let path = format!("/api/export?format=parquet&range=1m&containers={}", app.container_id);
-    assert!(!rows(&agent.get_ok(&path)).is_empty(), "it still samples");
-    assert!(agent.stop());
+    for (name, prefix, missing) in [
+        ("nocap", NO_CAPABILITIES.to_vec(), ["lacks CAP_BPF and CAP_PERFMON", "grant"]),
+        ("noperfmon", NO_PERFMON.to_vec(), ["lacks CAP_PERFMON", "grant"]),
+        ("hidden", HIDE_ALL.to_vec(), ["CONFIG_DEBUG_INFO_BTF", "mount -t tracefs"]),
+    ] {
+        let agent = Agent::start_under(name, prefix);
+        let ladder = agent.status()["ladder"].clone();
+        assert_eq!(ladder["level"], "no_bpf", "{name}: {ladder}");
+        assert!(ladder["works"].as_str().is_some_and(|w| w.starts_with("samples")), "{name}: {ladder}");
+        let log = agent.log();
+        for word in missing {
+            assert!(ladder.to_string().contains(word) && log.contains(word), "{name}: {ladder} {log}");
+        }
+        assert_eq!(log.matches("no kernel probes").count(), 1, "{log}");
+        std::thread::sleep(Duration::from_secs(4));
+        let path = format!("/api/export?format=parquet&range=1m&containers={}", app.container_id);
+        assert!(!rows(&agent.get_ok(&path)).is_empty(), "{name}: it still samples");
+        assert!(agent.stop());
+    }
 }

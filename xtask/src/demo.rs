@@ -10,7 +10,7 @@ use crate::cgroup;
 use crate::child::tool;
 use crate::progress::{quiet, say};
 use crate::vm::Guest;
-use crate::{demo_play, ebpf, paths, scenario};
+use crate::{demo_play, ebpf, paths, scenario, usage};
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
@@ -50,11 +50,12 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
         match word {
             "--vm" => place = Place::Vm,
             "--host" => place = Place::Host,
-            "--kernel" => words.next().context("--kernel has no value")?.clone_into(&mut kernel),
-            "--out" => out = Some(PathBuf::from(words.next().context("--out has no value")?)),
-            _ => bail!("unknown option `{word}`; usage: {USAGE}"),
+            "--kernel" => usage::value(words.next(), word, USAGE)?.clone_into(&mut kernel),
+            "--out" => out = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
+            _ => return Err(usage::wrong(format!("unknown option `{word}`"), USAGE)),
         }
     }
+    crate::kernel::check_series(&kernel)?;
     let outcome = run(place, &kernel, out)?;
     println!("\n{}\n", outcome.summary);
     println!("report   {}", outcome.html.display());

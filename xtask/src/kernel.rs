@@ -4,6 +4,7 @@
 use crate::child::{TempDir, output, run, shown, tool};
 use crate::clock::Deadline;
 use crate::progress::Step;
+use crate::usage::Usage;
 use crate::{initrd, paths};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
@@ -32,11 +33,17 @@ fn suites(series: &str) -> &'static [&'static str] {
     }
 }
 
+/// Refuses what cannot be a series, before anything is built or fetched for it.
+pub fn check_series(series: &str) -> Result<()> {
+    if series.split('.').all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit())) {
+        return Ok(());
+    }
+    Err(Usage(format!("`{series}` is no kernel series; tested are {}", SERIES.join(", "))).into())
+}
+
 /// The kernel of a series, fetched unless the cache has it.
 pub fn ready(series: &str) -> Result<Kernel> {
-    if !series.split('.').all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit())) {
-        bail!("`{series}` is no kernel series; tested are {}", SERIES.join(", "));
-    }
+    check_series(series)?;
     let dir = paths::cache()?.join("kernels").join(series);
     if !dir.join("version").exists() {
         fetch(series, &dir)?;

@@ -17,6 +17,7 @@ mod setup;
 mod suite;
 mod tally;
 mod toolchain;
+mod usage;
 mod virtiofs;
 mod vm;
 
@@ -40,9 +41,9 @@ fn main() -> ExitCode {
     let verb = args.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
     let rest = args.get(1..).unwrap_or_default();
     let code = match verb.as_str() {
-        "build-ebpf" => ebpf::verb(),
+        "build-ebpf" => usage::none(rest, "cargo xtask build-ebpf").and_then(|()| ebpf::verb()),
         "test" => suite::test(rest),
-        "ci" => Ok(suite::ci()),
+        "ci" => usage::none(rest, "cargo xtask ci").map(|()| suite::ci()),
         "demo" => demo::verb(rest),
         "scenario" => scenario::verb(rest),
         "vm" => vm::verb(rest),
@@ -59,7 +60,11 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         Err(e) => {
             progress::say(&format!("xtask {verb}: {e:#}"));
-            ExitCode::FAILURE
+            if verb == "vm" {
+                // Any lower code may be the command's own.
+                return ExitCode::from(u8::try_from(vm::BROKEN).unwrap_or(1));
+            }
+            if e.downcast_ref::<usage::Usage>().is_some() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

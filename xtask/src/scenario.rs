@@ -5,6 +5,7 @@ use crate::cgroup::{self, Tree};
 use crate::child::{self, TempDir, bound_to_us};
 use crate::clock::{self, Deadline};
 use crate::progress::{self, Step, say};
+use crate::usage::{self, Usage};
 use crate::vm::Guest;
 use crate::{ebpf, paths};
 use anyhow::{Context as _, Result, bail};
@@ -55,10 +56,15 @@ struct Expect {
 impl Scenario {
     pub fn load(name: &str) -> Result<Self> {
         let path = paths::root().join("scenarios").join(name).join("scenario.toml");
-        let text = fs::read_to_string(&path).with_context(|| {
+        if !path.exists() {
             let names = names().join(", ");
-            format!("no scenario `{name}` ({} cannot be read); there are: {names}", path.display())
-        })?;
+            return Err(Usage(format!(
+                "no scenario `{name}`: there is no {}; there are: {names}",
+                path.display()
+            ))
+            .into());
+        }
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Self::parse(&text).with_context(|| path.display().to_string())
     }
 
@@ -304,7 +310,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
             return Ok(0);
         }
         ["run", name, options @ ..] if !name.starts_with('-') => (*name, options),
-        _ => bail!("usage: {USAGE}"),
+        _ => return Err(usage::wrong("neither list, build nor run NAME", USAGE)),
     };
     let (mut root, mut in_vm, mut kernel) = (PathBuf::from("/sys/fs/cgroup"), false, None);
     while !options.is_empty() {
@@ -321,8 +327,14 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
                 kernel = Some((*series).to_owned());
                 rest
             }
-            _ => bail!("unknown option `{}`; usage: {USAGE}", options[0]),
+            [option @ ("--cgroup-root" | "--kernel")] => {
+                return Err(usage::wrong(format!("{option} has no value"), USAGE));
+            }
+            _ => return Err(usage::wrong(format!("unknown option `{}`", options[0]), USAGE)),
         };
+    }
+    if kernel.is_some() && !in_vm {
+        return Err(usage::wrong("--kernel goes with --vm only", USAGE));
     }
     if !in_vm {
         return run(name, &root);

@@ -8,7 +8,7 @@ use crate::progress::{quiet, say};
 use crate::setup::{self, Check, Need};
 use crate::tally::{self, Names, Tally};
 use crate::vm::Guest;
-use crate::{ebpf, kernel, paths};
+use crate::{ebpf, kernel, paths, usage};
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsString;
 use std::fs;
@@ -66,14 +66,18 @@ pub fn test(args: &[OsString]) -> Result<i32> {
                 kernels.extend(others.map(|k| (*k).to_owned()));
             }
             "--kernels" => {
-                let list = args.next().context("--kernels has no value")?;
+                let list = args.next();
+                let list = usage::value(list.as_deref(), "--kernels", USAGE)?;
                 kernels = list.split(',').map(|k| k.trim().to_owned()).filter(|k| !k.is_empty()).collect();
             }
-            _ => bail!("unknown option `{arg}`; usage: {USAGE}"),
+            _ => return Err(usage::wrong(format!("unknown option `{arg}`"), USAGE)),
         }
     }
     if kernels.is_empty() {
-        bail!("--kernels names none; usage: {USAGE}");
+        return Err(usage::wrong("--kernels names none", USAGE));
+    }
+    for series in &kernels {
+        kernel::check_series(series)?;
     }
     // All set-up first: a machine that lacks something says so before minutes of compiling.
     setup::vm()?;

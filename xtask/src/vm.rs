@@ -11,8 +11,9 @@ use crate::child::{self, Reaped, TempDir, bound_to_us, output, tool};
 use crate::clock::Deadline;
 use crate::kernel::{self, Kernel};
 use crate::progress::{self, say};
+use crate::usage::{self, Usage};
 use crate::{paths, setup, virtiofs};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read as _, Write};
@@ -293,37 +294,52 @@ impl Tail {
     }
 }
 
+/// A size as both truncate(1) and QEMU have it.
+fn size(option: &str, text: &str) -> Result<String> {
+    let digits = text.strip_suffix(['K', 'M', 'G']).unwrap_or(text);
+    if digits.parse::<u64>().is_ok_and(|n| n > 0) {
+        return Ok(text.to_owned());
+    }
+    Err(Usage(format!("{option} {text} is no size; one is 512M or 2G")).into())
+}
+
+fn number(option: &str, text: &str) -> Result<u32> {
+    let number = text.parse().ok().filter(|n| *n > 0);
+    number.ok_or_else(|| Usage(format!("{option} {text} is no whole number above 0")).into())
+}
+
 /// The verb: options, then `--`, then the command.
 pub fn verb(args: &[OsString]) -> Result<i32> {
     const USAGE: &str = "cargo xtask vm [--kernel 6.1|6.12|6.18|7.3] [--out DIR] [--timeout SECONDS] [--mem 2G] \
                          [--smp 2] [--disk 256M] -- COMMAND [ARGUMENT…]";
-    let split = args.iter().position(|a| a == "--").with_context(|| format!("no `--`; usage: {USAGE}"))?;
+    let split = args.iter().position(|a| a == "--").ok_or_else(|| usage::wrong("no `--`", USAGE))?;
     let (options, command) = (&args[..split], &args[split + 1..]);
     if command.is_empty() {
-        bail!("no command after `--`; usage: {USAGE}");
+        return Err(usage::wrong("no command after `--`", USAGE));
     }
     let mut guest = Guest::new(command.to_vec())?;
     let mut options = options.iter();
     while let Some(option) = options.next() {
         let name = option.to_string_lossy();
-        let value = options.next().with_context(|| format!("`{name}` has no value; usage: {USAGE}"))?;
+        if !["--kernel", "--mem", "--disk", "--smp", "--timeout", "--out"].contains(&&*name) {
+            return Err(usage::wrong(format!("unknown option `{name}`"), USAGE));
+        }
+        let value = options.next().ok_or_else(|| usage::wrong(format!("{name} has no value"), USAGE))?;
         let text = value.to_string_lossy();
         match &*name {
             "--kernel" => guest.series = text.into_owned(),
-            "--mem" => guest.mem = text.into_owned(),
-            "--disk" => guest.disk = text.into_owned(),
-            "--smp" => guest.smp = text.parse().with_context(|| format!("--smp {text} is no number"))?,
+            "--mem" => guest.mem = size(&name, &text)?,
+            "--disk" => guest.disk = size(&name, &text)?,
+            "--smp" => guest.smp = number(&name, &text)?,
             "--timeout" => {
-                let secs =
-                    text.parse().with_context(|| format!("--timeout {text} is no number of seconds"))?;
-                guest.timeout = Duration::from_secs(secs);
+                guest.timeout = Duration::from_secs(number(&name, &text)?.into());
             }
             "--out" => {
                 let dir = Path::new(value);
                 fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
                 guest.out = Some(dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?);
             }
-            _ => bail!("unknown option `{name}`; usage: {USAGE}"),
+            _ => {}
         }
     }
     guest.run()

@@ -15,8 +15,10 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// More than the agent ever sends: 64 MiB, and a third more as base64.
 const MAX_ANSWER: u64 = 256 << 20;
 
-fn get(server: &str, path: &str) -> Result<Vec<u8>, Failure> {
-    if !server.starts_with("http://") {
+/// `is_file`: the answer must be one that the agent names as a file, since any page of another server would do as HTML.
+fn get(server: &str, path: &str, is_file: bool) -> Result<Vec<u8>, Failure> {
+    let host = server.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+    if !host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' '])) {
         let detail = format!(
             "--server {server}: give it as http://HOST:PORT (there is no TLS on the agent's own port)"
         );
@@ -37,20 +39,40 @@ fn get(server: &str, path: &str) -> Result<Vec<u8>, Failure> {
     };
     let response = agent.get(&url).call().map_err(|e| unreachable(&e))?;
     let status = response.status().as_u16();
+    let named = response.headers().contains_key("content-disposition");
     let mut body = Vec::new();
     let mut reader = response.into_body().into_reader().take(MAX_ANSWER + 1);
     reader.read_to_end(&mut body).map_err(|e| unreachable(&e))?;
     if body.len() as u64 > MAX_ANSWER {
         return Err(anyhow::anyhow!("{server} sent more than {MAX_ANSWER} bytes: is it an fgm agent?").into());
     }
-    if status == 200 { Ok(body) } else { Err(refused(server, status, &body)) }
+    match status {
+        200 if !is_file || named => Ok(body),
+        200 => {
+            Err(anyhow::anyhow!("{server} answered with something else than an export: is it an fgm agent?")
+                .into())
+        }
+        _ => Err(refused(server, status, &body)),
+    }
 }
 
 /// What the agent says in its problem document, as a failure with the right exit code.
 fn refused(server: &str, status: u16, body: &[u8]) -> Failure {
-    let Ok(problem) = serde_json::from_slice::<Value>(body) else {
-        return anyhow::anyhow!("{server} answered {status} and no explanation: is it an fgm agent?").into();
-    };
+    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+    let slug = problem["type"].as_str().and_then(|kind| kind.strip_prefix(Problem::TYPE));
+    match slug {
+        None => {
+            let detail = format!("{server} answered {status} and no explanation: is it an fgm agent?");
+            return anyhow::anyhow!(detail).into();
+        }
+        Some(Problem::NO_SUCH_PATH) => {
+            return anyhow::anyhow!(
+                "{server} is an fgm agent without this API; name the address that `listen` has, not that of health_listen"
+            )
+            .into();
+        }
+        Some(_) => {}
+    }
     let detail = problem["detail"].as_str().unwrap_or("no detail").to_owned();
     let accepted: Vec<&str> =
         problem["accepted"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -62,12 +84,12 @@ fn refused(server: &str, status: u16, body: &[u8]) -> Failure {
 }
 
 pub fn json(server: &str, path: &str) -> Result<Value, Failure> {
-    let body = get(server, path)?;
+    let body = get(server, path, false)?;
     serde_json::from_slice(&body)
         .map_err(|e| anyhow::anyhow!("{server} sent no JSON ({e}): is it an fgm agent?").into())
 }
 
 pub fn export(server: &str, pairs: &[(String, String)]) -> Result<Vec<u8>, Failure> {
     let query: Vec<String> = pairs.iter().map(|(k, v)| format!("{k}={}", path_segment(v))).collect();
-    get(server, &format!("/api/export?{}", query.join("&")))
+    get(server, &format!("/api/export?{}", query.join("&")), true)
 }

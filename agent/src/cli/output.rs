@@ -29,6 +29,25 @@ pub fn write(output: &Path, is_binary: bool, bytes: &[u8]) -> Result<(), Failure
         }
         return stdout(bytes);
     }
+    let result = match fs::metadata(output) {
+        Ok(there) if there.is_dir() => {
+            let detail = format!("{} is a folder; name a file in it with -o", output.display());
+            return Err(Failure::Usage(detail));
+        }
+        // A pipe or a device is written to; a rename would put a file in its place.
+        Ok(there) if !there.is_file() => {
+            fs::OpenOptions::new().write(true).open(output).and_then(|mut file| file.write_all(bytes))
+        }
+        // What a link points to is replaced, not the link.
+        Ok(_) => fs::canonicalize(output).and_then(|target| replace(&target, bytes)),
+        Err(_) => replace(output, bytes),
+    };
+    Ok(result.with_context(|| {
+        format!("cannot write {} (name a file in a writable folder with -o)", output.display())
+    })?)
+}
+
+fn replace(output: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = output.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let put = || -> io::Result<()> {
@@ -42,7 +61,7 @@ pub fn write(output: &Path, is_binary: bool, bytes: &[u8]) -> Result<(), Failure
         // Nothing half stays behind; whether it can be removed changes nothing about the failure.
         let _ = fs::remove_file(&temporary);
     }
-    Ok(result.with_context(|| format!("cannot write {}", output.display()))?)
+    result
 }
 
 pub fn print(text: &str) -> Result<(), Failure> {

@@ -37,6 +37,17 @@ pub fn line_of(text: &str, key: &str) -> Option<usize> {
     Some(text.get(..name.start)?.matches('\n').count() + 1)
 }
 
+/// The first place at which the text is no TOML. The parser's own report names the last, which is rarely the cause.
+pub fn syntax_error(text: &str) -> Option<String> {
+    let (_, errors) = DeTable::parse_recoverable(text);
+    let start = |e: &toml::de::Error| e.span().map_or(usize::MAX, |span| span.start);
+    let first = errors.iter().min_by_key(|e| start(e))?;
+    let before = text.get(..start(first).min(text.len()))?;
+    let line = before.matches('\n').count() + 1;
+    let what = text.lines().nth(line - 1).unwrap_or_default();
+    Some(format!("TOML parse error at line {line}: {}\n  |\n{line} | {what}", first.message()))
+}
+
 /// The parser's words for a type, as a person says them.
 pub fn plain(message: &str) -> String {
     let mut out = message.to_owned();
@@ -71,6 +82,13 @@ mod tests {
         assert_eq!(key_at(TEXT, at).as_deref(), Some("lane.period_ms"));
         assert_eq!(key_at(TEXT, 0).as_deref(), Some("node"));
         assert_eq!((key_at("a = [", 0), line_of("a = [", "a")), (None, None));
+    }
+
+    #[test]
+    fn the_first_syntax_error_is_named_with_its_line() {
+        assert_eq!(syntax_error(TEXT), None);
+        let e = syntax_error("\nnode = \"a\nb\"\n").expect("an error");
+        assert!(e.contains("line 2: ") && e.contains("2 | node = \"a"), "{e}");
     }
 
     #[test]

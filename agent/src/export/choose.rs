@@ -3,7 +3,7 @@
 //! Reads keys and names of rows, no values. Called by `export` before anything is encoded.
 
 use super::problem::Problem;
-use super::selection::{Containers, Rows, glob};
+use super::selection::{Containers, Rows, glob, instant};
 use super::{Evidence, Failure, NARROW, find};
 use crate::incident::Incident;
 use crate::names::{CgroupId, Table};
@@ -68,7 +68,7 @@ fn nothing(view: &View, from_us: i64, to_us: i64, containers: &Containers) -> Pr
     let from = held.clone().map(|s| s.from_us).min();
     let to = held.map(|s| s.to_us).max();
     let store = match (from, to) {
-        (Some(from), Some(to)) => format!("closed segments reach from {from} to {to} µs"),
+        (Some(from), Some(to)) => format!("closed segments reach from {} to {}", instant(from), instant(to)),
         _ => "no segment is closed yet".to_owned(),
     };
     let labels = if containers.labels.is_empty() {
@@ -76,7 +76,8 @@ fn nothing(view: &View, from_us: i64, to_us: i64, containers: &Containers) -> Pr
     } else {
         "; labels are known only of pods that an incident names"
     };
-    Problem::not_found(format!("no sample from {from_us} to {to_us} µs matches; {store}{labels}"))
+    let (from, to) = (instant(from_us), instant(to_us));
+    Problem::not_found(format!("no sample from {from} to {to} matches; {store}{labels}"))
 }
 
 /// The container, the victims', the limit's cgroup, and the ancestors of the first up to and including the pod.

@@ -19,6 +19,10 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// What the `type` of every problem of ours begins with.
+    pub const TYPE: &str = "urn:fgm:problem:";
+    pub const NO_SUCH_PATH: &str = "no-such-path";
+
     fn new(status: u16, slug: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
         Self { status, slug, title, detail: detail.into(), more: Map::new() }
     }
@@ -34,6 +38,11 @@ impl Problem {
 
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(404, "not-found", "Nothing found", detail)
+    }
+
+    /// The address itself is wrong, unlike one of a thing that could be there.
+    pub fn no_such_path(path: &str) -> Self {
+        Self::new(404, Self::NO_SUCH_PATH, "Nothing found", format!("there is nothing at {path}"))
     }
 
     /// More is asked for than one answer may hold; nothing was sent.
@@ -62,7 +71,7 @@ impl Problem {
 
     pub fn to_json(&self) -> Value {
         let mut all = Map::from_iter([
-            ("type".to_owned(), json!(format!("urn:fgm:problem:{}", self.slug))),
+            ("type".to_owned(), json!(format!("{}{}", Self::TYPE, self.slug))),
             ("title".to_owned(), json!(self.title)),
             ("status".to_owned(), json!(self.status)),
             ("detail".to_owned(), json!(self.detail)),

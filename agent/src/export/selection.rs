@@ -181,9 +181,15 @@ pub fn time_range(
     let from_us = from.map_or(Ok(0), |v| instant_us("from", v))?;
     let to_us = to.map_or(Ok(now_us), |v| instant_us("to", v))?;
     if from_us >= to_us {
-        return Err(Problem::bad_query(format!("from ({from_us} µs) is not before to ({to_us} µs)"), &[]));
+        let (from, to) = (instant(from_us), instant(to_us));
+        return Err(Problem::bad_query(format!("from ({from}) is not before to ({to})"), &[]));
     }
     Ok((from_us, to_us))
+}
+
+/// An instant as a person writes it, and as `from` and `to` take it.
+pub fn instant(us: i64) -> String {
+    jiff::Timestamp::from_microsecond(us).map_or_else(|_| format!("{us} µs"), |t| format!("{t:.0}"))
 }
 
 /// `500ms`, `90s`, `15m`, `1h30m`, `2d`.

@@ -32,10 +32,11 @@ pub enum SealResult {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the store could not write {rows} rows within {seconds} s of shutting down: {reason}")]
+#[error(
+    "{rows} rows are lost, since they could not be written before the end: {reason}; what was closed before is whole"
+)]
 pub struct ShutdownError {
     pub rows: u64,
-    pub seconds: u64,
     pub reason: String,
 }
 
@@ -123,8 +124,12 @@ impl Writer {
         if rows == 0 && is_over {
             return Ok(());
         }
-        let reason = self.store.degraded().unwrap_or_else(|| "the disk is too slow".to_owned());
-        Err(ShutdownError { rows, seconds: limit.as_secs(), reason })
+        let reason = self
+            .store
+            .degraded()
+            .map(|why| why.split("; ").next().unwrap_or(&why).to_owned())
+            .unwrap_or_else(|| format!("the disk took longer than {} s", limit.as_secs()));
+        Err(ShutdownError { rows, reason })
     }
 }
 

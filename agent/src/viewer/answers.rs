@@ -39,8 +39,12 @@ impl From<Problem> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        if status.is_server_error() {
+        // Only our own faults are worth a line: what is wrong with a request is said to whoever sent it, and "not now"
+        // (an agent that starts, an export that waits its turn) is an ordinary answer.
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::warn!(status = self.0.status, detail = self.0.detail, "a request failed");
+        } else {
+            tracing::debug!(status = self.0.status, detail = self.0.detail, "a request was refused");
         }
         let mut response = (status, self.0.to_json().to_string()).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
@@ -52,7 +56,7 @@ impl IntoResponse for Refusal {
 }
 
 pub async fn no_such_path(uri: Uri) -> Refusal {
-    Refusal(Problem::not_found(format!("there is nothing at {}", uri.path())))
+    Refusal(Problem::no_such_path(uri.path()))
 }
 
 pub async fn no_such_method() -> Refusal {

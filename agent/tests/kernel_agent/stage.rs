@@ -291,10 +291,15 @@ impl Agent {
         Self::run(dir, Vec::new())
     }
 
-    pub fn start_without_capabilities(name: &str) -> Self {
+    /// An agent started by the words of another program, which takes something away from it.
+    pub fn start_under(name: &str, prefix: Vec<&'static str>) -> Self {
         let dir = PathBuf::from(format!("/tmp/fgm-kernel-test-{name}-{}", number()));
         fs::create_dir_all(dir.join("data")).expect("mkdir");
-        Self::run(dir, vec!["setpriv", "--bounding-set=-all", "--inh-caps=-all"])
+        Self::run(dir, prefix)
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).expect("a log")
     }
 
     fn run(dir: PathBuf, prefix: Vec<&'static str>) -> Self {
