@@ -18,6 +18,8 @@ const NEAR_AGAIN_PERCENT: u64 = 80;
 const FORECAST_WITHIN_S: f64 = 10.0;
 /// …and the working set is past this share of the limit, so that a start-up is no forecast…
 const FORECAST_FROM_PERCENT: u64 = 50;
+/// …and it rises by this share of the limit each second at least: near the limit any noise points at it…
+const FORECAST_SLOPE_PERCENT: u64 = 1;
 /// …for so many readings of the slope in a row, which are this far apart.
 const FORECAST_TIMES: u32 = 3;
 const SLOPE_STEP_NS: u64 = 250_000_000;
@@ -137,7 +139,8 @@ impl Watch {
         } else {
             f64::INFINITY
         };
-        let soon = seconds <= FORECAST_WITHIN_S && percent(working_set, max) >= FORECAST_FROM_PERCENT;
+        let steep = per_second >= (max / 100 * FORECAST_SLOPE_PERCENT) as f64;
+        let soon = steep && seconds <= FORECAST_WITHIN_S && percent(working_set, max) >= FORECAST_FROM_PERCENT;
         self.rising = if soon { self.rising + 1 } else { 0 };
         let news = self.forecast.update(self.rising >= FORECAST_TIMES, seconds > 6.0 * FORECAST_WITHIN_S);
         if news {
