@@ -101,7 +101,7 @@ impl Machine {
         let mut lacks = Vec::new();
         for c in CONTROLLERS.iter().filter(|c| !there.iter().any(|t| t == *c)) {
             lacks.push(format!(
-                "the {c} controller is not in {}/cgroup.controllers: the columns {c}_* stay NULL",
+                "the {c} controller is not in {}/cgroup.controllers: the columns {c}_* stay NULL but for what every cgroup has (pressure, CPU time)",
                 cgroup_root.display()
             ));
         }
