@@ -229,9 +229,16 @@ impl Story {
         due.into_iter().filter_map(|id| self.open.remove(&id)).map(Self::close).collect()
     }
 
-    /// Closes all, as at shutdown.
-    pub fn close_all(&mut self) -> Vec<Incident> {
-        std::mem::take(&mut self.open).into_values().map(Self::close).collect()
+    /// Closes all, as at shutdown: their windows end here.
+    pub fn close_all(&mut self, now_ns: u64) -> Vec<Incident> {
+        let all = std::mem::take(&mut self.open).into_values();
+        all.map(|mut open| {
+            let i = &mut open.incident;
+            let lived_us = now_ns.saturating_sub(i.ktime_ns) / 1000;
+            i.window.to_us = i.window.to_us.min(i.ts_us + i64::try_from(lived_us).unwrap_or(0));
+            Self::close(open)
+        })
+        .collect()
     }
 
     fn close(mut open: Open) -> Incident {
@@ -404,7 +411,8 @@ mod tests {
         for n in 0..2 * MAX_EVENTS as u64 {
             story.exit(CgroupId(7), &event(101 * S + n), &exit, false);
         }
-        let closed = &story.close_all()[0];
+        let closed = &story.close_all(103 * S)[0];
+        assert_eq!(closed.window.to_us - closed.ts_us, 3_000_000, "nothing is recorded after the end");
         assert_eq!(closed.events.len(), MAX_EVENTS);
         assert!(
             closed.summary.contains(" 258 more events of it are in the events table."),

@@ -18,6 +18,8 @@ const SECOND: u64 = 1_000_000_000;
 /// The summary compares with the reading this long before a kill.
 const LOOK_BACK: u64 = 30 * SECOND;
 
+/// A kill in a cgroup whose birth was not told (a full ring) is worth a walk; kills outside the root not one each.
+const RESCAN_FOR_A_KILL: u64 = SECOND / 10;
 /// runc starts a container by two helpers that end well once its init runs: one that ends so early while others go on
 /// was not the init.
 const HELPERS_WITHIN: u64 = SECOND;
@@ -142,11 +144,11 @@ impl State {
         self.cgroup_end(clock::ktime_ns(), "files", id);
     }
 
-    /// The followed cgroup that a person would name for this one; a cgroup not known yet is looked for once.
-    fn owner(&mut self, id: CgroupId) -> Option<Arc<Meta>> {
+    /// The followed cgroup that a person would name for this one. One that is not known is looked for by a walk, unless
+    /// the last walk was less than `gap` ago: an event from outside the root is never found.
+    fn owner(&mut self, id: CgroupId, gap: Option<u64>) -> Option<Arc<Meta>> {
         let now = clock::ktime_ns();
-        // not for each event: one from outside the root is never found
-        if self.tree.get(id).is_none() && !self.has_events && now >= self.last_rescan + RESCAN_WITHOUT {
+        if self.tree.get(id).is_none() && gap.is_some_and(|gap| now >= self.last_rescan + gap) {
             self.rescan(now);
         }
         self.tree.owner(id).map(|n| n.meta.clone())
@@ -154,7 +156,8 @@ impl State {
 
     fn exit(&mut self, ktime_ns: u64, source: &'static str, exit: &Exit) {
         let Some(id) = exit.task.cgroup_id else { return };
-        let Some(owner) = self.owner(id) else {
+        let gap = (!self.has_events).then_some(RESCAN_WITHOUT);
+        let Some(owner) = self.owner(id, gap) else {
             self.outside += 1;
             return;
         };
@@ -250,7 +253,7 @@ impl State {
             self.outside += 1;
             return;
         };
-        let Some(owner) = self.owner(victim_cgroup) else {
+        let Some(owner) = self.owner(victim_cgroup, Some(RESCAN_FOR_A_KILL)) else {
             self.outside += 1;
             return;
         };

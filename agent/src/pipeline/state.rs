@@ -203,10 +203,10 @@ impl State {
 
     /// The last rows of a run.
     pub fn finish(&mut self) -> Job {
-        for incident in self.story.close_all() {
+        let now = clock::ktime_ns();
+        for incident in self.story.close_all(now) {
             self.revise(incident);
         }
-        let now = clock::ktime_ns();
         let stamp = self.stamp(now);
         self.pending.ledger.extend(self.ledger.close_period(stamp));
         self.rotate(now)

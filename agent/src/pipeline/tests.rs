@@ -154,6 +154,20 @@ fn a_lost_birth_is_looked_for() {
 }
 
 #[test]
+fn a_kill_in_a_container_whose_birth_was_not_told_is_an_incident() {
+    on_stage(100, true, |s| {
+        s.turn(ktime_ns());
+        let path = s.make(&format!("docker/{CID}"));
+        s.state.last_rescan = 0;
+        s.tell(kill(1, id_of(&path)));
+        assert_eq!((s.state.pending.incidents.len(), s.state.outside), (1, 0));
+        let walked = s.state.last_rescan;
+        s.tell(kill(1, CgroupId(u64::MAX)));
+        assert_eq!((s.state.outside, s.state.last_rescan), (1, walked), "outside the root: no walk for each");
+    });
+}
+
+#[test]
 fn a_suppressed_burst_stands_in_the_incident_of_its_first_event() {
     on_stage(100, true, |s| {
         let path = s.make(&format!("docker/{CID}"));
