@@ -1,7 +1,7 @@
 //! The loop's state over a tree of ordinary files: what events, walks and vanishing directories leave behind.
 
 use super::state::State;
-use crate::accumulator::NodeNames;
+use crate::accumulator::{NodeNames, Pending};
 use crate::clock::ktime_ns;
 use crate::config::Config;
 use crate::discovery::{Rules, Tree};
@@ -10,9 +10,12 @@ use crate::names::{CgroupId, Table};
 use crate::probes::{KindLoss, Losses};
 use crate::recorder::{self, Series};
 use crate::sampler::Sampler;
+use arrow::array::{ArrayAccessor, AsArray, StringArray};
+use arrow::datatypes::{Int32Type, Int64Type};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const CID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -21,6 +24,8 @@ struct Stage {
     dir: tempfile::TempDir,
     state: State,
     series: Series,
+    /// What rotations took.
+    handed_over: Vec<Arc<Pending>>,
 }
 
 fn on_stage(max_cgroups: usize, has_events: bool, test: impl FnOnce(&mut Stage)) {
@@ -33,7 +38,9 @@ fn on_stage(max_cgroups: usize, has_events: bool, test: impl FnOnce(&mut Stage))
     let tree = Tree::new(dir.path(), Rules::default(), max_cgroups).expect("a root");
     let sampler = Sampler::new(dir.path(), series.clone(), 1 << 16);
     let state = State::new(config, names, tree, sampler, has_events);
-    metrics::with_local_recorder(&recorder, || test(&mut Stage { dir, state, series }));
+    metrics::with_local_recorder(&recorder, || {
+        test(&mut Stage { dir, state, series, handed_over: Vec::new() })
+    });
 }
 
 fn id_of(path: &Path) -> CgroupId {
@@ -73,7 +80,7 @@ impl Stage {
 
     /// One turn of the loop at this instant, without probes.
     fn turn(&mut self, now: u64) {
-        self.state.tick(now);
+        self.handed_over.extend(self.state.tick(now).map(|job| job.pending));
         if self.state.has_vanished() {
             self.state.forget_vanished();
         }
@@ -366,5 +373,54 @@ fn churn_returns_to_baseline() {
         let totals = s.state.ledger.totals();
         assert_eq!(totals["events"]["written"], 10_000 * 2 + 200 + 3334, "{totals}");
         assert!(totals[Table::Samples.as_str()]["written"].as_u64() >= Some(10_000));
+    });
+}
+
+/// Over two kills and the bursts after them each instant of a container stands once, and none is missing in between.
+#[test]
+fn history_and_bursts_join_without_a_gap_and_without_repetition() {
+    on_stage(100, true, |s| {
+        const MS: u64 = 1_000_000;
+        let path = s.make(&format!("docker/{CID}"));
+        (s.state.config.lane.period_ms, s.state.config.burst.period_ms) = (10, 10);
+        s.state.trigger = crate::trigger::Trigger::new(crate::trigger::Settings {
+            period_ns: 10 * MS,
+            length_ns: 200 * MS,
+            max_concurrent: 1,
+        });
+        let start = ktime_ns();
+        let mut kills = [100 * MS, 150 * MS, 600 * MS].into_iter().peekable();
+        while ktime_ns() < start + 700 * MS {
+            s.turn(ktime_ns());
+            if kills.next_if(|at| ktime_ns() >= start + at).is_some() {
+                s.tell(kill(1, id_of(&path)));
+            }
+            std::thread::yield_now();
+        }
+        s.handed_over.push(Arc::new(s.state.pending.clone()));
+        let mut instants = Vec::new();
+        for pending in &s.handed_over {
+            let batch = pending.batch(Table::Samples, &s.state.names).expect("builds");
+            let int = |name: &str| {
+                let column = batch.column_by_name(name).expect("column").as_primitive::<Int64Type>().clone();
+                column.into_iter().collect::<Vec<_>>()
+            };
+            let cause = batch.column_by_name("cause").expect("cause").as_dictionary::<Int32Type>();
+            let cause = cause.downcast_dict::<StringArray>().expect("text");
+            let id = Some(id_of(&path).as_i64());
+            for (row, (cgroup, at)) in int("cgroup_id").into_iter().zip(int("ktime_ns")).enumerate() {
+                if cgroup == id && cause.value(row) != "base" {
+                    // as the table's ts has them, in µs
+                    instants.push(at.expect("an instant") / 1000);
+                }
+            }
+        }
+        instants.sort_unstable();
+        let count = instants.len();
+        let gaps: Vec<_> = instants.windows(2).map(|w| w[1] - w[0]).collect();
+        assert!(gaps.iter().all(|gap| *gap > 0), "an instant stands twice");
+        // a busy machine may hold a turn up; one missing burst or history would be 200 ms or more
+        assert!(gaps.iter().all(|gap| *gap < 190_000), "{gaps:?}");
+        assert!((20..=90).contains(&count), "{count} rows in 700 ms at 100 Hz");
     });
 }
