@@ -38,9 +38,8 @@ fn on_stage(max_cgroups: usize, has_events: bool, test: impl FnOnce(&mut Stage))
     let tree = Tree::new(dir.path(), Rules::default(), max_cgroups).expect("a root");
     let sampler = Sampler::new(dir.path(), series.clone(), 1 << 16);
     let state = State::new(config, names, tree, sampler, has_events);
-    metrics::with_local_recorder(&recorder, || {
-        test(&mut Stage { dir, state, series, handed_over: Vec::new() })
-    });
+    let mut stage = Stage { dir, state, series, handed_over: Vec::new() };
+    metrics::with_local_recorder(&recorder, || test(&mut stage));
 }
 
 fn id_of(path: &Path) -> CgroupId {
