@@ -4,6 +4,7 @@
 //! what cannot be read of one is absent. PSS is never read here: smaps_rollup takes the process's mm lock.
 
 use crate::accumulator::Process;
+use crate::names::CgroupId;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -38,6 +39,14 @@ pub fn pids(path: &Path) -> Vec<u32> {
         }
     }
     out
+}
+
+/// The cgroup that a process (or a thread) is in, or was in when it ended: until its parent has waited for it, it is
+/// still told. The path that the kernel gives counts from the root of our cgroup namespace.
+pub fn cgroup_of(proc_root: &Path, pid: u32, cgroup_root: &Path) -> Option<CgroupId> {
+    let text = fs::read_to_string(proc_root.join(pid.to_string()).join("cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(CgroupId(fs::metadata(cgroup_root.join(path.trim_start_matches('/'))).ok()?.ino()))
 }
 
 /// The table of a cgroup. `init_pid` is the container's first process, where it is known.
@@ -189,5 +198,19 @@ mod tests {
         let listing = list(Path::new("/proc"), dir.path(), None);
         assert_eq!(listing.processes.len(), 1);
         assert_eq!(first(Path::new("/proc"), dir.path()), Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_process_is_found_in_its_cgroup_v2_and_one_that_is_gone_is_not() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (proc_root, cgroups) = (dir.path().join("proc"), dir.path().join("cgroup"));
+        fs::create_dir_all(proc_root.join("7")).expect("made");
+        fs::create_dir_all(cgroups.join("a/b")).expect("made");
+        fs::write(proc_root.join("7/cgroup"), "4:memory:/x\n0::/a/b\n").expect("written");
+        let id = fs::metadata(cgroups.join("a/b")).expect("there").ino();
+        assert_eq!(cgroup_of(&proc_root, 7, &cgroups), Some(CgroupId(id)));
+        assert_eq!(cgroup_of(&proc_root, 8, &cgroups), None);
+        fs::write(proc_root.join("7/cgroup"), "0::/gone (deleted)\n").expect("written");
+        assert_eq!(cgroup_of(&proc_root, 7, &cgroups), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Test kernels: Debian's cloud kernels, fetched by series through a private apt state and kept in the cache.
 //! Must never touch the machine's own apt lists, sources or packages. Called by `vm`.
 
-use crate::child::{TempDir, output, run, shown, tool};
+use crate::child::{TempDir, output, run, tool};
 use crate::clock::Deadline;
 use crate::progress::Step;
 use crate::usage::Usage;
@@ -92,7 +92,8 @@ fn fetch(series: &str, dir: &Path) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "no kernel of series {series} to be had:\n  {}\nFGM_DEBIAN_MIRROR names another Debian archive",
+        "no kernel of series {series} to be had (tested are {}):\n  {}\nFGM_DEBIAN_MIRROR names another Debian archive",
+        SERIES.join(", "),
         misses.join("\n  ")
     )
 }
@@ -218,6 +219,20 @@ fn archive() -> Result<String> {
     )
 }
 
+/// A command without the dozen options that keep apt in a folder of ours.
+fn brief(command: &Command) -> String {
+    let mut words = vec![command.get_program().display().to_string()];
+    let mut args = command.get_args();
+    while let Some(arg) = args.next() {
+        if arg == "-o" {
+            args.next();
+        } else {
+            words.push(arg.display().to_string());
+        }
+    }
+    words.join(" ")
+}
+
 fn bounded(command: &mut Command, limit: Duration) -> Result<()> {
     let log = TempDir::new("log")?;
     let path = log.path().join("out");
@@ -228,8 +243,8 @@ fn bounded(command: &mut Command, limit: Duration) -> Result<()> {
     let mut child = crate::child::Reaped(child);
     match crate::child::wait_until(&mut child.0, Deadline::after(limit))? {
         Some(status) if status.success() => Ok(()),
-        Some(status) => bail!("{} failed: {status}\n{}", shown(command), crate::child::tail(&path, 20)),
-        None => bail!("{} was ended after {} s", shown(command), limit.as_secs()),
+        Some(status) => bail!("{} failed: {status}\n{}", brief(command), crate::child::tail(&path, 20)),
+        None => bail!("{} was ended after {} s", brief(command), limit.as_secs()),
     }
 }
 
@@ -244,5 +259,20 @@ mod tests {
                      linux-image-6.12.99-amd64\nlinux-image-6.12.90+deb12.1-cloud-amd64-dbg";
         assert_eq!(newest_of(names).as_deref(), Some("6.12.90+deb12.1-cloud-amd64"));
         assert_eq!(newest_of(""), None);
+    }
+
+    #[test]
+    fn a_command_is_shown_without_apts_options() {
+        let mut command = std::process::Command::new("apt-get");
+        command.args(["-o", "Dir::Etc=/x", "-qq", "update"]);
+        assert_eq!(super::brief(&command), "apt-get -qq update");
+    }
+
+    #[test]
+    fn what_cannot_be_a_series_is_refused() {
+        assert!(super::check_series("6.12").is_ok());
+        for wrong in ["", "6.", "6.12x", "../6"] {
+            assert!(super::check_series(wrong).is_err(), "{wrong}");
+        }
     }
 }

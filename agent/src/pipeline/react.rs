@@ -12,6 +12,7 @@ use crate::story::Evidence;
 use agent_ebpf::PATH_LEN;
 use serde_json::{Value, json};
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 const SECOND: u64 = 1_000_000_000;
@@ -249,6 +250,15 @@ impl State {
     }
 
     fn oom_kill(&mut self, ktime_ns: u64, source: &'static str, kill: &OomKill) {
+        let of = |pid| processes::cgroup_of(Path::new("/proc"), pid, &self.config.cgroup_root);
+        if kill.victim.cgroup_id.is_none()
+            && let Some(id) = kill.victim.pid.and_then(of)
+        {
+            // The plain tracepoint, the means of a kernel without BTF, names the victim by its pid alone.
+            let mut kill = kill.clone();
+            kill.victim.cgroup_id = Some(id);
+            return self.oom_kill(ktime_ns, source, &kill);
+        }
         let Some(victim_cgroup) = kill.victim.cgroup_id else {
             self.outside += 1;
             return;
