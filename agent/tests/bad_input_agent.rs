@@ -57,7 +57,7 @@ impl Place {
             ("health_listen", format!("127.0.0.1:{}", free_port())),
         ] {
             if !more.lines().any(|l| l.starts_with(&format!("{key} "))) {
-                text.push_str(&format!("{key} = {value:?}\n"));
+                text = format!("{text}{key} = {value:?}\n");
             }
         }
         text.push_str(more);

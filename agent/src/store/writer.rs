@@ -124,11 +124,11 @@ impl Writer {
         if rows == 0 && is_over {
             return Ok(());
         }
-        let reason = self
-            .store
-            .degraded()
-            .map(|why| why.split("; ").next().unwrap_or(&why).to_owned())
-            .unwrap_or_else(|| format!("the disk took longer than {} s", limit.as_secs()));
+        let slow = || format!("the disk took longer than {} s", limit.as_secs());
+        // without the mend, for which it is too late
+        let reason = self.store.degraded().map_or_else(slow, |why| {
+            why.rsplit_once("; ").map_or(why.as_str(), |(reason, _)| reason).to_owned()
+        });
         Err(ShutdownError { rows, reason })
     }
 }
@@ -213,7 +213,7 @@ fn size_of_file(path: &Path) -> Option<u64> {
 fn degrade(store: &Store, error: &SegmentError) {
     let mend = match error.os_error() {
         Some(ENOSPC | EDQUOT) => "; free space there, rows wait in memory meanwhile",
-        _ => "; rows wait in memory, the attempt is repeated",
+        _ => "; rows wait in memory while the attempt is repeated",
     };
     let reason = format!("{error}{mend}");
     let mut state = store.state();
