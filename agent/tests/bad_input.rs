@@ -236,7 +236,7 @@ fn a_damaged_file_is_named_at_an_export_and_the_rest_is_exported() {
     let run = fgm(&["export", "--data", path, "--incident", "latest", "--format", "csv", "-o", "-"]);
     let stderr = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success() && stderr.contains("0000000000000001-x-00000001.parquet"), "{stderr}");
-    assert!(run.stdout.iter().filter(|b| **b == b'\n').count() > 1);
+    assert!(String::from_utf8(run.stdout).expect("text").lines().count() > 1);
 }
 
 #[test]
