@@ -171,8 +171,8 @@ pub struct Exec {
     pub inner_pid: Option<u32>,
     /// As given to execve, cut at the length of the ABI.
     pub filename: String,
-    /// The first exec in a cgroup made since the probes were loaded.
-    pub first_in_cgroup: bool,
+    /// By the first process that execs in a cgroup made since the probes were loaded (its later execs too).
+    pub first_process: bool,
 }
 
 /// How the cgroup of a reclaim was found.
