@@ -172,7 +172,8 @@ pub struct KillRecord {
     pub oom: u32,
     /// 1: the sender is on its way through `do_exit`.
     pub sender_exiting: u32,
-    pub _pad: u32,
+    /// 1: the target was dying of something (with result 0: of this).
+    pub target_dying: u32,
 }
 
 /// One `sched:sched_process_exec` of an init or of the first process of a new cgroup.

@@ -8,8 +8,8 @@
 use crate::{
     inits,
     oom::{self, field},
-    rate, read,
-    read::read,
+    rate,
+    read::{self, follow, read},
     shared::{cut, emit, global},
 };
 use agent_ebpf::{KillRecord, kind, mechanism, siginfo};
@@ -25,6 +25,8 @@ const SIGTERM: i32 = 15;
 const DELIVERED: i32 = 0;
 /// include/linux/sched.h
 const PF_EXITING: u32 = 4;
+/// include/linux/sched/signal.h
+const SIGNAL_GROUP_EXIT: u32 = 4;
 
 struct Signal {
     number: i32,
@@ -63,15 +65,27 @@ fn begin(record: &mut KillRecord, signal: &Signal, ktime_ns: u64, how: u32) {
         }
     }
     record.sender_uid = bpf_get_current_uid_gid() as u32;
-    record.sender_exiting =
-        u32::from(read::<u32>(sender, global!(OFFSETS.task_flags)).unwrap_or(0) & PF_EXITING != 0);
+    record.sender_exiting = u32::from(is_exiting(sender));
     record.signal = signal.number;
     record.info = signal.info;
     record.si_code = signal.code;
     record.group = u32::from(signal.group);
     record.result = signal.result;
     record.oom = u32::from(oom::killing());
-    record._pad = 0;
+}
+
+/// An init that dies takes its namespace along (`zap_pid_ns_processes`): it sends SIGKILL to all that is in there, its own
+/// other threads among them. That is the consequence of its end, not a kill of it.
+#[inline(always)]
+fn is_own_end(task: *const u8) -> bool {
+    let sender = read::current_task();
+    let leader = global!(OFFSETS.task_group_leader);
+    is_exiting(sender) && follow(sender, leader) == follow(task, leader)
+}
+
+#[inline(always)]
+fn is_exiting(task: *const u8) -> bool {
+    read::<u32>(task, global!(OFFSETS.task_flags)).unwrap_or(0) & PF_EXITING != 0
 }
 
 /// The `info` argument: two small numbers stand for "none" (include/linux/signal.h).
@@ -97,6 +111,9 @@ fn generated(number: i32, info: *const u8, task: *const u8, group: i32, result: 
     if !inits::is_nested(pids) && inits::named(pids.ours).is_none() {
         return;
     }
+    if is_own_end(task) {
+        return;
+    }
     let (info, code) = class_of(info);
     let signal = Signal { number, info, code, group: group != 0, result };
     let ktime_ns = unsafe { bpf_ktime_get_ns() };
@@ -108,6 +125,9 @@ fn generated(number: i32, info: *const u8, task: *const u8, group: i32, result: 
         begin(record, &signal, ktime_ns, how);
         read::describe(task, &mut record.target);
         record.target_inner_pid = pids.inner;
+        record.target_dying = follow(task, global!(OFFSETS.task_signal))
+            .and_then(|signal| read::<u32>(signal, global!(OFFSETS.signal_flags)))
+            .map_or(0, |flags| u32::from(flags & SIGNAL_GROUP_EXIT != 0));
     });
 }
 
@@ -152,6 +172,7 @@ pub fn kill_tracepoint(ctx: TracePointContext) -> u32 {
         record.target._pad = 0;
         record.target.comm = field(&ctx, global!(FORMATS.signal_comm)).unwrap_or([0; 16]);
         record.target_inner_pid = 0;
+        record.target_dying = 0;
     });
     0
 }
