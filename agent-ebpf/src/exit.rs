@@ -83,9 +83,7 @@ fn send(task: Option<*const u8>, how: u32) {
         record.header.mechanism = how;
         read::describe_current(pids, &mut record.task);
         record.inner_pid = pids.inner;
-        record.ppid = task
-            .and_then(|task| read::parent(task))
-            .map_or(0, |parent| read::pids(parent).ours);
+        record.ppid = task.and_then(|task| read::parent(task)).map_or(0, |parent| read::pids(parent).ours);
         let status = task.and_then(|task| wait_status(task));
         record.wait_status = status.unwrap_or(0);
         record.has_status = u32::from(status.is_some());
