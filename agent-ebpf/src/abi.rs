@@ -12,6 +12,8 @@ pub const COMM_LEN: usize = 16;
 /// Longest cgroup path that is delivered, its NUL included. A container's is about 200 bytes, one of kind (a node in a
 /// container) about 400; a longer one arrives cut, its length equal to `PATH_LEN - 1`.
 pub const PATH_LEN: usize = 512;
+/// Longest program name of an exec that is delivered, its NUL included; a longer one arrives cut.
+pub const FILENAME_LEN: usize = 256;
 
 /// A struct member or a tracepoint field that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
@@ -26,7 +28,13 @@ pub mod kind {
     pub const EXIT: u32 = 3;
     /// Never a record: the note that `oom_kill_process` leaves for `mark_victim` (counted when it could not be left).
     pub const OOM_SCOPE: u32 = 4;
-    pub const COUNT: u32 = 5;
+    pub const KILL: u32 = 5;
+    pub const EXEC: u32 = 6;
+    /// Counted as lost when a reclaim found no room in the table of totals.
+    pub const MEMORY_RECLAIM: u32 = 7;
+    pub const POPULATED: u32 = 8;
+    pub const FROZEN: u32 = 9;
+    pub const COUNT: u32 = 10;
 }
 
 /// How the program that wrote a record was attached.
@@ -34,6 +42,7 @@ pub mod mechanism {
     pub const TP_BTF: u32 = 1;
     pub const RAW_TP: u32 = 2;
     pub const TRACEPOINT: u32 = 3;
+    pub const FENTRY: u32 = 4;
 }
 
 /// Begins every record.
@@ -125,6 +134,93 @@ pub struct ExitRecord {
     pub has_status: u32,
 }
 
+/// What `signal:signal_generate` passed as `info`.
+pub mod siginfo {
+    /// `SEND_SIG_NOINFO` (0): the kernel on behalf of the current task.
+    pub const NONE: u32 = 0;
+    /// `SEND_SIG_PRIV` (1): the kernel for itself.
+    pub const PRIV: u32 = 1;
+    /// A `kernel_siginfo`, whose `si_code` is in the record.
+    pub const GIVEN: u32 = 2;
+    /// The tracepoint's own record does not tell these apart; its `code` is in the record.
+    pub const UNKNOWN: u32 = 3;
+}
+
+/// One `signal:signal_generate` of SIGKILL or SIGTERM to an init.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct KillRecord {
+    pub header: Header,
+    pub target: TaskRecord,
+    /// The current task.
+    pub sender: TaskRecord,
+    /// The process that started the sender's.
+    pub parent: TaskRecord,
+    /// Thread group id of the target in its own pid namespace; 0 = not known.
+    pub target_inner_pid: u32,
+    pub sender_uid: u32,
+    pub signal: i32,
+    /// Meaningful with [`siginfo::GIVEN`] and [`siginfo::UNKNOWN`].
+    pub si_code: i32,
+    /// One of [`siginfo`].
+    pub info: u32,
+    /// 1: to the process; 0: to one thread.
+    pub group: u32,
+    /// `TRACE_SIGNAL_*`: 0 delivered, 1 ignored, 2 already pending, 3 and 4 without room for its siginfo.
+    pub result: i32,
+    /// 1: the sender is within `oom_kill_process`.
+    pub oom: u32,
+    /// 1: the sender is on its way through `do_exit`.
+    pub sender_exiting: u32,
+    /// 1: the target was dying of something (with result 0: of this).
+    pub target_dying: u32,
+}
+
+/// One `sched:sched_process_exec` of an init or of the first process of a new cgroup.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ExecRecord {
+    pub header: Header,
+    pub task: TaskRecord,
+    pub inner_pid: u32,
+    pub first_process: u32,
+    /// Bytes of `filename` that count, the NUL not among them.
+    pub filename_len: u32,
+    pub _pad: u32,
+    pub filename: [u8; FILENAME_LEN],
+}
+
+/// A reclaim begins in a memory cgroup; what it adds up to is in the table of totals ([`reclaim`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ReclaimRecord {
+    pub header: Header,
+    pub cgroup_id: u64,
+    /// 1: the kernel named the memory cgroup; 0: it is that of the current task.
+    pub named: u32,
+    pub _pad: u32,
+}
+
+/// Totals per cgroup and CPU (map `RECLAIMS`).
+pub mod reclaim {
+    pub type Totals = [u64; 3];
+    /// Reclaims begun on this CPU.
+    pub const COUNT: usize = 0;
+    /// Nanoseconds of those that ended on it.
+    pub const TOTAL_NS: usize = 1;
+    pub const LONGEST_NS: usize = 2;
+}
+
+/// One `cgroup:cgroup_notify_populated` or `cgroup:cgroup_notify_frozen` of the v2 hierarchy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FlagRecord {
+    pub header: Header,
+    pub cgroup_id: u64,
+    pub value: u32,
+    pub _pad: u32,
+}
+
 /// What `oom_kill_process` leaves for `mark_victim`, keyed by the pid and tgid of the task that runs both.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -144,6 +240,10 @@ const _: () = {
     assert!(size_of::<CgroupRecord>() == 40 + PATH_LEN);
     assert!(size_of::<ExitRecord>() == 64);
     assert!(size_of::<OomScope>() == 40);
+    assert!(size_of::<KillRecord>() == 152);
+    assert!(size_of::<ExecRecord>() == 64 + FILENAME_LEN);
+    assert!(size_of::<ReclaimRecord>() == 32);
+    assert!(size_of::<FlagRecord>() == 32);
 };
 
 /// Where in its struct a member lies in the running kernel, as it is written in C.
@@ -215,52 +315,35 @@ offsets! {
     memcg_usage: Member("mem_cgroup", "memory.usage");
     memcg_max: Member("mem_cgroup", "memory.max");
     memcg_swap_usage: Member("mem_cgroup", "swap.usage");
+    siginfo_code: Member("kernel_siginfo", "si_code");
+    bprm_filename: Member("linux_binprm", "filename");
+    cgroup_flags: Member("cgroup", "self.flags");
 }
 
-/// Fields of the tracepoints' own records, from their `format` files; for the tracepoint fallback only.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Formats {
-    pub victim_pid: u32,
-    /// A `__data_loc`; as is `*_path`.
-    pub victim_comm: u32,
-    pub victim_anon_kb: u32,
-    pub victim_file_kb: u32,
-    pub victim_shmem_kb: u32,
-    pub victim_pgtables_kb: u32,
-    pub victim_uid: u32,
-    pub victim_oom_score_adj: u32,
-    pub mkdir_root: u32,
-    pub mkdir_level: u32,
-    pub mkdir_id: u32,
-    pub mkdir_path: u32,
-    pub rmdir_root: u32,
-    pub rmdir_level: u32,
-    pub rmdir_id: u32,
-    pub rmdir_path: u32,
-    pub exit_group_dead: u32,
-}
+macro_rules! formats {
+    ($($field:ident)+) => {
+        /// Fields of the tracepoints' own records, from their `format` files; for the tracepoint fallback only.
+        /// `victim_comm`, `exec_filename` and `*_path` are `__data_loc`.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        pub struct Formats { $(pub $field: u32,)+ }
 
-impl Formats {
-    pub const ABSENT: Self = Self {
-        victim_pid: ABSENT,
-        victim_comm: ABSENT,
-        victim_anon_kb: ABSENT,
-        victim_file_kb: ABSENT,
-        victim_shmem_kb: ABSENT,
-        victim_pgtables_kb: ABSENT,
-        victim_uid: ABSENT,
-        victim_oom_score_adj: ABSENT,
-        mkdir_root: ABSENT,
-        mkdir_level: ABSENT,
-        mkdir_id: ABSENT,
-        mkdir_path: ABSENT,
-        rmdir_root: ABSENT,
-        rmdir_level: ABSENT,
-        rmdir_id: ABSENT,
-        rmdir_path: ABSENT,
-        exit_group_dead: ABSENT,
+        impl Formats {
+            pub const ABSENT: Self = Self { $($field: ABSENT,)+ };
+        }
     };
+}
+
+formats! {
+    victim_pid victim_comm victim_anon_kb victim_file_kb victim_shmem_kb victim_pgtables_kb victim_uid
+    victim_oom_score_adj
+    mkdir_root mkdir_level mkdir_id mkdir_path
+    rmdir_root rmdir_level rmdir_id rmdir_path
+    exit_group_dead
+    signal_sig signal_code signal_comm signal_pid signal_group signal_result
+    exec_filename
+    populated_root populated_level populated_id populated_val
+    frozen_root frozen_level frozen_id frozen_val
 }
 
 /// Facts about the machine and the agent (global `SETTINGS`).
@@ -274,4 +357,23 @@ pub struct Settings {
     pub exit_has_group_dead: u32,
     /// Exits delivered per cgroup and second; the rest is counted. Inits have a budget of their own of the same size.
     pub exits_per_second: u32,
+    /// The same for kills, execs, populated and frozen, each.
+    pub events_per_second: u32,
+    /// Cgroups made, and cgroups removed, per parent and second; and four times that for all that lie deeper than a
+    /// container's own cgroup does, where a container may make as many parents as it likes.
+    pub cgroups_per_second: u32,
+    /// 1: `mm_vmscan_memcg_reclaim_begin` has the memory cgroup as its third argument (7.3 has, 6.18 has not).
+    pub reclaim_has_memcg: u32,
+}
+
+impl Settings {
+    pub const NONE: Self = Self {
+        pidns_inum: 0,
+        page_size: 4096,
+        exit_has_group_dead: 0,
+        exits_per_second: 0,
+        events_per_second: 0,
+        cgroups_per_second: 0,
+        reclaim_has_memcg: 0,
+    };
 }

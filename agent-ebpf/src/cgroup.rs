@@ -3,9 +3,12 @@
 //! A machine with v1 controllers fires both for every hierarchy, whose ids overlap; the others are dropped here.
 
 use crate::{
+    inits,
     oom::field,
+    rate,
     read::{self, follow, read},
-    shared::{emit, global},
+    reclaim,
+    shared::{cut, emit, global},
 };
 use agent_ebpf::{ABSENT, CgroupRecord, kind, mechanism};
 use aya_ebpf::{
@@ -15,6 +18,27 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
+
+/// What the other hooks must know of it, told or not.
+#[inline(always)]
+fn note(kind: u32, cgroup_id: u64) {
+    if kind == kind::CGROUP_START {
+        inits::cgroup_made(cgroup_id);
+    } else {
+        reclaim::forget(cgroup_id);
+    }
+}
+
+/// By parent: who makes cgroups in a loop makes them below his own.
+#[inline(always)]
+fn within_rate(kind: u32, parent_id: u64, level: u32, ktime_ns: u64) -> bool {
+    let limit = global!(SETTINGS.cgroups_per_second);
+    let within = rate::within_tree(kind, parent_id, level, (limit, limit), ktime_ns);
+    if !within {
+        cut(kind);
+    }
+    within
+}
 
 // TP_PROTO(struct cgroup *cgrp, const char *path)
 #[inline(always)]
@@ -27,15 +51,23 @@ fn changed(ctx: &impl EbpfContext, cgroup: *const u8, path: *const u8, kind: u32
             return;
         }
     }
+    let cgroup_id = read::cgroup_id(cgroup);
+    let parent_id = follow(cgroup, global!(OFFSETS.cgroup_parent_css))
+        .and_then(|css| follow(css, global!(OFFSETS.css_cgroup)))
+        .map_or(0, |parent| read::cgroup_id(parent));
+    let level = read(cgroup, global!(OFFSETS.cgroup_level)).unwrap_or(0);
+    let ktime_ns = unsafe { bpf_ktime_get_ns() };
+    note(kind, cgroup_id);
+    if !within_rate(kind, parent_id, level, ktime_ns) {
+        return;
+    }
     emit::<CgroupRecord>(kind, |record| {
-        record.header.ktime_ns = unsafe { bpf_ktime_get_ns() };
+        record.header.ktime_ns = ktime_ns;
         record.header.kind = kind;
         record.header.mechanism = how;
-        record.cgroup_id = read::cgroup_id(cgroup);
-        record.parent_id = follow(cgroup, global!(OFFSETS.cgroup_parent_css))
-            .and_then(|css| follow(css, global!(OFFSETS.css_cgroup)))
-            .map_or(0, |parent| read::cgroup_id(parent));
-        record.level = read(cgroup, global!(OFFSETS.cgroup_level)).unwrap_or(0);
+        record.cgroup_id = cgroup_id;
+        record.parent_id = parent_id;
+        record.level = level;
         record.path_len = read::read_str(path, &mut record.path);
     });
 }
@@ -53,13 +85,20 @@ fn changed_tracepoint(ctx: &TracePointContext, layout: &Layout, kind: u32) {
     if field::<i32>(ctx, layout.root) != Some(0) {
         return;
     }
+    let (cgroup_id, level) = (field(ctx, layout.id).unwrap_or(0), field(ctx, layout.level).unwrap_or(0));
+    let ktime_ns = unsafe { bpf_ktime_get_ns() };
+    note(kind, cgroup_id);
+    // The record does not tell the parent: the cgroup of who makes it stands in.
+    if !within_rate(kind, read::current_cgroup_id(), level, ktime_ns) {
+        return;
+    }
     emit::<CgroupRecord>(kind, |record| {
-        record.header.ktime_ns = unsafe { bpf_ktime_get_ns() };
+        record.header.ktime_ns = ktime_ns;
         record.header.kind = kind;
         record.header.mechanism = mechanism::TRACEPOINT;
-        record.cgroup_id = field(ctx, layout.id).unwrap_or(0);
+        record.cgroup_id = cgroup_id;
         record.parent_id = 0;
-        record.level = field(ctx, layout.level).unwrap_or(0);
+        record.level = level;
         record.path_len = match field::<u32>(ctx, layout.path) {
             Some(loc) if layout.path != ABSENT => read::read_str(
                 ctx.as_ptr().cast::<u8>().wrapping_add((loc & 0xffff) as usize),

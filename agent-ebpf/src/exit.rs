@@ -6,7 +6,9 @@
 //! hide that its container ended.
 
 use crate::{
+    inits,
     oom::field,
+    rate,
     read::{self, Pids, follow, read},
     shared::{cut, emit, global},
 };
@@ -27,18 +29,6 @@ const NOEXIST: u64 = 1;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Window {
-    second: u64,
-    sent: u64,
-}
-
-/// Exits sent in the current second, by cgroup and class (`cgroup_id << 1 | is_init`). An entry pushed out only lets a
-/// cgroup start its second anew.
-#[map]
-static EXIT_RATE: LruHashMap<u64, Window> = LruHashMap::with_max_entries(4096, 0);
-
-#[repr(C)]
-#[derive(Clone, Copy)]
 struct Process {
     start_time: u64,
     tgid: u64,
@@ -48,28 +38,6 @@ struct Process {
 /// `signal->live` at 0; the first one to come here wins.
 #[map]
 static ENDED: LruHashMap<Process, u8> = LruHashMap::with_max_entries(1024, 0);
-
-/// Counts races between CPUs only roughly, which is enough for a limit.
-#[inline(always)]
-fn within_rate(key: u64, ktime_ns: u64) -> bool {
-    let second = ktime_ns / 1_000_000_000;
-    match EXIT_RATE.get_ptr_mut(key) {
-        Some(window) => {
-            // SAFETY: the entry stays readable and writable until the program ends, even when it is pushed out.
-            let window = unsafe { &mut *window };
-            if window.second != second {
-                window.second = second;
-                window.sent = 0;
-            }
-            window.sent += 1;
-            window.sent <= u64::from(global!(SETTINGS.exits_per_second))
-        }
-        None => {
-            let _ = EXIT_RATE.insert(key, Window { second, sent: 1 }, 0);
-            true
-        }
-    }
-}
 
 /// Whether the process is dead with this thread; `None` when the structures can't be read.
 #[inline(always)]
@@ -102,8 +70,10 @@ fn send(task: Option<*const u8>, how: u32) {
         return;
     }
     let pids = task.map_or(Pids { ours: 0, inner: 0 }, |task| read::pids(task));
+    let was_init = inits::forget(pids.ours);
     let ktime_ns = unsafe { bpf_ktime_get_ns() };
-    if !within_rate(cgroup_id << 1 | u64::from(pids.inner == 1), ktime_ns) {
+    let class = u32::from(pids.inner == 1 || was_init);
+    if !rate::within(kind::EXIT, class, cgroup_id, global!(SETTINGS.exits_per_second), ktime_ns) {
         cut(kind::EXIT);
         return;
     }
@@ -113,10 +83,7 @@ fn send(task: Option<*const u8>, how: u32) {
         record.header.mechanism = how;
         read::describe_current(pids, &mut record.task);
         record.inner_pid = pids.inner;
-        record.ppid = task
-            .and_then(|task| follow(task, global!(OFFSETS.task_group_leader)))
-            .and_then(|leader| follow(leader, global!(OFFSETS.task_real_parent)))
-            .map_or(0, |parent| read::pids(parent).ours);
+        record.ppid = task.and_then(|task| read::parent(task)).map_or(0, |parent| read::pids(parent).ours);
         let status = task.and_then(|task| wait_status(task));
         record.wait_status = status.unwrap_or(0);
         record.has_status = u32::from(status.is_some());

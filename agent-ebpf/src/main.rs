@@ -4,7 +4,8 @@
 //! They must never do what user space can do later: no names looked up, no state kept beyond what decides whether a
 //! record is sent. Whatever could not be sent is counted in `LOST` (no room) or `CUT` (rate limit), per CPU and kind.
 //!
-//! One file per kind of event: `oom`, `cgroup`, `exit`; `read` holds the walks through kernel structures. The walk over
+//! One file per kind of event: `oom`, `cgroup`, `exit`, `kill`, `exec`, `reclaim`, `flags`; `rate` holds each back that comes too
+//! often, `inits` knows whose first process is whose; `read` holds the walks through kernel structures. The walk over
 //! all cgroups for the lane (`iter/cgroup`) becomes a file of its own beside them, with a ring of its own: its records
 //! must not crowd out events.
 #![cfg_attr(target_arch = "bpf", no_std)]
@@ -13,11 +14,23 @@
 #[cfg(target_arch = "bpf")]
 mod cgroup;
 #[cfg(target_arch = "bpf")]
+mod exec;
+#[cfg(target_arch = "bpf")]
 mod exit;
+#[cfg(target_arch = "bpf")]
+mod flags;
+#[cfg(target_arch = "bpf")]
+mod inits;
+#[cfg(target_arch = "bpf")]
+mod kill;
 #[cfg(target_arch = "bpf")]
 mod oom;
 #[cfg(target_arch = "bpf")]
+mod rate;
+#[cfg(target_arch = "bpf")]
 mod read;
+#[cfg(target_arch = "bpf")]
+mod reclaim;
 
 /// So that `cargo check` on the host works: the programs exist for the BPF target only.
 #[cfg(not(target_arch = "bpf"))]
@@ -47,14 +60,14 @@ mod shared {
     #[unsafe(no_mangle)]
     pub static FORMATS: Formats = Formats::ABSENT;
     #[unsafe(no_mangle)]
-    pub static SETTINGS: Settings =
-        Settings { pidns_inum: 0, page_size: 4096, exit_has_group_dead: 0, exits_per_second: 0 };
+    pub static SETTINGS: Settings = Settings::NONE;
 
     #[inline(always)]
     fn count(counters: &PerCpuArray<u64>, kind: u32) {
         if let Some(slot) = counters.get_ptr_mut(kind) {
             // Not atomic (this target has no fetch-and-add in stable `core`), and need not be: the slot is this CPU's,
-            // and none of these hooks runs in an interrupt, nor is preempted by another that counts the same kind.
+            // and none of these hooks is preempted by another that counts the same kind. (Only a timer's SIGKILL comes
+            // from an interrupt; that it meets the count of another kill of an init within one instruction is a risk taken.)
             // SAFETY: the map holds an aligned u64 at this index for as long as the program runs.
             unsafe { *slot += 1 };
         }

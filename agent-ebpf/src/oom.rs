@@ -91,6 +91,13 @@ pub fn oom_scope_leave(_ctx: FExitContext) -> i32 {
     0
 }
 
+/// Whether the current task is within `oom_kill_process`, as far as that is hooked.
+#[inline(always)]
+pub fn killing() -> bool {
+    // SAFETY: only looked at, not read.
+    unsafe { OOM_SCOPES.get(bpf_get_current_pid_tgid()) }.is_some()
+}
+
 /// What does not depend on how the hook is attached: header, trigger, and the note of `oom_kill_process`.
 #[inline(always)]
 fn begin(record: &mut OomRecord, how: u32) {

@@ -134,6 +134,13 @@ pub fn describe(task: *const u8, to: &mut TaskRecord) {
     }
 }
 
+/// The process that started a task's process.
+#[inline(always)]
+pub fn parent(task: *const u8) -> Option<*const u8> {
+    let leader = follow(task, global!(OFFSETS.task_group_leader))?;
+    follow(leader, global!(OFFSETS.task_real_parent))
+}
+
 /// A pid of the initial pid namespace is of use only to an agent that lives there; else 0.
 #[inline(always)]
 pub fn initial_pid(pid: u32) -> u32 {

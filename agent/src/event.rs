@@ -128,9 +128,10 @@ impl Sent {
 pub enum Outcome {
     /// Queued: a SIGKILL is fatal, a SIGTERM is up to the process's handler.
     Delivered,
-    /// Dropped by the kernel: pid 1 of a namespace has no handler for it, or the signal came from inside, or the process
-    /// was dying already.
+    /// Dropped by the kernel: pid 1 of a namespace has no handler for it, or it is a SIGKILL from inside.
     Ignored,
+    /// Dropped since the process was dying of another. One write to `cgroup.kill` may say so of each further thread (7.3).
+    AlreadyDying,
     /// One like it was waiting.
     AlreadyPending,
 }
@@ -140,6 +141,7 @@ impl Outcome {
         match self {
             Self::Delivered => "delivered",
             Self::Ignored => "ignored",
+            Self::AlreadyDying => "already_dying",
             Self::AlreadyPending => "already_pending",
         }
     }
@@ -171,8 +173,8 @@ pub struct Exec {
     pub inner_pid: Option<u32>,
     /// As given to execve, cut at the length of the ABI.
     pub filename: String,
-    /// The first exec in a cgroup made since the probes were loaded.
-    pub first_in_cgroup: bool,
+    /// By the first process that execs in a cgroup made since the probes were loaded (its later execs too).
+    pub first_process: bool,
 }
 
 /// How the cgroup of a reclaim was found.

@@ -11,13 +11,17 @@ mod attach;
 mod btf;
 mod decode;
 mod format;
+mod hooks;
 mod offsets;
 
-use crate::event::KernelEvent;
-use agent_ebpf::kind;
+use crate::{
+    event::{KernelEvent, What},
+    names::CgroupId,
+};
+use agent_ebpf::{kind, reclaim};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, PerCpuArray, RingBuf},
+    maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use decode::ScopeHooks;
 use offsets::Facts;
@@ -38,6 +42,9 @@ const RING_BYTES: (u32, u32) = (4096, 1 << 28);
 /// Most records handed over in one go, so that a flood cannot keep the caller from its other work. More than a ring of
 /// the default size holds of any kind but exits; what is left keeps [`Probes::fd`] readable.
 const DRAIN_RECORDS: usize = 4096;
+
+/// Entries read of the table of reclaims in one go: twice what it holds.
+const MAX_RECLAIMS: usize = 8192;
 
 /// How a program can be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +74,11 @@ pub struct ProbeConfig {
     pub log: bool,
     /// Exits delivered per cgroup and second; the rest is counted as cut.
     pub exits_per_second: u32,
+    /// The same for kills, execs, populated and frozen, each.
+    pub events_per_second: u32,
+    /// Cgroups made, and removed, per parent and second; four times that for all together that are nested deeper than a
+    /// container.
+    pub cgroups_per_second: u32,
     /// Mechanisms not to use, for kernels where one misbehaves, and for tests of the others.
     pub without: Vec<Mechanism>,
 }
@@ -78,6 +90,10 @@ impl Default for ProbeConfig {
             log: false,
             // A shell that forks without pause makes some 1,000 a second; an incident needs the few around it.
             exits_per_second: 100,
+            // A restart loop as fast as a kubelet allows makes one or two of each in a second.
+            events_per_second: 20,
+            // A kubelet starts tens; beyond this the walk of the tree finds what was not told.
+            cgroups_per_second: 1000,
             without: Vec::new(),
         }
     }
@@ -160,11 +176,38 @@ pub struct KindLoss {
     pub cut_per_cpu: Vec<u64>,
 }
 
+/// Direct reclaim in one cgroup since its first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReclaimTotals {
+    /// Reclaims begun.
+    pub count: u64,
+    /// Of those that have ended.
+    pub total_ns: u64,
+    pub longest_ns: u64,
+}
+
+fn sum<'a>(per_cpu: impl Iterator<Item = &'a reclaim::Totals>) -> ReclaimTotals {
+    per_cpu.fold(ReclaimTotals::default(), |all, cpu| ReclaimTotals {
+        count: all.count + cpu[reclaim::COUNT],
+        total_ns: all.total_ns + cpu[reclaim::TOTAL_NS],
+        longest_ns: all.longest_ns.max(cpu[reclaim::LONGEST_NS]),
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("signals to pid {pid} will not be told: the kernel's table of inits takes no more: {reason}")]
+pub struct InitsFull {
+    pid: u32,
+    reason: String,
+}
+
 /// The loaded and attached programs. Dropping it detaches them.
 pub struct Probes {
     ring: RingBuf<MapData>,
     lost: PerCpuArray<MapData, u64>,
     cut: PerCpuArray<MapData, u64>,
+    inits: HashMap<MapData, u32, u64>,
+    reclaims: PerCpuHashMap<MapData, u64, reclaim::Totals>,
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     scope: ScopeHooks,
     undecodable: u64,
@@ -191,6 +234,8 @@ fn try_start(config: &ProbeConfig) -> Result<(Probes, Ladder), String> {
     let object = OBJECT.ok_or(NO_OBJECT)?;
     let mut facts = Facts::read();
     facts.settings.exits_per_second = config.exits_per_second;
+    facts.settings.events_per_second = config.events_per_second;
+    facts.settings.cgroups_per_second = config.cgroups_per_second;
     let log_level = if config.log { aya_log::Level::Debug as u8 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader
@@ -212,9 +257,12 @@ fn try_start(config: &ProbeConfig) -> Result<(Probes, Ladder), String> {
     let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?).map_err(|e| attach::explain(&e))?;
     let lost = PerCpuArray::try_from(take_map(&mut ebpf, "LOST")?).map_err(|e| attach::explain(&e))?;
     let cut = PerCpuArray::try_from(take_map(&mut ebpf, "CUT")?).map_err(|e| attach::explain(&e))?;
+    let inits = HashMap::try_from(take_map(&mut ebpf, "INITS")?).map_err(|e| attach::explain(&e))?;
+    let reclaims =
+        PerCpuHashMap::try_from(take_map(&mut ebpf, "RECLAIMS")?).map_err(|e| attach::explain(&e))?;
     let (hooks, scope) = attach::attach_all(&mut ebpf, &facts, &config.without);
     let ladder = ladder(hooks, scope);
-    Ok((Probes { ring, lost, cut, log, scope, undecodable: 0, _ebpf: ebpf }, ladder))
+    Ok((Probes { ring, lost, cut, inits, reclaims, log, scope, undecodable: 0, _ebpf: ebpf }, ladder))
 }
 
 fn ladder(hooks: Vec<Hook>, scope: ScopeHooks) -> Ladder {
@@ -254,12 +302,50 @@ impl Probes {
     pub fn drain(&mut self, mut f: impl FnMut(KernelEvent)) {
         for _ in 0..DRAIN_RECORDS {
             let Some(record) = self.ring.next() else { break };
-            match decode::decode(&record, self.scope) {
-                Ok(event) => f(event),
+            let decoded = decode::decode(&record, self.scope);
+            drop(record);
+            match decoded {
+                Ok(mut event) => {
+                    self.add_totals(&mut event);
+                    f(event);
+                }
                 Err(_) => self.undecodable += 1,
             }
         }
         self.flush_log();
+    }
+
+    /// Names a container's init that has no pid namespace of its own, by its pid in the agent's, so that signals to it are
+    /// told as kills and its execs are. The kernel side forgets it when it exits.
+    pub fn set_init(&mut self, pid: u32, container: CgroupId) -> Result<(), InitsFull> {
+        match self.inits.insert(pid, container.0, 0) {
+            Ok(()) => Ok(()),
+            Err(e) => Err(InitsFull { pid, reason: attach::explain(&e) }),
+        }
+    }
+
+    /// Forgets an init named by [`Probes::set_init`]; one that is not there is no error.
+    pub fn clear_init(&mut self, pid: u32) {
+        let _: Result<(), MapError> = self.inits.remove(&pid);
+    }
+
+    /// Totals of direct reclaim for each cgroup that had any and is still there. One may come twice.
+    pub fn reclaim(&self, mut f: impl FnMut(CgroupId, ReclaimTotals)) {
+        // When the kernel removes an entry at which the walk stands, the walk begins again.
+        for (id, values) in self.reclaims.iter().take(MAX_RECLAIMS).flatten() {
+            f(CgroupId(id), sum(values.iter()));
+        }
+    }
+
+    fn add_totals(&self, event: &mut KernelEvent) {
+        if let What::Reclaim(reclaim) = &mut event.what
+            && let Ok(values) = self.reclaims.get(&reclaim.cgroup_id.0, 0)
+        {
+            let totals = sum(values.iter());
+            reclaim.count = totals.count;
+            reclaim.total_ns = totals.total_ns;
+            reclaim.longest_ns = totals.longest_ns;
+        }
     }
 
     /// What did not arrive so far. Counters of a map that can't be read are left out.
@@ -271,6 +357,11 @@ impl Probes {
             (kind::CGROUP_END, "cgroup_end"),
             (kind::EXIT, "exit"),
             (kind::OOM_SCOPE, "oom_scope"),
+            (kind::KILL, "kill"),
+            (kind::EXEC, "exec"),
+            (kind::MEMORY_RECLAIM, "memory_reclaim"),
+            (kind::POPULATED, "populated"),
+            (kind::FROZEN, "frozen"),
         ];
         let per_cpu = |map: &PerCpuArray<MapData, u64>, kind: u32| -> Vec<u64> {
             map.get(&kind, 0).map(|values| values.iter().copied().collect()).unwrap_or_default()

@@ -39,7 +39,7 @@ impl State {
 
     pub(super) fn exec(&mut self, ktime_ns: u64, source: &'static str, exec: &Exec) -> Option<Event> {
         let detail = json!({
-            "filename": exec.filename, "inner_pid": exec.inner_pid, "first_in_cgroup": exec.first_in_cgroup,
+            "filename": exec.filename, "inner_pid": exec.inner_pid, "first_process": exec.first_process,
         });
         let mut event =
             self.owned_event(Kind::Exec, Severity::Info, ktime_ns, source, exec.task.cgroup_id?, detail)?;

@@ -4,55 +4,20 @@
 //! Nothing here may stop the agent: a hook that fails is a degraded state, reported and lived with. Called by
 //! `probes::start` only.
 
-use super::{Hook, Mechanism, decode::ScopeHooks, offsets::Facts};
+use super::{
+    Hook, Mechanism,
+    decode::ScopeHooks,
+    hooks::{
+        ALONE, FENTRY_COSTS, Function, OOM_KILL_PROCESS, OOM_KILL_VICTIM, RECLAIM, RECLAIM_COSTS, Spec,
+        TRY_TO_FREE,
+    },
+    offsets::Facts,
+};
 use aya::{
     Btf, Ebpf,
     programs::{BtfTracePoint, FEntry, FExit, ProgramError, RawTracePoint, TracePoint},
 };
 use std::{error::Error, fs, io};
-
-/// One tracepoint and the programs that serve it, `<prefix>_<mechanism>`.
-struct Spec {
-    event: &'static str,
-    category: &'static str,
-    tracepoint: &'static str,
-    prefix: &'static str,
-    costs: &'static str,
-}
-
-const SPECS: [Spec; 4] = [
-    Spec {
-        event: "oom_kill",
-        category: "oom",
-        tracepoint: "mark_victim",
-        prefix: "oom",
-        costs: "kills are seen only as counts in memory.events: no victim, no trigger, no exact time",
-    },
-    Spec {
-        event: "cgroup_start",
-        category: "cgroup",
-        tracepoint: "cgroup_mkdir",
-        prefix: "mkdir",
-        costs: "containers are found by scanning: one that lives shorter than a scan is missed",
-    },
-    Spec {
-        event: "cgroup_end",
-        category: "cgroup",
-        tracepoint: "cgroup_rmdir",
-        prefix: "rmdir",
-        costs: "the end of a container is noticed at the next reading, not at its instant",
-    },
-    Spec {
-        event: "exit",
-        category: "sched",
-        tracepoint: "sched_process_exit",
-        prefix: "exit",
-        costs: "no exit codes and signals of processes",
-    },
-];
-
-const FENTRY_COSTS: &str = "whose limit a kill hit is inferred from memory.events.local, without the counters of that instant; \
-     marks of tasks that were dying anyway can't be told from kills";
 
 /// Attaches what can be. The hooks around a kill come first, so that no kill is seen without them.
 pub fn attach_all(ebpf: &mut Ebpf, facts: &Facts, without: &[Mechanism]) -> (Vec<Hook>, ScopeHooks) {
@@ -61,126 +26,135 @@ pub fn attach_all(ebpf: &mut Ebpf, facts: &Facts, without: &[Mechanism]) -> (Vec
         // aya wants its own parse of the file; it is dropped when all is attached.
         None => Btf::from_sys_fs().map_err(|e| explain(&e)),
     };
-    let mut hooks = Vec::new();
-    let scope = attach_scope(ebpf, facts, btf.as_ref(), without, &mut hooks);
-    for spec in &SPECS {
-        hooks.push(attach_tracepoint(ebpf, facts, btf.as_ref(), without, spec));
+    let mut to = Attacher { ebpf, facts, btf, without, hooks: Vec::new() };
+    let scope = to.scope();
+    for spec in ALONE {
+        to.tracepoint(spec);
     }
-    (hooks, scope)
+    to.reclaim();
+    (to.hooks, scope)
 }
 
-fn attach_tracepoint(
-    ebpf: &mut Ebpf,
-    facts: &Facts,
-    btf: Result<&Btf, &String>,
-    without: &[Mechanism],
-    spec: &Spec,
-) -> Hook {
-    let mut hook =
-        Hook { event: spec.event, hook: spec.tracepoint, mechanism: None, error: None, costs: spec.costs };
-    let mut errors: Vec<String> = Vec::new();
-    for mechanism in [Mechanism::TpBtf, Mechanism::RawTp, Mechanism::Tracepoint] {
-        let attached = if without.contains(&mechanism) {
-            Err("switched off by configuration".to_owned())
-        } else {
-            facts.check(spec.tracepoint, mechanism).and_then(|()| attach_one(ebpf, btf, mechanism, spec))
+struct Attacher<'a> {
+    ebpf: &'a mut Ebpf,
+    facts: &'a Facts,
+    btf: Result<Btf, String>,
+    without: &'a [Mechanism],
+    hooks: Vec<Hook>,
+}
+
+impl Attacher<'_> {
+    fn tracepoint(&mut self, spec: &Spec) {
+        let mut hook = Hook {
+            event: spec.event,
+            hook: spec.tracepoint,
+            mechanism: None,
+            error: None,
+            costs: spec.costs,
         };
-        match attached {
-            Ok(()) => {
-                hook.mechanism = Some(mechanism.as_str());
-                break;
+        let mut errors: Vec<String> = Vec::new();
+        for mechanism in [Mechanism::TpBtf, Mechanism::RawTp, Mechanism::Tracepoint] {
+            let attached = self
+                .allowed(mechanism)
+                .and_then(|()| self.facts.check(spec, mechanism))
+                .and_then(|()| self.attach_one(mechanism, spec));
+            match attached {
+                Ok(()) => {
+                    hook.mechanism = Some(mechanism.as_str());
+                    break;
+                }
+                Err(e) if errors.last().is_some_and(|last| last.ends_with(&e)) => {}
+                Err(e) => errors.push(format!("{}: {e}", mechanism.as_str())),
             }
-            Err(e) if errors.last().is_some_and(|last| last.ends_with(&e)) => {}
-            Err(e) => errors.push(format!("{}: {e}", mechanism.as_str())),
+        }
+        hook.error = (!errors.is_empty()).then(|| errors.join("; "));
+        self.hooks.push(hook);
+    }
+
+    fn allowed(&self, mechanism: Mechanism) -> Result<(), String> {
+        if self.without.contains(&mechanism) {
+            return Err("switched off by configuration".to_owned());
+        }
+        Ok(())
+    }
+
+    fn attach_one(&mut self, mechanism: Mechanism, spec: &Spec) -> Result<(), String> {
+        let name = format!("{}_{}", spec.prefix, mechanism.as_str());
+        let program = self.ebpf.program_mut(&name).ok_or_else(|| no_program(&name))?;
+        let attached: Result<(), ProgramError> = match mechanism {
+            Mechanism::TpBtf => {
+                let btf = self.btf.as_ref().map_err(Clone::clone)?;
+                <&mut BtfTracePoint>::try_from(program)
+                    .and_then(|p| p.load(spec.tracepoint, btf).and_then(|()| p.attach()).map(drop))
+            }
+            Mechanism::RawTp => <&mut RawTracePoint>::try_from(program)
+                .and_then(|p| p.load().and_then(|()| p.attach(spec.tracepoint)).map(drop)),
+            Mechanism::Tracepoint => <&mut TracePoint>::try_from(program)
+                .and_then(|p| p.load().and_then(|()| p.attach(spec.category, spec.tracepoint)).map(drop)),
+            Mechanism::Fentry => return Err(no_program(&name)),
+        };
+        attached.map_err(|e| refused(&name, &e))
+    }
+
+    /// `oom_kill_process` is hooked at both ends or not at all: a note that is never taken away would be taken for the
+    /// limit of a later kill.
+    fn scope(&mut self) -> ScopeHooks {
+        let limit = self.function(&OOM_KILL_PROCESS, "oom_scope_enter", Some("oom_scope_leave"));
+        if !self.told_function("oom_kill", &OOM_KILL_PROCESS, FENTRY_COSTS, limit) {
+            return ScopeHooks::None;
+        }
+        let kill = self.function(&OOM_KILL_VICTIM, "oom_scope_kill", None);
+        if self.told_function("oom_kill", &OOM_KILL_VICTIM, FENTRY_COSTS, kill) {
+            ScopeHooks::LimitAndKill
+        } else {
+            ScopeHooks::Limit
         }
     }
-    hook.error = (!errors.is_empty()).then(|| errors.join("; "));
-    hook
-}
 
-fn attach_one(
-    ebpf: &mut Ebpf,
-    btf: Result<&Btf, &String>,
-    mechanism: Mechanism,
-    spec: &Spec,
-) -> Result<(), String> {
-    let name = format!("{}_{}", spec.prefix, mechanism.as_str());
-    let program = ebpf.program_mut(&name).ok_or_else(|| no_program(&name))?;
-    let attached: Result<(), ProgramError> = match mechanism {
-        Mechanism::TpBtf => {
-            let btf = btf.map_err(Clone::clone)?;
-            <&mut BtfTracePoint>::try_from(program)
-                .and_then(|p| p.load(spec.tracepoint, btf).and_then(|()| p.attach()).map(drop))
+    /// By the function, which names the memory cgroup; else by the tracepoints within it.
+    fn reclaim(&mut self) {
+        let function = self.function(&TRY_TO_FREE, "reclaim_enter", Some("reclaim_leave"));
+        if !self.told_function("memory_reclaim", &TRY_TO_FREE, RECLAIM_COSTS, function) {
+            for spec in &RECLAIM {
+                self.tracepoint(spec);
+            }
         }
-        Mechanism::RawTp => <&mut RawTracePoint>::try_from(program)
-            .and_then(|p| p.load().and_then(|()| p.attach(spec.tracepoint)).map(drop)),
-        Mechanism::Tracepoint => <&mut TracePoint>::try_from(program)
-            .and_then(|p| p.load().and_then(|()| p.attach(spec.category, spec.tracepoint)).map(drop)),
-        Mechanism::Fentry => return Err(no_program(&name)),
-    };
-    attached.map_err(|e| {
-        log_verifier(&name, &e);
-        explain(&e)
-    })
-}
+    }
 
-/// `oom_kill_process` is hooked at both ends or not at all: a note that is never taken away would be taken for the limit
-/// of a later kill.
-fn attach_scope(
-    ebpf: &mut Ebpf,
-    facts: &Facts,
-    btf: Result<&Btf, &String>,
-    without: &[Mechanism],
-    hooks: &mut Vec<Hook>,
-) -> ScopeHooks {
-    let mut hook = |name: &'static str, result: Result<(), String>| {
+    fn told_function(
+        &mut self,
+        event: &'static str,
+        function: &Function,
+        costs: &'static str,
+        result: Result<(), String>,
+    ) -> bool {
         let attached = result.is_ok();
-        hooks.push(Hook {
-            event: "oom_kill",
-            hook: name,
-            mechanism: attached.then_some(Mechanism::Fentry.as_str()),
-            error: result.err(),
-            costs: FENTRY_COSTS,
-        });
+        let mechanism = attached.then_some(Mechanism::Fentry.as_str());
+        self.hooks.push(Hook { event, hook: function.name, mechanism, error: result.err(), costs });
         attached
-    };
-    if without.contains(&Mechanism::Fentry) {
-        hook("oom_kill_process", Err("switched off by configuration".to_owned()));
-        return ScopeHooks::None;
     }
-    let limit = attach_limit(ebpf, facts, btf);
-    if !hook("oom_kill_process", limit) {
-        return ScopeHooks::None;
+
+    /// The end first: should the beginning fail, it only takes away what is not there.
+    fn function(&mut self, function: &Function, enter: &str, leave: Option<&str>) -> Result<(), String> {
+        self.allowed(Mechanism::Fentry)?;
+        self.facts.check_function(function)?;
+        let btf = self.btf.as_ref().map_err(Clone::clone)?;
+        if let Some(leave) = leave {
+            let program = self.ebpf.program_mut(leave).ok_or_else(|| no_program(leave))?;
+            <&mut FExit>::try_from(program)
+                .and_then(|p| p.load(function.name, btf).and_then(|()| p.attach()).map(drop))
+                .map_err(|e| refused(leave, &e))?;
+        }
+        let program = self.ebpf.program_mut(enter).ok_or_else(|| no_program(enter))?;
+        <&mut FEntry>::try_from(program)
+            .and_then(|p| p.load(function.name, btf).and_then(|()| p.attach()).map(drop))
+            .map_err(|e| refused(enter, &e))
     }
-    let kill = facts.check("__oom_kill_process", Mechanism::Fentry).and_then(|()| {
-        let btf = btf.map_err(Clone::clone)?;
-        load_fentry(ebpf, "oom_scope_kill", "__oom_kill_process", btf)
-    });
-    if hook("__oom_kill_process", kill) { ScopeHooks::LimitAndKill } else { ScopeHooks::Limit }
 }
 
-fn attach_limit(ebpf: &mut Ebpf, facts: &Facts, btf: Result<&Btf, &String>) -> Result<(), String> {
-    facts.check("oom_kill_process", Mechanism::Fentry)?;
-    let btf = btf.map_err(Clone::clone)?;
-    // The end first: should the beginning fail, it only removes what is not there.
-    let program = ebpf.program_mut("oom_scope_leave").ok_or_else(|| no_program("oom_scope_leave"))?;
-    <&mut FExit>::try_from(program)
-        .and_then(|p| p.load("oom_kill_process", btf).and_then(|()| p.attach()).map(drop))
-        .map_err(|e| {
-            log_verifier("oom_scope_leave", &e);
-            explain(&e)
-        })?;
-    load_fentry(ebpf, "oom_scope_enter", "oom_kill_process", btf)
-}
-
-fn load_fentry(ebpf: &mut Ebpf, name: &str, function: &str, btf: &Btf) -> Result<(), String> {
-    let program = ebpf.program_mut(name).ok_or_else(|| no_program(name))?;
-    <&mut FEntry>::try_from(program)
-        .and_then(|p| p.load(function, btf).and_then(|()| p.attach()).map(drop))
-        .map_err(|e| {
-            log_verifier(name, &e);
-            explain(&e)
-        })
+fn refused(program: &str, error: &ProgramError) -> String {
+    log_verifier(program, error);
+    explain(error)
 }
 
 fn no_program(name: &str) -> String {

@@ -4,12 +4,15 @@
 //! [`Undecodable`], never to a panic.
 
 use crate::{
-    event::{Exit, KernelEvent, LimitSnapshot, OomKill, OomLimit, Task, VictimMemory, What},
+    event::{
+        Attribution, Exec, Exit, KernelEvent, Kill, LimitSnapshot, OomKill, OomLimit, Outcome, Reclaim, Sent,
+        Task, VictimMemory, What,
+    },
     names::CgroupId,
 };
 use agent_ebpf::{
-    ABSENT, CgroupRecord, ExitRecord, Header, OomRecord, PATH_LEN, TaskRecord, UNKNOWN, kind, limit_kind,
-    mechanism,
+    ABSENT, CgroupRecord, ExecRecord, ExitRecord, FlagRecord, Header, KillRecord, OomRecord, ReclaimRecord,
+    TaskRecord, UNKNOWN, kind, limit_kind, mechanism, siginfo,
 };
 use zerocopy::FromBytes;
 
@@ -33,6 +36,7 @@ pub enum ScopeHooks {
     LimitAndKill,
 }
 
+/// A reclaim comes with its totals at zero: they are in the kernel's table, which the caller reads.
 pub fn decode(bytes: &[u8], hooks: ScopeHooks) -> Result<KernelEvent, Undecodable> {
     let header = record::<Header>(bytes)?;
     let source = source(header.kind, header.mechanism)?;
@@ -51,6 +55,22 @@ pub fn decode(bytes: &[u8], hooks: ScopeHooks) -> Result<KernelEvent, Undecodabl
             What::CgroupEnd { cgroup_id: CgroupId(r.cgroup_id), path: path(&r) }
         }
         kind::EXIT => What::Exit(exit(&record(bytes)?)),
+        kind::KILL => What::Kill(Box::new(kill(&record(bytes)?))),
+        kind::EXEC => What::Exec(exec(&record(bytes)?)),
+        kind::MEMORY_RECLAIM => {
+            let r = record::<ReclaimRecord>(bytes)?;
+            let attribution = if r.named == 0 { Attribution::Guess } else { Attribution::Memcg };
+            let cgroup_id = CgroupId(r.cgroup_id);
+            What::Reclaim(Reclaim { cgroup_id, attribution, count: 0, total_ns: 0, longest_ns: 0 })
+        }
+        kind::POPULATED => {
+            let r = record::<FlagRecord>(bytes)?;
+            What::Populated { cgroup_id: CgroupId(r.cgroup_id), populated: r.value != 0 }
+        }
+        kind::FROZEN => {
+            let r = record::<FlagRecord>(bytes)?;
+            What::Frozen { cgroup_id: CgroupId(r.cgroup_id), frozen: r.value != 0 }
+        }
         kind => return Err(Undecodable::Kind(kind)),
     };
     Ok(KernelEvent { ktime_ns: header.ktime_ns, source, what })
@@ -61,14 +81,29 @@ fn record<T: FromBytes>(bytes: &[u8]) -> Result<T, Undecodable> {
     T::read_from_prefix(bytes).map(|(record, _)| record).map_err(|_| Undecodable::Short(bytes.len()))
 }
 
+/// The names of a tracepoint by mechanism, in the order of their numbers.
+macro_rules! names {
+    ($tracepoint:literal) => {
+        [
+            concat!("tp_btf/", $tracepoint),
+            concat!("raw_tp/", $tracepoint),
+            concat!("tracepoint/", $tracepoint),
+        ]
+    };
+}
+
 fn source(kind: u32, how: u32) -> Result<&'static str, Undecodable> {
     let names = match kind {
-        kind::OOM_KILL => ["tp_btf/mark_victim", "raw_tp/mark_victim", "tracepoint/mark_victim"],
-        kind::CGROUP_START => ["tp_btf/cgroup_mkdir", "raw_tp/cgroup_mkdir", "tracepoint/cgroup_mkdir"],
-        kind::CGROUP_END => ["tp_btf/cgroup_rmdir", "raw_tp/cgroup_rmdir", "tracepoint/cgroup_rmdir"],
-        kind::EXIT => {
-            ["tp_btf/sched_process_exit", "raw_tp/sched_process_exit", "tracepoint/sched_process_exit"]
-        }
+        kind::OOM_KILL => names!("mark_victim"),
+        kind::CGROUP_START => names!("cgroup_mkdir"),
+        kind::CGROUP_END => names!("cgroup_rmdir"),
+        kind::EXIT => names!("sched_process_exit"),
+        kind::KILL => names!("signal_generate"),
+        kind::EXEC => names!("sched_process_exec"),
+        kind::MEMORY_RECLAIM if how == mechanism::FENTRY => return Ok("fentry/try_to_free_mem_cgroup_pages"),
+        kind::MEMORY_RECLAIM => names!("mm_vmscan_memcg_reclaim_begin"),
+        kind::POPULATED => names!("cgroup_notify_populated"),
+        kind::FROZEN => names!("cgroup_notify_frozen"),
         kind => return Err(Undecodable::Kind(kind)),
     };
     match how {
@@ -76,6 +111,62 @@ fn source(kind: u32, how: u32) -> Result<&'static str, Undecodable> {
         mechanism::RAW_TP => Ok(names[1]),
         mechanism::TRACEPOINT => Ok(names[2]),
         how => Err(Undecodable::Mechanism(how)),
+    }
+}
+
+/// Whose doing a signal was. The kernel marks what it sends for itself; what it sends for the current task has no siginfo.
+/// `si_code`s are those of include/uapi/asm-generic/siginfo.h.
+fn sent(r: &KillRecord) -> Sent {
+    const SI_USER: i32 = 0;
+    const SI_QUEUE: i32 = -1;
+    const SI_TKILL: i32 = -6;
+    const SIGKILL: i32 = 9;
+    let for_itself = r.info == siginfo::PRIV || (r.info == siginfo::UNKNOWN && r.si_code > 0);
+    let without_info = r.info == siginfo::NONE || (r.info == siginfo::UNKNOWN && r.si_code == SI_USER);
+    if for_itself {
+        return if r.oom != 0 { Sent::ByOomKiller } else { Sent::ByKernel };
+    }
+    if without_info {
+        return match (r.group != 0, r.signal) {
+            // `__cgroup_kill`: send_sig(SIGKILL, task, 0), to a thread; kill(2) is always to a process.
+            (false, SIGKILL) => Sent::ByCgroupKill,
+            // `reparent_leader`, by a parent in `do_exit`
+            (true, _) if r.sender_exiting != 0 => Sent::ByParentDeath,
+            _ => Sent::ByTask,
+        };
+    }
+    match r.si_code {
+        SI_USER | SI_QUEUE | SI_TKILL => Sent::ByTask,
+        1.. => Sent::ByKernel,
+        _ => Sent::ByTimerOrIo,
+    }
+}
+
+fn kill(r: &KillRecord) -> Kill {
+    Kill {
+        target: task(&r.target),
+        target_inner_pid: pid(r.target_inner_pid),
+        sender: task(&r.sender),
+        sender_uid: Some(r.sender_uid).filter(|&uid| uid != ABSENT),
+        sender_parent: task(&r.parent),
+        signal: r.signal,
+        sent: sent(r),
+        outcome: match r.result {
+            1 if r.target_dying != 0 => Outcome::AlreadyDying,
+            1 => Outcome::Ignored,
+            2 => Outcome::AlreadyPending,
+            // queued, if need be without its siginfo
+            _ => Outcome::Delivered,
+        },
+    }
+}
+
+fn exec(r: &ExecRecord) -> Exec {
+    Exec {
+        task: task(&r.task),
+        inner_pid: pid(r.inner_pid),
+        filename: counted(&r.filename, r.filename_len),
+        first_process: r.first_process != 0,
     }
 }
 
@@ -136,8 +227,13 @@ fn bytes(value: u64) -> Option<u64> {
 }
 
 fn path(r: &CgroupRecord) -> String {
-    let len = usize::try_from(r.path_len).map_or(PATH_LEN, |len| len.min(PATH_LEN));
-    String::from_utf8_lossy(&r.path[..len]).into_owned()
+    counted(&r.path, r.path_len)
+}
+
+/// The bytes that count; what follows is left over from older records.
+fn counted(bytes: &[u8], len: u32) -> String {
+    let len = usize::try_from(len).map_or(bytes.len(), |len| len.min(bytes.len()));
+    String::from_utf8_lossy(&bytes[..len]).into_owned()
 }
 
 /// Up to the first NUL.
@@ -228,6 +324,76 @@ mod tests {
         assert_eq!(decoded_oom(&r, ScopeHooks::LimitAndKill).already_dying, Some(false));
     }
 
+    fn kill_record() -> KillRecord {
+        let mut r = KillRecord::read_from_bytes(&[0; size_of::<KillRecord>()]).unwrap();
+        r.header = Header { ktime_ns: 1, kind: kind::KILL, mechanism: mechanism::TP_BTF };
+        KillRecord { signal: 9, info: siginfo::GIVEN, group: 1, ..r }
+    }
+
+    #[test]
+    fn a_signal_is_put_down_to_whose_doing_it_was() {
+        let given = kill_record();
+        let none = KillRecord { info: siginfo::NONE, ..given };
+        let own = KillRecord { info: siginfo::PRIV, ..given };
+        let unknown = KillRecord { info: siginfo::UNKNOWN, ..given };
+        for (r, expected) in [
+            (given, Sent::ByTask),
+            (KillRecord { si_code: -6, group: 0, ..given }, Sent::ByTask),
+            (KillRecord { si_code: -1, ..given }, Sent::ByTask),
+            (KillRecord { si_code: -2, ..given }, Sent::ByTimerOrIo),
+            (KillRecord { si_code: 0x80, ..given }, Sent::ByKernel),
+            (KillRecord { group: 0, ..none }, Sent::ByCgroupKill),
+            (KillRecord { sender_exiting: 1, ..none }, Sent::ByParentDeath),
+            (KillRecord { signal: 15, sender_exiting: 1, ..none }, Sent::ByParentDeath),
+            (KillRecord { signal: 15, group: 0, ..none }, Sent::ByTask),
+            (own, Sent::ByKernel),
+            (KillRecord { oom: 1, ..own }, Sent::ByOomKiller),
+            // a task that is within the OOM killer may still be what sends a signal of its own
+            (KillRecord { oom: 1, ..given }, Sent::ByTask),
+            (unknown, Sent::ByTask),
+            (KillRecord { si_code: 0x80, ..unknown }, Sent::ByKernel),
+            (KillRecord { group: 0, ..unknown }, Sent::ByCgroupKill),
+            (KillRecord { si_code: -6, group: 0, ..unknown }, Sent::ByTask),
+        ] {
+            assert_eq!(sent(&r), expected, "{r:?}");
+        }
+        assert!(Sent::ByOomKiller.by_kernel() && !Sent::ByCgroupKill.by_kernel());
+    }
+
+    #[test]
+    fn what_became_of_a_signal_is_told() {
+        for (result, expected) in [
+            (0, Outcome::Delivered),
+            (1, Outcome::Ignored),
+            (2, Outcome::AlreadyPending),
+            (4, Outcome::Delivered),
+        ] {
+            let event = decode(KillRecord { result, ..kill_record() }.as_bytes(), ScopeHooks::None).unwrap();
+            assert_eq!(event.source, "tp_btf/signal_generate");
+            let What::Kill(told) = event.what else { panic!("{event:?}") };
+            assert_eq!((told.outcome, told.signal), (expected, 9));
+        }
+        // The fatal one finds the process dying too: it has just made it so.
+        let dying = KillRecord { target_dying: 1, ..kill_record() };
+        assert_eq!(kill(&dying).outcome, Outcome::Delivered);
+        assert_eq!(kill(&KillRecord { result: 1, ..dying }).outcome, Outcome::AlreadyDying);
+    }
+
+    #[test]
+    fn a_reclaim_by_the_function_names_its_hook() {
+        let header = Header { ktime_ns: 3, kind: kind::MEMORY_RECLAIM, mechanism: mechanism::FENTRY };
+        let record = ReclaimRecord { header, cgroup_id: 7, named: 1, _pad: 0 };
+        let event = decode(record.as_bytes(), ScopeHooks::None).unwrap();
+        assert_eq!(event.source, "fentry/try_to_free_mem_cgroup_pages");
+        let What::Reclaim(reclaim) = event.what else { panic!("{event:?}") };
+        assert_eq!((reclaim.cgroup_id, reclaim.attribution), (CgroupId(7), Attribution::Memcg));
+        let header = Header { mechanism: mechanism::FENTRY, kind: kind::EXIT, ..header };
+        assert_eq!(
+            decode(header.as_bytes(), ScopeHooks::None),
+            Err(Undecodable::Mechanism(mechanism::FENTRY))
+        );
+    }
+
     #[test]
     fn unknown_kinds_and_short_records_are_errors() {
         let header = Header { ktime_ns: 1, kind: 77, mechanism: 1 };
@@ -240,7 +406,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_decode_without_a_panic(
-            kind in 0u32..6, mechanism in 0u32..5,
+            kind in 0u32..11, mechanism in 0u32..6,
             rest in proptest::collection::vec(any::<u8>(), 0..700), cut in 0usize..20,
         ) {
             let header = Header { ktime_ns: 1, kind, mechanism };

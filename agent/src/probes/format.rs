@@ -77,6 +77,37 @@ pub fn process_exit(text: &str, formats: &mut Formats) {
     formats.exit_group_dead = scalar(&parse(text), "group_dead", 1);
 }
 
+pub fn process_exec(text: &str, formats: &mut Formats) {
+    formats.exec_filename = data_loc(&parse(text), "filename");
+}
+
+/// `comm` is the target's.
+pub fn signal_generate(text: &str, formats: &mut Formats) {
+    let fields = parse(text);
+    formats.signal_sig = scalar(&fields, "sig", 4);
+    formats.signal_code = scalar(&fields, "code", 4);
+    formats.signal_comm = scalar(&fields, "comm", 16);
+    formats.signal_pid = scalar(&fields, "pid", 4);
+    formats.signal_group = scalar(&fields, "group", 4);
+    formats.signal_result = scalar(&fields, "result", 4);
+}
+
+pub fn notify_populated(text: &str, formats: &mut Formats) {
+    let fields = parse(text);
+    formats.populated_root = scalar(&fields, "root", 4);
+    formats.populated_level = scalar(&fields, "level", 4);
+    formats.populated_id = scalar(&fields, "id", 8);
+    formats.populated_val = scalar(&fields, "val", 4);
+}
+
+pub fn notify_frozen(text: &str, formats: &mut Formats) {
+    let fields = parse(text);
+    formats.frozen_root = scalar(&fields, "root", 4);
+    formats.frozen_level = scalar(&fields, "level", 4);
+    formats.frozen_id = scalar(&fields, "id", 8);
+    formats.frozen_val = scalar(&fields, "val", 4);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +157,50 @@ mod tests {
         assert_eq!(f.exit_group_dead, ABSENT);
         process_exit(fixture!("6.18.15+deb13-cloud-amd64", "sched_sched_process_exit"), &mut f);
         assert_eq!(f.exit_group_dead, 32);
+    }
+
+    #[test]
+    fn signals_and_execs_of_6_1_and_7_3() {
+        for (signal, exec) in [
+            (
+                fixture!("6.1.0-56-cloud-amd64", "signal_signal_generate"),
+                fixture!("6.1.0-56-cloud-amd64", "sched_sched_process_exec"),
+            ),
+            (
+                fixture!("7.3.4+deb13-cloud-amd64", "signal_signal_generate"),
+                fixture!("7.3.4+deb13-cloud-amd64", "sched_sched_process_exec"),
+            ),
+        ] {
+            let mut f = Formats::ABSENT;
+            signal_generate(signal, &mut f);
+            process_exec(exec, &mut f);
+            assert_eq!((f.signal_sig, f.signal_code, f.signal_comm), (8, 16, 20));
+            assert_eq!((f.signal_pid, f.signal_group, f.signal_result), (36, 40, 44));
+            assert_eq!(f.exec_filename, 8);
+        }
+    }
+
+    #[test]
+    fn flags_of_6_1_and_7_3() {
+        for (populated, frozen) in [
+            (
+                fixture!("6.1.0-56-cloud-amd64", "cgroup_cgroup_notify_populated"),
+                fixture!("6.1.0-56-cloud-amd64", "cgroup_cgroup_notify_frozen"),
+            ),
+            (
+                fixture!("7.3.4+deb13-cloud-amd64", "cgroup_cgroup_notify_populated"),
+                fixture!("7.3.4+deb13-cloud-amd64", "cgroup_cgroup_notify_frozen"),
+            ),
+        ] {
+            let mut f = Formats::ABSENT;
+            notify_populated(populated, &mut f);
+            notify_frozen(frozen, &mut f);
+            assert_eq!(
+                (f.populated_root, f.populated_level, f.populated_id, f.populated_val),
+                (8, 12, 16, 28)
+            );
+            assert_eq!((f.frozen_root, f.frozen_level, f.frozen_id, f.frozen_val), (8, 12, 16, 28));
+        }
     }
 
     #[test]

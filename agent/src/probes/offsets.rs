@@ -8,6 +8,7 @@ use super::{
     Mechanism,
     btf::{Arg, Btf},
     format,
+    hooks::{self, Function, Spec},
 };
 use agent_ebpf::{ABSENT, Formats, Offsets, Settings, Source};
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
@@ -28,9 +29,6 @@ pub struct Facts {
     args: Vec<(&'static str, Option<Vec<Arg>>)>,
     functions: Vec<(&'static str, Option<Vec<Arg>>)>,
 }
-
-pub const TRACEPOINTS: [&str; 4] = ["mark_victim", "cgroup_mkdir", "cgroup_rmdir", "sched_process_exit"];
-const FUNCTIONS: [&str; 2] = ["oom_kill_process", "__oom_kill_process"];
 
 impl Facts {
     pub fn read() -> Self {
@@ -57,12 +55,7 @@ impl Facts {
         Self {
             offsets: Offsets::ABSENT,
             formats: Formats::ABSENT,
-            settings: Settings {
-                pidns_inum: 0,
-                page_size: 4096,
-                exit_has_group_dead: 0,
-                exits_per_second: 0,
-            },
+            settings: Settings::NONE,
             tracefs: false,
             no_btf: Some(reason),
             args: Vec::new(),
@@ -74,10 +67,16 @@ impl Facts {
         let mut facts = Self::without_btf(String::new());
         facts.no_btf = None;
         facts.offsets = resolve(btf);
-        facts.args = TRACEPOINTS.map(|name| (name, btf.tracepoint_args(name))).to_vec();
-        facts.functions = FUNCTIONS.map(|name| (name, btf.function_args(name))).to_vec();
+        facts.args = hooks::specs().map(|s| (s.tracepoint, btf.tracepoint_args(s.tracepoint))).collect();
+        facts.functions = hooks::FUNCTIONS.map(|f| (f.name, btf.function_args(f.name))).to_vec();
         let exit = facts.args_of("sched_process_exit");
         facts.settings.exit_has_group_dead = u32::from(matches!(exit, Some([_, Arg::Int(1)])));
+        let reclaim = facts.args_of("mm_vmscan_memcg_reclaim_begin");
+        let names_memcg =
+            matches!(reclaim, Some([_, _, Arg::StructPtr(of), ..]) if of == hooks::TRY_TO_FREE.first);
+        // Without the offsets to follow the pointer, the current task's cgroup is better than nothing.
+        let usable = facts.check_offsets(hooks::TRY_TO_FREE.needs).is_ok();
+        facts.settings.reclaim_has_memcg = u32::from(names_memcg && usable);
         facts
     }
 
@@ -85,60 +84,51 @@ impl Facts {
         self.args.iter().find(|(name, _)| *name == tracepoint)?.1.as_deref()
     }
 
-    /// Whether a hook can be used by a mechanism on this kernel; if not, why.
-    pub fn check(&self, hook: &str, mechanism: Mechanism) -> Result<(), String> {
-        match mechanism {
-            Mechanism::TpBtf | Mechanism::RawTp => {
-                if let Some(reason) = &self.no_btf {
-                    return Err(reason.clone());
-                }
-                self.check_tracepoint(hook)?;
-                self.check_offsets(needs(hook))
-            }
-            Mechanism::Fentry => {
-                if let Some(reason) = &self.no_btf {
-                    return Err(reason.clone());
-                }
-                self.check_function(hook)?;
-                self.check_offsets(needs(hook))
-            }
-            Mechanism::Tracepoint => self.check_format(hook),
+    /// Whether a tracepoint can be used by a mechanism on this kernel; if not, why.
+    pub fn check(&self, spec: &Spec, mechanism: Mechanism) -> Result<(), String> {
+        if mechanism == Mechanism::Tracepoint {
+            return self.check_format(spec.tracepoint);
         }
+        if let Some(reason) = &self.no_btf {
+            return Err(reason.clone());
+        }
+        self.check_tracepoint(spec)?;
+        self.check_offsets(spec.needs)
     }
 
-    fn check_tracepoint(&self, name: &str) -> Result<(), String> {
-        let expected = match name {
-            "mark_victim" | "sched_process_exit" => "task_struct",
-            _ => "cgroup",
+    fn check_tracepoint(&self, spec: &Spec) -> Result<(), String> {
+        let name = spec.tracepoint;
+        let Some(args) = self.args_of(name) else {
+            return Err(format!("this kernel has no tracepoint {name}"));
         };
-        match self.args_of(name) {
-            None => Err(format!("this kernel has no tracepoint {name}")),
-            Some([Arg::StructPtr(of), ..]) if of == expected => Ok(()),
-            Some(args) => Err(format!(
-                "{name} passes {args:?} first, not a struct {expected}: older kernels pass a pid, from which no cgroup follows"
+        let wrong =
+            |&&(i, of): &&(usize, &str)| !matches!(args.get(i), Some(Arg::StructPtr(found)) if found == of);
+        match spec.passes.iter().find(wrong) {
+            None => Ok(()),
+            Some((i, of)) => Err(format!(
+                "{name} passes {args:?}, number {i} of which is not a struct {of}: older kernels pass a pid, from which no cgroup follows"
             )),
         }
     }
 
-    fn check_function(&self, name: &str) -> Result<(), String> {
-        let expected = if name == "oom_kill_process" { "oom_control" } else { "task_struct" };
-        match self
-            .functions
-            .iter()
-            .find(|(function, _)| *function == name)
-            .and_then(|(_, args)| args.as_deref())
-        {
+    /// Whether a function can be hooked at its entry and end.
+    pub fn check_function(&self, function: &Function) -> Result<(), String> {
+        if let Some(reason) = &self.no_btf {
+            return Err(reason.clone());
+        }
+        let Function { name, first, needs } = *function;
+        match self.functions.iter().find(|(known, _)| *known == name).and_then(|(_, args)| args.as_deref()) {
             None => Err(format!("this kernel has no function {name} to hook (inlined by its compiler)")),
-            Some([Arg::StructPtr(of), ..]) if of == expected => Ok(()),
-            Some(args) => Err(format!("{name} takes {args:?}, not a struct {expected} first")),
+            Some([Arg::StructPtr(of), ..]) if of == first => self.check_offsets(needs),
+            Some(args) => Err(format!("{name} takes {args:?}, not a struct {first} first")),
         }
     }
 
-    fn check_offsets(&self, needed: &[&str]) -> Result<(), String> {
+    fn check_offsets(&self, needed: &[&[&str]]) -> Result<(), String> {
         let mut offsets = self.offsets;
         let missing: Vec<String> = offsets
             .fields()
-            .filter(|(name, _, value)| **value == ABSENT && needed.contains(name))
+            .filter(|(name, _, value)| **value == ABSENT && needed.iter().any(|group| group.contains(name)))
             .map(|(_, source, _)| describe(source))
             .collect();
         if missing.is_empty() {
@@ -147,79 +137,24 @@ impl Facts {
         Err(format!("this kernel's BTF has no {}; please report the kernel's version", missing.join(", ")))
     }
 
-    fn check_format(&self, hook: &str) -> Result<(), String> {
+    fn check_format(&self, tracepoint: &str) -> Result<(), String> {
         let f = &self.formats;
-        let found = match hook {
-            "mark_victim" => f.victim_pid != ABSENT,
-            "cgroup_mkdir" => f.mkdir_id != ABSENT && f.mkdir_root != ABSENT && f.mkdir_path != ABSENT,
-            "cgroup_rmdir" => f.rmdir_id != ABSENT && f.rmdir_root != ABSENT && f.rmdir_path != ABSENT,
-            _ => true,
+        let needed: &[u32] = match tracepoint {
+            "mark_victim" => &[f.victim_pid],
+            "cgroup_mkdir" => &[f.mkdir_id, f.mkdir_root, f.mkdir_path],
+            "cgroup_rmdir" => &[f.rmdir_id, f.rmdir_root, f.rmdir_path],
+            "signal_generate" => {
+                &[f.signal_sig, f.signal_pid, f.signal_code, f.signal_group, f.signal_result]
+            }
+            "cgroup_notify_populated" => &[f.populated_root, f.populated_id, f.populated_val],
+            "cgroup_notify_frozen" => &[f.frozen_root, f.frozen_id, f.frozen_val],
+            _ => &[],
         };
-        match (self.tracefs, found) {
+        match (self.tracefs, !needed.contains(&ABSENT)) {
             (true, true) => Ok(()),
             (true, false) => Err(format!("its format in {}/events is missing or unknown", TRACEFS[0])),
             (false, _) => Err(format!("no tracefs: mount -t tracefs tracefs {}", TRACEFS[0])),
         }
-    }
-}
-
-/// Offsets without which a hook is of no use. The others make single values NULL.
-fn needs(hook: &str) -> &'static [&'static str] {
-    const TASK: [&str; 9] = [
-        "task_group_leader",
-        "task_thread_pid",
-        "pid_level",
-        "pid_numbers",
-        "upid_nr",
-        "upid_ns",
-        "upid_size",
-        "pidns_inum",
-        "task_signal",
-    ];
-    match hook {
-        "mark_victim" => &[
-            TASK[0],
-            TASK[1],
-            TASK[2],
-            TASK[3],
-            TASK[4],
-            TASK[5],
-            TASK[6],
-            TASK[7],
-            "task_comm",
-            "task_cgroups",
-            "css_set_dfl_cgrp",
-            "cgroup_kn",
-            "kernfs_id",
-        ],
-        "cgroup_mkdir" | "cgroup_rmdir" => &["cgroup_kn", "kernfs_id", "cgroup_root", "root_hierarchy_id"],
-        "sched_process_exit" => &[
-            TASK[0],
-            TASK[1],
-            TASK[2],
-            TASK[3],
-            TASK[4],
-            TASK[5],
-            TASK[6],
-            TASK[7],
-            TASK[8],
-            "signal_live",
-            "signal_flags",
-            "signal_group_exit_code",
-            "task_exit_code",
-            "task_start_time",
-        ],
-        "oom_kill_process" => &[
-            "oc_memcg",
-            "memcg_cgroup",
-            "memcg_max",
-            "memcg_usage",
-            "cgroup_kn",
-            "kernfs_id",
-            "cgroup_root",
-            "root_hierarchy_id",
-        ],
-        _ => &[],
     }
 }
 
@@ -274,6 +209,10 @@ fn read_formats() -> Formats {
         ("cgroup/cgroup_mkdir", format::cgroup_mkdir),
         ("cgroup/cgroup_rmdir", format::cgroup_rmdir),
         ("sched/sched_process_exit", format::process_exit),
+        ("sched/sched_process_exec", format::process_exec),
+        ("signal/signal_generate", format::signal_generate),
+        ("cgroup/cgroup_notify_populated", format::notify_populated),
+        ("cgroup/cgroup_notify_frozen", format::notify_frozen),
     ] {
         if let Some(text) = read(event) {
             parse(&text, &mut formats);
@@ -285,13 +224,34 @@ fn read_formats() -> Formats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hooks::{ALONE, CGROUP_MKDIR, CGROUP_RMDIR, MARK_VICTIM, PROCESS_EXIT, SIGNAL_GENERATE, TRY_TO_FREE};
+
+    /// A kernel whose every offset is 8 and whose every tracepoint passes what it should.
+    fn ideal() -> Facts {
+        let mut facts = Facts::without_btf(String::new());
+        facts.no_btf = None;
+        for (_, _, value) in facts.offsets.fields() {
+            *value = 8;
+        }
+        facts.args = hooks::specs()
+            .map(|spec| {
+                let mut args = vec![Arg::Int(4); 5];
+                for &(i, of) in spec.passes {
+                    args[i] = Arg::StructPtr(of.into());
+                }
+                (spec.tracepoint, Some(args))
+            })
+            .collect();
+        facts
+    }
 
     #[test]
     fn needs_name_offsets_that_exist() {
         let mut offsets = Offsets::ABSENT;
         let names: Vec<&str> = offsets.fields().map(|(name, ..)| name).collect();
-        for hook in TRACEPOINTS.iter().chain(&FUNCTIONS) {
-            for need in needs(hook) {
+        let of_specs = hooks::specs().map(|s| (s.tracepoint, s.needs));
+        for (hook, needs) in of_specs.chain(hooks::FUNCTIONS.map(|f| (f.name, f.needs))) {
+            for need in needs.iter().copied().flatten() {
                 assert!(names.contains(need), "{hook} needs {need}, which is no offset");
             }
         }
@@ -308,55 +268,47 @@ mod tests {
         let missing: Vec<String> =
             offsets.fields().filter(|(_, _, v)| **v == ABSENT).map(|(_, s, _)| describe(s)).collect();
         assert!(missing.is_empty(), "missing: {missing:?}");
-        for hook in TRACEPOINTS {
-            assert_eq!(facts.check(hook, Mechanism::TpBtf), Ok(()));
+        for spec in ALONE {
+            assert_eq!(facts.check(spec, Mechanism::TpBtf), Ok(()));
         }
     }
 
     #[test]
     fn without_btf_only_the_tracepoint_is_left() {
         let mut facts = Facts::without_btf("no BTF here".into());
-        assert_eq!(facts.check("cgroup_mkdir", Mechanism::TpBtf), Err("no BTF here".into()));
-        assert!(facts.check("cgroup_mkdir", Mechanism::Tracepoint).unwrap_err().contains("mount -t tracefs"));
+        assert_eq!(facts.check(&CGROUP_MKDIR, Mechanism::TpBtf), Err("no BTF here".into()));
+        assert_eq!(facts.check_function(&TRY_TO_FREE), Err("no BTF here".into()));
+        let refused = |facts: &Facts| facts.check(&CGROUP_MKDIR, Mechanism::Tracepoint).unwrap_err();
+        assert!(refused(&facts).contains("mount -t tracefs"));
         facts.tracefs = true;
-        assert!(facts.check("cgroup_mkdir", Mechanism::Tracepoint).unwrap_err().contains("format"));
+        assert!(refused(&facts).contains("format"));
         facts.formats.mkdir_id = 16;
         facts.formats.mkdir_root = 8;
         facts.formats.mkdir_path = 24;
-        assert_eq!(facts.check("cgroup_mkdir", Mechanism::Tracepoint), Ok(()));
+        assert_eq!(facts.check(&CGROUP_MKDIR, Mechanism::Tracepoint), Ok(()));
     }
 
     #[test]
-    fn a_mark_victim_that_passes_a_pid_is_refused() {
-        let mut facts = Facts::without_btf(String::new());
-        facts.no_btf = None;
-        facts.args = vec![("mark_victim", Some(vec![Arg::Int(4)]))];
-        let reason = facts.check("mark_victim", Mechanism::TpBtf).unwrap_err();
-        assert!(reason.contains("pid"), "{reason}");
+    fn a_tracepoint_that_passes_a_pid_is_refused() {
+        let mut facts = ideal();
+        facts.args.retain(|(name, _)| *name != "mark_victim" && *name != "signal_generate");
+        let pid_only = vec![Arg::Int(4), Arg::Ptr, Arg::Int(4)];
+        facts.args.extend([("mark_victim", Some(vec![Arg::Int(4)])), ("signal_generate", Some(pid_only))]);
+        let reason = facts.check(&MARK_VICTIM, Mechanism::TpBtf).unwrap_err();
+        assert!(reason.contains("pid") && reason.contains("task_struct"), "{reason}");
+        let reason = facts.check(&SIGNAL_GENERATE, Mechanism::RawTp).unwrap_err();
+        assert!(reason.contains("kernel_siginfo"), "{reason}");
+        assert_eq!(facts.check(&PROCESS_EXIT, Mechanism::TpBtf), Ok(()));
     }
 
     #[test]
     fn a_missing_offset_disables_only_the_hook_that_needs_it() {
-        let mut facts = Facts::without_btf(String::new());
-        facts.no_btf = None;
-        facts.args = TRACEPOINTS
-            .map(|t| {
-                (
-                    t,
-                    Some(vec![Arg::StructPtr(
-                        if t.starts_with("cgroup") { "cgroup" } else { "task_struct" }.into(),
-                    )]),
-                )
-            })
-            .to_vec();
-        for (_, _, value) in facts.offsets.fields() {
-            *value = 8;
-        }
+        let mut facts = ideal();
         facts.offsets.signal_live = ABSENT;
-        assert!(
-            facts.check("sched_process_exit", Mechanism::TpBtf).unwrap_err().contains("signal_struct.live")
-        );
-        assert_eq!(facts.check("mark_victim", Mechanism::TpBtf), Ok(()));
-        assert_eq!(facts.check("cgroup_rmdir", Mechanism::RawTp), Ok(()));
+        let reason = facts.check(&PROCESS_EXIT, Mechanism::TpBtf).unwrap_err();
+        assert!(reason.contains("signal_struct.live"), "{reason}");
+        assert_eq!(facts.check(&MARK_VICTIM, Mechanism::TpBtf), Ok(()));
+        assert_eq!(facts.check(&CGROUP_RMDIR, Mechanism::RawTp), Ok(()));
+        assert_eq!(facts.check(&SIGNAL_GENERATE, Mechanism::RawTp), Ok(()));
     }
 }

@@ -22,7 +22,7 @@ use std::{
 pub const MIB: u64 = 1 << 20;
 /// Names the role to a child process of the test binary.
 pub const ROLE: &str = "FGM_TEST_ROLE";
-const PROCS: &str = "FGM_TEST_PROCS";
+pub const PROCS: &str = "FGM_TEST_PROCS";
 /// Nothing a child does takes longer, even under emulation on a busy machine.
 const CHILD_LIMIT: Duration = Duration::from_mins(1);
 const EVENT_LIMIT_MS: u64 = 20_000;
@@ -67,7 +67,7 @@ pub fn v1_hierarchy() -> Option<PathBuf> {
     mounts_of("cgroup").into_iter().find(|path| path.ends_with("pids") || path.ends_with("freezer"))
 }
 
-fn tracefs() -> Option<PathBuf> {
+pub fn tracefs() -> Option<PathBuf> {
     mounts_of("tracefs").into_iter().find(|path| path.join("events").is_dir())
 }
 
@@ -239,6 +239,18 @@ pub fn play(role: &str) {
             drop(memory);
         }
         "asker" => drop(touch(40)),
+        "ready hog" => {
+            println!("ready");
+            std::io::stdout().flush().expect("flush");
+            // Until its place in the cgroup has been looked up.
+            thread::sleep(Duration::from_millis(500));
+            drop(touch(1024));
+        }
+        "wait" => {
+            println!("ready");
+            std::io::stdout().flush().expect("flush");
+            let _ = std::io::stdin().read(&mut [0]);
+        }
         "abort" => std::process::abort(),
         "threads" => {
             for _ in 0..7 {
