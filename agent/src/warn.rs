@@ -140,7 +140,8 @@ impl Watch {
             f64::INFINITY
         };
         let steep = per_second >= (max / 100 * FORECAST_SLOPE_PERCENT) as f64;
-        let soon = steep && seconds <= FORECAST_WITHIN_S && percent(working_set, max) >= FORECAST_FROM_PERCENT;
+        let soon =
+            steep && seconds <= FORECAST_WITHIN_S && percent(working_set, max) >= FORECAST_FROM_PERCENT;
         self.rising = if soon { self.rising + 1 } else { 0 };
         let news = self.forecast.update(self.rising >= FORECAST_TIMES, seconds > 6.0 * FORECAST_WITHIN_S);
         if news {

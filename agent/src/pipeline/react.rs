@@ -60,7 +60,7 @@ impl State {
             What::OomKill(_) | What::CgroupStart { .. } | What::CgroupEnd { .. } | What::Exit(_) => None,
         };
         if let Some(event) = event {
-            let owner = event.cgroup_id.and_then(|id| self.owner(id));
+            let owner = event.cgroup_id.and_then(|id| self.owner(id, None));
             self.record(event, owner);
         }
     }

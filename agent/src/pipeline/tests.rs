@@ -381,12 +381,12 @@ fn history_and_bursts_join_without_a_gap_and_without_repetition() {
     on_stage(100, true, |s| {
         const MS: u64 = 1_000_000;
         let path = s.make(&format!("docker/{CID}"));
-        (s.state.config.lane.period_ms, s.state.config.burst.period_ms) = (10, 10);
-        s.state.trigger = crate::trigger::Trigger::new(crate::trigger::Settings {
-            period_ns: 10 * MS,
-            length_ns: 200 * MS,
-            max_concurrent: 1,
-        });
+        s.state.config.lane.period_ms = 10;
+        let mut settings = super::bursts::settings(&s.state.config);
+        for kind in &mut settings.kinds {
+            (kind.period_ns, kind.length_ns) = (10 * MS, 200 * MS);
+        }
+        s.state.trigger = crate::trigger::Trigger::new(settings);
         let start = ktime_ns();
         let mut kills = [100 * MS, 150 * MS, 600 * MS].into_iter().peekable();
         while ktime_ns() < start + 700 * MS {
