@@ -196,6 +196,7 @@ fn turn(
             drain(state, probes.as_deref_mut());
             state.forget_vanished();
         }
+        name_inits(state, probes.as_deref_mut());
         if now >= next_status {
             next_status = now + STATUS_EVERY_NS;
             publish(state, probes.as_deref_mut(), about);
@@ -214,6 +215,17 @@ fn turn(
             }
         }
         wait(state, probes.as_deref(), inbox)?;
+    }
+}
+
+/// Tells the kernel side of inits that it cannot know by a pid namespace, so that signals to them are told.
+fn name_inits(state: &mut State, probes: Option<&mut Probes>) {
+    let inits = std::mem::take(&mut state.new_inits);
+    let Some(probes) = probes else { return };
+    for (pid, container) in inits {
+        if let Err(error) = probes.set_init(pid, container) {
+            tracing::debug!(%error, "an init is not watched");
+        }
     }
 }
 

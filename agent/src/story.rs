@@ -7,8 +7,8 @@ mod summary;
 
 use crate::accumulator::NodeNames;
 use crate::cgroup::Meta;
-use crate::event::{Event, Exit, OomKill};
-use crate::incident::{ExitStatus, Incident, LimitHit, Lost, Trigger, Victim, Window};
+use crate::event::{Event, Exit, Kill, OomKill};
+use crate::incident::{ExitStatus, Incident, Killer, LimitHit, Lost, Trigger, Victim, Window};
 use crate::lane::Reading;
 use crate::names::CgroupId;
 use std::collections::BTreeMap;
@@ -20,6 +20,8 @@ const LONGEST: u64 = 6;
 const MAX_VICTIMS: usize = 64;
 /// Events listed in an incident: every process that ends in the container is one, and each revision carries the list.
 const MAX_EVENTS: usize = 256;
+
+const SIGKILL: i32 = 9;
 
 /// What is known around a kill besides the event itself.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +37,15 @@ pub struct Evidence {
     pub warnings: Vec<(String, &'static str, u64)>,
 }
 
+/// A signal to a container's init, as it was told.
+#[derive(Clone, Debug)]
+pub struct Blame {
+    pub kill: Kill,
+    pub event_id: String,
+    pub ktime_ns: u64,
+    pub sender_path: Option<String>,
+}
+
 #[derive(Clone, Debug)]
 struct Open {
     incident: Incident,
@@ -44,6 +55,8 @@ struct Open {
     gone_ns: Option<u64>,
     /// When its init ended.
     init_ended_ns: Option<u64>,
+    /// Whose signal ended it.
+    blame: Option<Blame>,
     more_victims: u64,
     more_events: u64,
 }
@@ -97,59 +110,19 @@ impl Story {
         evidence: Evidence,
         first_burst: Option<u64>,
     ) -> Incident {
-        let (names, window_ns) = (&self.names, self.window_ns);
-        let open = self.open.entry(owner.id).or_insert_with(|| {
-            let id = &owner.identity;
-            let incident = Incident {
-                id: format!("{}-{}-{}", names.node, names.boot_id, event.ktime_ns),
-                kind: event.kind.as_str().to_owned(),
-                severity: event.severity.as_str().to_owned(),
-                ts_us: event.ts_us,
-                ktime_ns: event.ktime_ns,
-                node: names.node.clone(),
-                boot_id: names.boot_id.clone(),
-                cluster: names.cluster.clone(),
-                scope: id.scope.as_str().to_owned(),
-                cgroup_id: Some(owner.id.0),
-                cgroup_path: Some(owner.path.clone()),
-                container_id: id.container_id.clone(),
-                pod_uid: id.pod_uid.clone(),
-                qos: id.qos.map(|q| q.as_str().to_owned()),
-                trigger: Some(Trigger {
-                    pid: kill.trigger.pid,
-                    comm: Some(kill.trigger.comm.clone()),
-                    cgroup_id: kill.trigger.cgroup_id.map(|c| c.0),
-                    cgroup_path: evidence.trigger_path.clone(),
-                }),
-                limit: evidence.limit.clone(),
-                events: evidence.warnings.iter().map(|(id, ..)| id.clone()).collect(),
-                history_s: evidence.oldest.map(|r| ms(event.ktime_ns.saturating_sub(r.ktime_ns)) / 1e3),
-                last_sample_before_ms: evidence.last.map(|r| ms(event.ktime_ns.saturating_sub(r.ktime_ns))),
-                window: Window {
-                    from_us: evidence.oldest.map_or(event.ts_us, |r| {
-                        event.ts_us
-                            - i64::try_from(event.ktime_ns.saturating_sub(r.ktime_ns) / 1000).unwrap_or(0)
-                    }),
-                    to_us: event.ts_us,
-                },
-                ..Incident::default()
-            };
-            Open {
-                incident,
-                evidence: evidence.clone(),
-                deadline_ns: 0,
-                gone_ns: None,
-                init_ended_ns: None,
-                more_victims: 0,
-                more_events: 0,
-            }
+        let open = self.begin(owner, event, event.kind.as_str(), &evidence);
+        // whatever it was called before: now it is this
+        event.kind.as_str().clone_into(&mut open.incident.kind);
+        event.severity.as_str().clone_into(&mut open.incident.severity);
+        open.incident.trigger.get_or_insert_with(|| Trigger {
+            pid: kill.trigger.pid,
+            comm: Some(kill.trigger.comm.clone()),
+            cgroup_id: kill.trigger.cgroup_id.map(|c| c.0),
+            cgroup_path: evidence.trigger_path.clone(),
         });
-        let first = open.incident.ktime_ns;
-        // events of two CPUs may come a little out of order: the window never shrinks
-        open.deadline_ns =
-            (event.ktime_ns + window_ns).min(first + LONGEST * window_ns).max(open.deadline_ns).max(first);
-        open.incident.window.to_us =
-            open.incident.ts_us + i64::try_from((open.deadline_ns - first) / 1000).unwrap_or(0);
+        if open.incident.limit.is_none() {
+            open.incident.limit.clone_from(&evidence.limit);
+        }
         // A group kill marks its first victim again, by another thread of it: one process, one victim.
         let known = |v: &Victim| {
             v.pid == kill.victim.pid
@@ -178,6 +151,94 @@ impl Story {
         }
         open.revise();
         open.incident.clone()
+    }
+
+    /// The container's init ended in a way that asks for a reason, and no incident is open that gives one: a new incident.
+    /// `blame` is the last signal to the init that may have done it.
+    pub fn ended(
+        &mut self,
+        owner: &Arc<Meta>,
+        event: &Event,
+        exit: &Exit,
+        blame: Option<&Blame>,
+        evidence: &Evidence,
+    ) -> Incident {
+        let kind = if exit.signal == Some(SIGKILL) { "killed" } else { "crash" };
+        let open = self.begin(owner, event, kind, evidence);
+        open.incident.exit = Some(ExitStatus { code: exit.exit_code, signal: exit.signal });
+        open.init_ended_ns = Some(event.ktime_ns);
+        open.incident.victims.push(Victim {
+            pid: exit.task.pid,
+            comm: Some(exit.task.comm.clone()),
+            cgroup_id: exit.task.cgroup_id.map(|c| c.0),
+            cgroup_path: evidence.victim_path.clone(),
+            ktime_ns: event.ktime_ns,
+            ..Victim::default()
+        });
+        // a SIGTERM does not explain another end than its own
+        let blame = blame.filter(|b| Some(b.kill.signal) == exit.signal);
+        if let Some(blame) = blame {
+            let sender = &blame.kill.sender;
+            open.incident.killer = Some(Killer {
+                pid: sender.pid,
+                comm: Some(sender.comm.clone()),
+                cgroup_path: blame.sender_path.clone(),
+                signal: Some(blame.kill.signal),
+            });
+            open.incident.events.push(blame.event_id.clone());
+            open.blame = Some(blame.clone());
+        }
+        open.list(event);
+        open.revise();
+        open.incident.clone()
+    }
+
+    /// The open incident of a container, or a new one of this kind that begins with this event.
+    fn begin(&mut self, owner: &Arc<Meta>, event: &Event, kind: &str, evidence: &Evidence) -> &mut Open {
+        let (names, window_ns) = (&self.names, self.window_ns);
+        let before = |r: &Reading| event.ktime_ns.saturating_sub(r.ktime_ns);
+        let open = self.open.entry(owner.id).or_insert_with(|| {
+            let id = &owner.identity;
+            let history_us = evidence.oldest.map_or(0, |r| i64::try_from(before(&r) / 1000).unwrap_or(0));
+            let incident = Incident {
+                id: format!("{}-{}-{}", names.node, names.boot_id, event.ktime_ns),
+                kind: kind.to_owned(),
+                severity: event.severity.as_str().to_owned(),
+                ts_us: event.ts_us,
+                ktime_ns: event.ktime_ns,
+                node: names.node.clone(),
+                boot_id: names.boot_id.clone(),
+                cluster: names.cluster.clone(),
+                scope: id.scope.as_str().to_owned(),
+                cgroup_id: Some(owner.id.0),
+                cgroup_path: Some(owner.path.clone()),
+                container_id: id.container_id.clone(),
+                pod_uid: id.pod_uid.clone(),
+                qos: id.qos.map(|q| q.as_str().to_owned()),
+                events: evidence.warnings.iter().map(|(id, ..)| id.clone()).collect(),
+                history_s: evidence.oldest.map(|r| ms(before(&r)) / 1e3),
+                last_sample_before_ms: evidence.last.map(|r| ms(before(&r))),
+                window: Window { from_us: event.ts_us - history_us, to_us: event.ts_us },
+                ..Incident::default()
+            };
+            Open {
+                incident,
+                evidence: evidence.clone(),
+                deadline_ns: 0,
+                gone_ns: None,
+                init_ended_ns: None,
+                blame: None,
+                more_victims: 0,
+                more_events: 0,
+            }
+        });
+        let first = open.incident.ktime_ns;
+        // events of two CPUs may come a little out of order: the window never shrinks
+        open.deadline_ns =
+            (event.ktime_ns + window_ns).min(first + LONGEST * window_ns).max(open.deadline_ns).max(first);
+        open.incident.window.to_us =
+            open.incident.ts_us + i64::try_from((open.deadline_ns - first) / 1000).unwrap_or(0);
+        open
     }
 
     /// A process of the container ended.
@@ -252,7 +313,7 @@ impl Story {
 mod tests {
     use super::*;
     use crate::cgroup::identify;
-    use crate::event::{Kind, OomLimit, Task, VictimMemory};
+    use crate::event::{Kind, OomLimit, Outcome, Sent, Task, VictimMemory};
     use crate::names::Severity;
     use serde_json::Value;
 
@@ -373,6 +434,62 @@ mod tests {
         assert_eq!(c.exit, Some(ExitStatus { code: None, signal: Some(9) }));
         assert!(c.summary.contains("signal 9"), "{}", c.summary);
         assert!(!story.is_open(CgroupId(7)));
+    }
+
+    fn blame(sent: Sent) -> Blame {
+        let kill = Kill {
+            target: task(42, "app"),
+            target_inner_pid: Some(1),
+            sender: task(99, "kill"),
+            sender_uid: Some(0),
+            sender_parent: task(98, "bash"),
+            signal: 9,
+            sent,
+            outcome: Outcome::Delivered,
+        };
+        Blame {
+            kill,
+            event_id: "k1".into(),
+            ktime_ns: 100 * S - 2_000_000,
+            sender_path: Some("/user.slice".into()),
+        }
+    }
+
+    fn ended(signal: Option<i32>, code: Option<i32>, blame: Option<&Blame>) -> Incident {
+        let exit = Exit { task: task(42, "app"), ppid: None, inner_pid: Some(1), exit_code: code, signal };
+        let mut story = Story::new(names(), 10 * S);
+        story.ended(&owner(), &event(100 * S), &exit, blame, &evidence())
+    }
+
+    #[test]
+    fn a_kill_by_somebody_names_who() {
+        let i = ended(Some(9), None, Some(&blame(Sent::ByTask)));
+        assert_eq!((i.kind.as_str(), i.killer.as_ref().and_then(|k| k.pid)), ("killed", Some(99)));
+        assert!(i.events.contains(&"k1".to_owned()));
+        for part in ["\"kill\" (pid 99)", "uid 0", "/user.slice", "\"bash\" (pid 98)", "signal 9"] {
+            assert!(i.summary.contains(part), "{part:?} is not in: {}", i.summary);
+        }
+        let i = ended(Some(9), None, Some(&blame(Sent::ByCgroupKill)));
+        assert!(i.summary.contains("cgroup.kill"), "{}", i.summary);
+    }
+
+    #[test]
+    fn a_kill_that_nobody_was_seen_to_send_is_called_so() {
+        let i = ended(Some(9), None, None);
+        assert!(i.killer.is_none() && i.summary.contains("cause not observed"), "{}", i.summary);
+        // a SIGTERM before it is no explanation
+        let mut term = blame(Sent::ByTask);
+        term.kill.signal = 15;
+        assert!(ended(Some(9), None, Some(&term)).killer.is_none());
+    }
+
+    #[test]
+    fn a_crash_is_no_kill() {
+        let i = ended(Some(11), None, None);
+        assert_eq!(i.kind, "crash");
+        assert!(i.summary.contains("crashed with signal 11") && i.limit.is_none(), "{}", i.summary);
+        let i = ended(None, Some(3), None);
+        assert!(i.summary.contains("exit code 3"), "{}", i.summary);
     }
 
     #[test]

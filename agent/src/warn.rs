@@ -94,6 +94,7 @@ pub struct Watch {
     grew_high: Option<u64>,
     grew_max: Option<u64>,
     grew_pids: Option<u64>,
+    reclaimed: Option<u64>,
 }
 
 fn percent(part: u64, whole: u64) -> u64 {
@@ -153,6 +154,14 @@ impl Watch {
             });
             warn(Warning { kind: Kind::ForecastOom, detail });
         }
+    }
+
+    /// Direct reclaim was told. True when it is the first after a quiet minute: a container that lives at its limit with a
+    /// full page cache reclaims all the time.
+    pub fn reclaim(&mut self, now_ns: u64) -> bool {
+        let quiet = self.reclaimed.is_none_or(|at| now_ns.saturating_sub(at) >= QUIET_NS);
+        self.reclaimed = Some(now_ns);
+        quiet
     }
 
     /// A base row, of the instant at which it was read.

@@ -311,3 +311,38 @@ fn without_anything_of_the_kernel_it_says_so_and_samples_on() {
         assert!(agent.stop());
     }
 }
+
+#[test]
+fn a_kill_by_somebody_names_the_sender_and_a_crash_is_told_from_it() {
+    if !guard("a_kill_by_somebody_names_the_sender_and_a_crash_is_told_from_it") {
+        return;
+    }
+    let agent = Agent::start("killer", "");
+    let pod = Pod::new(None);
+    let (app, other) = (pod.container(None), pod.container(None));
+    let mut init = Process::spawn("hold 1", &app);
+    init.wait_ready();
+    let mut other_init = Process::spawn("hold 1", &other);
+    other_init.wait_ready();
+    // it is named to the kernel side within its second base sample
+    std::thread::sleep(Duration::from_secs(4));
+    let killer =
+        std::process::Command::new("sh").args(["-c", &format!("echo $$; kill -9 {}", init.pid)]).output();
+    let killer: u64 =
+        String::from_utf8(killer.expect("sh").stdout).expect("text").trim().parse().expect("a pid");
+    assert_eq!(init.wait().1, Some(9));
+    let i = agent.closed_incident_of(&app, Duration::from_secs(60));
+    assert_eq!((i["kind"].as_str(), i["exit"]["signal"].as_i64()), (Some("killed"), Some(9)));
+    assert_eq!((i["killer"]["pid"].as_u64(), i["killer"]["signal"].as_i64()), (Some(killer), Some(9)), "{i}");
+    assert!(i["limit"].is_null() && i["trigger"].is_null());
+    assert!(i["summary"].as_str().is_some_and(|s| s.contains("\"sh\"")), "{}", i["summary"]);
+
+    let abort = std::process::Command::new("kill").args(["-ABRT", &other_init.pid.to_string()]).status();
+    assert!(abort.expect("kill").success());
+    assert_eq!(other_init.wait().1, Some(6));
+    let i = agent.closed_incident_of(&other, Duration::from_secs(60));
+    assert_eq!((i["kind"].as_str(), i["exit"]["signal"].as_i64()), (Some("crash"), Some(6)));
+    assert!(i["killer"].is_null() && i["limit"].is_null(), "{i}");
+    assert!(i["summary"].as_str().is_some_and(|s| s.contains("cause not observed")), "{}", i["summary"]);
+    assert!(agent.stop());
+}

@@ -3,12 +3,12 @@
 use super::state::{RESCAN_WITHOUT, State};
 use crate::cgroup::Meta;
 use crate::clock;
-use crate::event::{Event, Exit, KernelEvent, Kind, OomKill, OomLimit, What};
+use crate::event::{Event, Exit, KernelEvent, Kill, Kind, OomKill, OomLimit, Outcome, Sent, What};
 use crate::incident::LimitHit;
 use crate::lane::Reading;
 use crate::names::{CgroupId, Scope, Severity, Table};
 use crate::processes;
-use crate::story::Evidence;
+use crate::story::{Blame, Evidence};
 use agent_ebpf::PATH_LEN;
 use serde_json::{Value, json};
 use std::fs;
@@ -16,6 +16,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 const SECOND: u64 = 1_000_000_000;
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
 /// The summary compares with the reading this long before a kill.
 const LOOK_BACK: u64 = 30 * SECOND;
 
@@ -28,6 +30,15 @@ const HELPERS_WITHIN: u64 = SECOND;
 /// The last component of a path as the kernel has it.
 fn last(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
+}
+
+/// An end of a container that somebody will ask about: not a success, and not the stop that a SIGTERM asks for.
+fn asks_for_a_reason(exit: &Exit) -> bool {
+    match (exit.signal, exit.exit_code) {
+        (Some(signal), _) => signal != SIGTERM,
+        (None, Some(code)) => code != 0 && code != 128 + SIGTERM,
+        (None, None) => false,
+    }
 }
 
 impl State {
@@ -59,9 +70,34 @@ impl State {
             }
             What::OomKill(_) | What::CgroupStart { .. } | What::CgroupEnd { .. } | What::Exit(_) => None,
         };
-        if let Some(event) = event {
-            let owner = event.cgroup_id.and_then(|id| self.owner(id, None));
-            self.record(event, owner);
+        let Some(event) = event else { return };
+        let Some(owner) = event.cgroup_id.and_then(|id| self.owner(id, None)) else { return };
+        match what {
+            What::Kill(kill) => self.blame(&owner, &event, kill),
+            What::Reclaim(_)
+                if self.targets.get_mut(&owner.id).is_some_and(|t| t.watch.reclaim(ktime_ns)) =>
+            {
+                self.start_burst(&owner, Kind::MemoryReclaim, None, ktime_ns);
+            }
+            _ => {}
+        }
+        self.record(event, Some(owner));
+    }
+
+    /// Remembers who sent the last signal that may end a container's init; a SIGKILL starts its burst.
+    fn blame(&mut self, owner: &Arc<Meta>, event: &Event, kill: &Kill) {
+        if kill.outcome != Outcome::Delivered || kill.sent == Sent::ByOomKiller {
+            return;
+        }
+        let blame = Blame {
+            sender_path: self.path_of(kill.sender.cgroup_id),
+            kill: kill.clone(),
+            event_id: event.event_id.clone(),
+            ktime_ns: event.ktime_ns,
+        };
+        self.blames.insert(owner.id, blame);
+        if kill.signal == SIGKILL {
+            self.start_burst(owner, Kind::Kill, None, event.ktime_ns);
         }
     }
 
@@ -179,7 +215,19 @@ impl State {
         event.comm = Some(exit.task.comm.clone());
         event.exit_code = exit.exit_code;
         event.signal = exit.signal;
-        self.story.exit(owner.id, &event, exit, is_init);
+        let asks = is_init && owner.identity.scope == Scope::Container && asks_for_a_reason(exit);
+        if asks && !self.story.is_open(owner.id) {
+            let evidence = self.evidence_before(&owner, ktime_ns, exit.task.cgroup_id);
+            let started = self.start_burst(&owner, Kind::Exit, None, ktime_ns);
+            let blame = self.blames.get(&owner.id);
+            let incident = self.story.ended(&owner, &event, exit, blame, &evidence);
+            if let Some((why, rows)) = started.suppressed {
+                self.story.lost(owner.id, Table::Samples.as_str(), why, rows);
+            }
+            self.revise(incident);
+        } else {
+            self.story.exit(owner.id, &event, exit, is_init);
+        }
         self.record(event, Some(owner));
     }
 
@@ -236,8 +284,13 @@ impl State {
 
     fn evidence(&mut self, owner: &Meta, ktime_ns: u64, kill: &OomKill) -> Evidence {
         let limit = self.limit(kill);
-        let (victim_path, trigger_path) =
-            (self.path_of(kill.victim.cgroup_id), self.path_of(kill.trigger.cgroup_id));
+        let trigger_path = self.path_of(kill.trigger.cgroup_id);
+        Evidence { trigger_path, limit, ..self.evidence_before(owner, ktime_ns, kill.victim.cgroup_id) }
+    }
+
+    /// What the lane and the warnings know from before an instant.
+    fn evidence_before(&self, owner: &Meta, ktime_ns: u64, victim: Option<CgroupId>) -> Evidence {
+        let victim_path = self.path_of(victim);
         let target = self.targets.get(&owner.id);
         let ring = target.map(|t| &t.ring);
         let before = |at: u64| ring.and_then(|r| r.last_before(at));
@@ -246,7 +299,7 @@ impl State {
         let oldest = ring.and_then(|r| r.oldest_since(from)).filter(|r| r.ktime_ns < ktime_ns);
         let earlier: Option<Reading> = before(ktime_ns.saturating_sub(LOOK_BACK) + 1).or(oldest);
         let warnings = self.warnings.of(owner.id);
-        Evidence { victim_path, trigger_path, limit, oldest, earlier, last: before(ktime_ns), warnings }
+        Evidence { victim_path, oldest, earlier, last: before(ktime_ns), warnings, ..Evidence::default() }
     }
 
     fn oom_kill(&mut self, ktime_ns: u64, source: &'static str, kill: &OomKill) {

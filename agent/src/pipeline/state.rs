@@ -16,7 +16,7 @@ use crate::names::{Cause, CgroupId, Scope, Table};
 use crate::probes::{KindLoss, Losses};
 use crate::processes;
 use crate::sampler::{Plan, Sampler, Target, Vanished};
-use crate::story::Story;
+use crate::story::{Blame, Story};
 use crate::trigger::Trigger;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -78,6 +78,10 @@ pub struct State {
     pub(super) rotation_wanted: bool,
     pub(super) rescan_wanted: bool,
     pub(super) warnings: Warnings,
+    /// Who last sent a signal to a container's init that may end it.
+    pub(super) blames: HashMap<CgroupId, Blame>,
+    /// Inits that the kernel side is to be told of: (pid, container).
+    pub(super) new_inits: Vec<(u32, CgroupId)>,
     vanished: Vec<CgroupId>,
     moving: Moving,
     event_losses: EventLosses,
@@ -131,6 +135,8 @@ impl State {
             rotation_wanted: false,
             rescan_wanted: false,
             warnings: Warnings::default(),
+            blames: HashMap::new(),
+            new_inits: Vec::new(),
             vanished: Vec::new(),
             moving: Moving::default(),
             event_losses: EventLosses::default(),
@@ -256,6 +262,7 @@ impl State {
         }
         self.trigger.gone(id, ktime_ns);
         self.warnings.forget(id);
+        self.blames.remove(&id);
         self.bursts.remove(&id);
         self.story.gone(id, ktime_ns);
     }
@@ -366,6 +373,7 @@ impl State {
         let path = self.tree.path(&node.meta);
         if let Some(target) = self.targets.get_mut(&id).filter(|t| t.born_here) {
             target.init_pid = processes::first(Path::new("/proc"), &path);
+            self.new_inits.extend(target.init_pid.map(|pid| (pid, id)));
         }
     }
 

@@ -1,6 +1,7 @@
 //! The paragraph of an incident, in plain English, from the evidence alone.
 
 use super::Open;
+use crate::event::Sent;
 use crate::incident::{Incident, LimitHit, Victim};
 use std::fmt::Write as _;
 
@@ -144,8 +145,9 @@ fn trigger(out: &mut String, i: &Incident) {
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
 fn before(out: &mut String, open: &Open) {
     let e = &open.evidence;
+    let end = moment(&open.incident);
     let (Some(from), Some(last)) = (e.earlier.or(e.oldest), e.last) else {
-        out.push_str(" No reading of its memory from before the kill was kept.");
+        let _ = write!(out, " No reading of its memory from before {end} was kept.");
         return;
     };
     let span = (open.incident.ktime_ns.saturating_sub(from.ktime_ns)) as f64 / 1e9;
@@ -157,7 +159,7 @@ fn before(out: &mut String, open: &Open) {
         std::cmp::Ordering::Equal => format!("stayed at {now}"),
     };
     let _ = write!(out, " In the {span:.1} s before, the {}'s memory {course}", noun(&open.incident));
-    let _ = write!(out, "; the last reading was {gap:.0} ms before the kill.");
+    let _ = write!(out, "; the last reading was {gap:.0} ms before {end}.");
     let warned: Vec<_> = e
         .warnings
         .iter()
@@ -191,8 +193,20 @@ fn after(out: &mut String, open: &Open) {
         }
         _ => {}
     }
+    gone_and_missing(out, open);
+}
+
+/// What the incident is about, for "before the kill".
+fn moment(i: &Incident) -> &'static str {
+    if i.kind == "crash" { "the end" } else { "the kill" }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn gone_and_missing(out: &mut String, open: &Open) {
+    let i = &open.incident;
     if let Some(at) = open.gone_ns {
-        let _ = write!(out, " Its cgroup was removed {:.1} s after the kill.", since(at));
+        let after = at.saturating_sub(i.ktime_ns) as f64 / 1e9;
+        let _ = write!(out, " Its cgroup was removed {after:.1} s after {}.", moment(i));
     }
     if open.more_events > 0 {
         let _ = write!(out, " {} more events of it are in the events table.", open.more_events);
@@ -204,9 +218,58 @@ fn after(out: &mut String, open: &Open) {
     }
 }
 
+/// How a container ended that no OOM kill ended, and whose doing it was.
+fn end(out: &mut String, open: &Open) {
+    let i = &open.incident;
+    let init = i.victims.first().map_or_else(|| "the init".to_owned(), |v| process(v.comm.as_deref(), v.pid));
+    let exit = i.exit.unwrap_or_default();
+    let how = match (i.kind.as_str(), exit.signal, exit.code) {
+        ("killed", ..) => "was killed with signal 9 (SIGKILL)".to_owned(),
+        (_, Some(signal), _) => format!("crashed with signal {signal}"),
+        (_, None, Some(code)) => format!("ended by itself with exit code {code}"),
+        (_, None, None) => "ended in an unknown way".to_owned(),
+    };
+    let _ =
+        write!(out, "At {} the init process {init} of {} on node {} {how}.", utc(i.ts_us), owner(i), i.node);
+    if i.kind != "killed" && exit.signal.is_none() {
+        out.push_str(" No signal was involved; its own output tells why.");
+        return;
+    }
+    let Some(blame) = &open.blame else {
+        let what = if i.kind == "killed" { "who sent the signal" } else { "what raised the signal" };
+        let _ = write!(out, " No OOM kill was seen; {what}: cause not observed.");
+        return;
+    };
+    let kill = &blame.kill;
+    let name = |t: &crate::event::Task| process(Some(&t.comm), t.pid);
+    let uid = kill.sender_uid.map_or_else(String::new, |uid| format!(", uid {uid}"));
+    let place = blame.sender_path.as_deref().unwrap_or("a cgroup outside what this agent sees");
+    let by = match kill.sent {
+        Sent::ByTask => format!(
+            "was sent by {}{uid} in {place}, a child of {}",
+            name(&kill.sender),
+            name(&kill.sender_parent)
+        ),
+        Sent::ByCgroupKill => {
+            format!("came from a write to cgroup.kill by {}{uid} in {place}", name(&kill.sender))
+        }
+        Sent::ByParentDeath => format!("came since its parent {} had died", name(&kill.sender)),
+        Sent::ByOomKiller => "came from the kernel's OOM killer".to_owned(),
+        Sent::ByKernel => "came from the kernel itself, not from a process".to_owned(),
+        Sent::ByTimerOrIo => "came from a timer or I/O notification that the process had ordered".to_owned(),
+    };
+    let _ = write!(out, " The signal {by}.");
+}
+
 pub(super) fn write(open: &Open) -> String {
     let i = &open.incident;
     let mut out = String::new();
+    if i.kind != "oom_kill" {
+        end(&mut out, open);
+        before(&mut out, open);
+        gone_and_missing(&mut out, open);
+        return out;
+    }
     victims(&mut out, i, open.more_victims);
     limit(&mut out, i, i.limit.as_ref());
     trigger(&mut out, i);
