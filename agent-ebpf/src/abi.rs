@@ -377,3 +377,93 @@ impl Settings {
         reclaim_has_memcg: 0,
     };
 }
+
+/// Which values of a [`LaneRecord`] were read. A file's bit is set only where the file exists in that cgroup.
+pub mod lane {
+    pub const MEMORY: u32 = 1;
+    pub const SWAP: u32 = 2;
+    pub const MAX: u32 = 4;
+    pub const EVENTS: u32 = 8;
+    /// `sock_throttled` of memory.events, which older kernels do not have.
+    pub const SOCK_THROTTLED: u32 = 16;
+    pub const PIDS: u32 = 32;
+    /// The three numbers of CFS bandwidth control in cpu.stat.
+    pub const CFS: u32 = 64;
+    /// Numbers of memory.events that every kernel with the walk has.
+    pub const EVENTS_COUNT: usize = 6;
+}
+
+/// One cgroup as the walk found it. Not an event: it goes to a ring of its own, and has no [`Header`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LaneRecord {
+    /// `bpf_ktime_get_ns` when this cgroup was read.
+    pub ktime_ns: u64,
+    pub cgroup_id: u64,
+    pub memory_bytes: u64,
+    pub swap_bytes: u64,
+    /// [`UNKNOWN`] = "max".
+    pub max_bytes: u64,
+    /// low, high, max, oom, `oom_kill`, `oom_group_kill`: memory.events, which counts the descendants too.
+    pub events: [u64; lane::EVENTS_COUNT],
+    pub sock_throttled: u64,
+    pub pids: u64,
+    pub throttled_ns: u64,
+    pub nr_periods: u32,
+    pub nr_throttled: u32,
+    /// Of [`lane`].
+    pub have: u32,
+    pub _pad: u32,
+}
+
+const _: () = assert!(size_of::<LaneRecord>() == 128);
+
+/// What the walk must know of the running kernel (global `LANE`); [`ABSENT`] where it has no such thing. The first three
+/// are needed; each of the others makes only its own values absent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LaneOffsets {
+    pub cgroup_kn: u32,
+    pub kernfs_id: u32,
+    pub cgroup_level: u32,
+    /// `cgroup.subsys[memory_cgrp_id]`, and so on.
+    pub memory_css: u32,
+    pub pids_css: u32,
+    pub cpu_css: u32,
+    pub css_flags: u32,
+    /// The bit of `css.flags` that says that the controller's files are there: io brings memory along without them.
+    pub css_visible: u32,
+    pub memory_usage: u32,
+    pub memory_max: u32,
+    pub swap_usage: u32,
+    pub memory_events: u32,
+    pub sock_throttled: u32,
+    pub pids_counter: u32,
+    pub cfs_nr_periods: u32,
+    pub cfs_nr_throttled: u32,
+    pub cfs_throttled_time: u32,
+    pub page_size: u32,
+}
+
+impl LaneOffsets {
+    pub const ABSENT: Self = Self {
+        cgroup_kn: ABSENT,
+        kernfs_id: ABSENT,
+        cgroup_level: ABSENT,
+        memory_css: ABSENT,
+        pids_css: ABSENT,
+        cpu_css: ABSENT,
+        css_flags: ABSENT,
+        css_visible: ABSENT,
+        memory_usage: ABSENT,
+        memory_max: ABSENT,
+        swap_usage: ABSENT,
+        memory_events: ABSENT,
+        sock_throttled: ABSENT,
+        pids_counter: ABSENT,
+        cfs_nr_periods: ABSENT,
+        cfs_nr_throttled: ABSENT,
+        cfs_throttled_time: ABSENT,
+        page_size: 4096,
+    };
+}

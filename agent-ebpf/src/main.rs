@@ -5,9 +5,8 @@
 //! record is sent. Whatever could not be sent is counted in `LOST` (no room) or `CUT` (rate limit), per CPU and kind.
 //!
 //! One file per kind of event: `oom`, `cgroup`, `exit`, `kill`, `exec`, `reclaim`, `flags`; `rate` holds each back that comes too
-//! often, `inits` knows whose first process is whose; `read` holds the walks through kernel structures. The walk over
-//! all cgroups for the lane (`iter/cgroup`) becomes a file of its own beside them, with a ring of its own: its records
-//! must not crowd out events.
+//! often, `inits` knows whose first process is whose; `read` holds the walks through kernel structures. `lane` is no
+//! event but the walk over all cgroups, with a ring of its own: its records must not crowd out events.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 
@@ -23,6 +22,8 @@ mod flags;
 mod inits;
 #[cfg(target_arch = "bpf")]
 mod kill;
+#[cfg(target_arch = "bpf")]
+mod lane;
 #[cfg(target_arch = "bpf")]
 mod oom;
 #[cfg(target_arch = "bpf")]
@@ -105,6 +106,15 @@ mod shared {
         };
     }
     pub(crate) use global;
+
+    /// The same for the walk's offsets.
+    macro_rules! lane_global {
+        ($field:ident) => {
+            // SAFETY: a plain static integer.
+            unsafe { core::ptr::read_volatile(&raw const $crate::lane::LANE.$field) }
+        };
+    }
+    pub(crate) use lane_global;
 
     #[panic_handler]
     fn panic(_info: &core::panic::PanicInfo) -> ! {

@@ -25,6 +25,11 @@ pub fn process_cpu_ns() -> u64 {
     read(ClockId::ProcessCPUTime)
 }
 
+/// CPU time of the calling thread, in ns.
+pub fn thread_cpu_ns() -> u64 {
+    read(ClockId::ThreadCPUTime)
+}
+
 /// wall − monotonic, measured. Re-measured once a second, so that an NTP step or a suspend shows within that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offset {

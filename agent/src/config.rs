@@ -4,10 +4,12 @@
 //! Unknown or wrong keys are refused with file, line and the accepted keys. Reads one file and the environment, at
 //! start-up only; called by `main`.
 
+mod lane;
 mod place;
 mod range;
 
 use crate::event::Kind;
+pub use lane::{Lane, Period, Source};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -87,20 +89,6 @@ impl Default for Sampling {
             exclude: Vec::new(),
             max_cgroups: 4096,
         }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Lane {
-    pub period_ms: u64,
-    pub history_s: u64,
-    pub memory_bytes: u64,
-}
-
-impl Default for Lane {
-    fn default() -> Self {
-        Self { period_ms: 50, history_s: 60, memory_bytes: 16 << 20 }
     }
 }
 
@@ -253,7 +241,18 @@ const KEYS: &[(&str, &str)] = &[
     ("sampling.include", "globs of cgroup paths to follow besides containers, pods and services"),
     ("sampling.exclude", "globs of cgroup paths never to follow"),
     ("sampling.max_cgroups", "cgroups followed at the most (1 to 65536)"),
-    ("lane.period_ms", "period of the lane, the fast in-memory history (10 to 1000)"),
+    (
+        "lane.source",
+        "what reads the lane: \"bpf\", the kernel's own walk over all cgroups; \"pread\", files; \"auto\", the first that works",
+    ),
+    (
+        "lane.period_ms",
+        "period of the lane, the fast in-memory history (10 to 1000); \"auto\" = 20 with the walk, 50 without",
+    ),
+    (
+        "lane.cpu_budget_percent",
+        "share of one core that the lane may take (0.01 to 100); it slows down to 100 ms to keep to it",
+    ),
     ("lane.history_s", "seconds of lane kept for each cgroup (1 to 600)"),
     ("lane.memory_bytes", "bytes that all lane rings may take together"),
     ("budget.rows_per_second", "burst rows a second, all bursts together (20 to 100000)"),
@@ -389,6 +388,9 @@ impl Config {
         let parsed = match at.get(last) {
             Some(toml::Value::Integer(_)) => {
                 value.trim().parse().map(toml::Value::Integer).map_err(|_| "not a whole number".to_owned())?
+            }
+            Some(toml::Value::Float(_)) => {
+                value.trim().parse().map(toml::Value::Float).map_err(|_| "not a number".to_owned())?
             }
             Some(toml::Value::Boolean(_)) => value
                 .trim()

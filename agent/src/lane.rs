@@ -1,257 +1,213 @@
-//! The lane: a bounded ring of fast readings for each cgroup, in memory only, so that a trigger finds the time before it.
+//! The lane: fast readings of the few values that matter, kept in memory only, so that a trigger finds the time before it.
 //!
-//! Each reading keeps the instant at which it was read. When a trigger fires the part not yet written is taken out
-//! as `history`; nothing is given out twice. Readings come from `pread` of memory.current today; a BPF walk over all
-//! cgroups is to take its place behind the same `push`.
+//! A [`Reading`] is what one look at one cgroup gave, by the kernel's walk over all cgroups (`probes::Walk`) or, where
+//! that cannot be had, by `pread` (`sampler`). [`Ring`] keeps the last ones of one cgroup, [`Pace`] decides how often to
+//! look. Readings leave a ring as rows of cause `history`, each once.
 
-use crate::catalogue::{ColumnIndex, FILES};
-use std::collections::VecDeque;
+mod pace;
+mod ring;
 
-/// The column that a reading fills: the first one of the catalogue's first file, memory.current.
-pub const COLUMN: ColumnIndex = 0;
-const _: () = assert!(matches!(FILES[0].name.as_bytes(), b"memory.current"));
+pub use pace::Pace;
+pub use ring::{Ring, capacity};
 
-/// A page is the unit in which the kernel charges memory, so a reading in pages loses nothing.
-const PAGE: u64 = 4096;
-/// Bytes of one packed reading.
-pub const READING_BYTES: usize = size_of::<Packed>();
+use crate::catalogue::{ColumnIndex, FileIndex, first_column};
 
-/// Readings that a ring has room for when it gets its first one.
-const FIRST_READINGS: usize = 32;
+/// The values of a reading, in the order of their columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    MemoryCurrent,
+    SwapCurrent,
+    EventsLow,
+    EventsHigh,
+    EventsMax,
+    EventsOom,
+    EventsOomKill,
+    EventsOomGroupKill,
+    EventsSockThrottled,
+    NrPeriods,
+    NrThrottled,
+    ThrottledUsec,
+    PidsCurrent,
+    MemoryMax,
+}
 
-/// One reading as it is given back.
+pub const VALUES: usize = 14;
+
+/// The files whose values a reading holds. A reading holds three lines of cpu.stat and not the others, so that file has
+/// no bit: a NULL beside a set bit would say that this kernel has no `usage_usec`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum File {
+    MemoryCurrent,
+    SwapCurrent,
+    MemoryEvents,
+    PidsCurrent,
+    MemoryMax,
+}
+
+const FILES: [FileIndex; 5] = [0, 1, 2, 6, 10];
+
+const COLUMNS: [ColumnIndex; VALUES] = {
+    let (events, cpu) = (first_column(FILES[2]), first_column(4));
+    [
+        first_column(FILES[0]),
+        first_column(FILES[1]),
+        events,
+        events + 1,
+        events + 2,
+        events + 3,
+        events + 4,
+        events + 5,
+        events + 6,
+        cpu + 5,
+        cpu + 6,
+        cpu + 7,
+        first_column(FILES[3]),
+        first_column(FILES[4]),
+    ]
+};
+
+/// One look at one cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
+    pub ktime_ns: u64,
+    /// The rhythm in force when it was taken.
+    pub period_ms: u16,
+    /// A bit per value that is there, and per file that was read.
+    have: u16,
+    files: u8,
+    values: [u64; VALUES],
+}
+
+/// What a reading says of memory, for those who care for nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryAt {
     pub ktime_ns: u64,
     pub memory_current: u64,
 }
 
-/// Time since the previous reading in µs (71 minutes at the most), and pages.
-#[derive(Clone, Copy, Debug)]
-struct Packed {
-    after_us: u32,
-    pages: u32,
-}
-
-/// The ring of one cgroup.
-#[derive(Debug)]
-pub struct Ring {
-    readings: VecDeque<Packed>,
-    capacity: usize,
-    /// Instant of the newest reading, and of the one before the oldest kept; in µs of the monotonic clock.
-    newest_us: u64,
-    base_us: u64,
-    /// Readings up to here are in the table already.
-    written_us: u64,
-    /// Readings that fell out unread since the last history, for the account of what was kept.
-    overwritten: u64,
-}
-
-impl Ring {
-    pub fn new(capacity: usize) -> Self {
-        Self {
-            readings: VecDeque::new(),
-            capacity: capacity.max(1),
-            newest_us: 0,
-            base_us: 0,
-            written_us: 0,
-            overwritten: 0,
-        }
+impl Reading {
+    pub fn new(ktime_ns: u64, period_ms: u64) -> Self {
+        let period_ms = u16::try_from(period_ms).unwrap_or(u16::MAX);
+        Self { ktime_ns, period_ms, have: 0, files: 0, values: [0; VALUES] }
     }
 
-    /// Appends a reading. One that is not younger than the newest is refused: instants are unique and in order.
-    pub fn push(&mut self, reading: Reading) -> bool {
-        let us = reading.ktime_ns / 1000;
-        if us <= self.newest_us && !self.readings.is_empty() {
-            return false;
-        }
-        let pages = u32::try_from(reading.memory_current / PAGE).unwrap_or(u32::MAX);
-        if self.readings.is_empty() {
-            self.base_us = us;
-            self.newest_us = us;
-        }
-        // after a pause too long for the packing the old part would carry wrong times: let it go
-        let Ok(after_us) = u32::try_from(us - self.newest_us) else {
-            self.overwritten += self.readings.len() as u64;
-            self.readings.clear();
-            return self.push(reading);
-        };
-        self.newest_us = us;
-        while self.readings.len() >= self.capacity {
-            self.drop_oldest();
-        }
-        let (held, allocated) = (self.readings.len(), self.readings.capacity());
-        if held == allocated {
-            // doubles as any vector, but never beyond what the ring may hold
-            self.readings.reserve_exact(held.max(FIRST_READINGS).min(self.capacity - held));
-        }
-        self.readings.push_back(Packed { after_us, pages });
-        true
+    /// Says that a file was read, whatever it held.
+    pub fn read(&mut self, file: File) {
+        self.files |= 1 << file as u8;
     }
 
-    fn drop_oldest(&mut self) {
-        if let Some(gone) = self.readings.pop_front() {
-            let at = self.base_us + u64::from(gone.after_us);
-            self.overwritten += u64::from(at > self.written_us);
-            self.base_us = at;
+    pub fn set(&mut self, value: Value, to: u64) {
+        self.put(value as usize, to);
+    }
+
+    fn put(&mut self, index: usize, to: u64) {
+        self.have |= 1 << index;
+        self.values[index] = to;
+    }
+
+    /// Takes over what was parsed of a file; columns that the lane does not hold are passed over.
+    pub fn take(&mut self, file: FileIndex, pairs: &[(ColumnIndex, u64)]) {
+        if let Some(bit) = FILES.iter().position(|f| *f == file) {
+            self.files |= 1 << bit;
         }
-    }
-
-    /// Makes the ring smaller or larger; the oldest readings go first.
-    pub fn set_capacity(&mut self, capacity: usize) {
-        self.capacity = capacity.max(1);
-        while self.readings.len() > self.capacity {
-            self.drop_oldest();
-        }
-        self.readings.shrink_to(self.capacity);
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.readings.iter().scan(self.base_us, |at, p| {
-            *at += u64::from(p.after_us);
-            Some((*at, u64::from(p.pages) * PAGE))
-        })
-    }
-
-    /// Gives the readings of the last `window_ns` up to `now_ns` that were never given before, oldest first, and marks
-    /// them as given.
-    pub fn take_history(&mut self, now_ns: u64, window_ns: u64, mut give: impl FnMut(Reading)) -> usize {
-        let (now_us, from_us) = (now_ns / 1000, now_ns.saturating_sub(window_ns) / 1000);
-        let (mut given, mut last) = (0, self.written_us);
-        for (us, memory_current) in self.iter() {
-            if us > self.written_us && us >= from_us && us <= now_us {
-                give(Reading { ktime_ns: us * 1000, memory_current });
-                given += 1;
-                last = us;
+        for &(column, value) in pairs {
+            if let Some(index) = COLUMNS.iter().position(|c| *c == column) {
+                self.put(index, value);
             }
         }
-        self.written_us = last;
-        given
     }
 
-    /// The youngest reading strictly before an instant.
-    pub fn last_before(&self, ktime_ns: u64) -> Option<Reading> {
-        self.iter()
-            .take_while(|(us, _)| us * 1000 < ktime_ns)
-            .last()
-            .map(|(us, memory_current)| Reading { ktime_ns: us * 1000, memory_current })
+    pub fn get(&self, value: Value) -> Option<u64> {
+        (self.have >> value as usize & 1 == 1).then(|| self.values[value as usize])
     }
 
-    /// The oldest reading that is not older than an instant.
-    pub fn oldest_since(&self, ktime_ns: u64) -> Option<Reading> {
-        self.iter()
-            .find(|(us, _)| *us >= ktime_ns / 1000)
-            .map(|(us, memory_current)| Reading { ktime_ns: us * 1000, memory_current })
+    pub fn memory_current(&self) -> Option<u64> {
+        self.get(Value::MemoryCurrent)
     }
 
-    /// Appends a reading that is in the table already, so that later questions find it and no history repeats it.
-    pub fn push_written(&mut self, reading: Reading) {
-        if self.push(reading) {
-            self.written_us = self.newest_us;
-        }
+    /// `None` = not read, `Some(None)` = "max".
+    pub fn memory_max(&self) -> Option<Option<u64>> {
+        (self.files >> File::MemoryMax as u8 & 1 == 1).then(|| self.get(Value::MemoryMax))
     }
 
-    pub fn capacity(&self) -> usize {
-        self.capacity
+    pub fn memory_at(&self) -> Option<MemoryAt> {
+        self.memory_current().map(|memory_current| MemoryAt { ktime_ns: self.ktime_ns, memory_current })
     }
 
-    pub fn len(&self) -> usize {
-        self.readings.len()
-    }
-
-    /// Bytes that the readings take, used or not.
-    pub fn bytes(&self) -> usize {
-        self.readings.capacity() * READING_BYTES
-    }
-
+    /// Nothing was there to be read.
     pub fn is_empty(&self) -> bool {
-        self.readings.is_empty()
+        self.have == 0
     }
-}
 
-/// Readings that each of `cgroups` rings may hold, so that all together stay within `memory_bytes`. The share is that of
-/// the next power of two, so that it changes seldom as cgroups come and go.
-pub fn capacity(memory_bytes: u64, cgroups: usize, history_s: u64, period_ms: u64) -> usize {
-    let wanted = history_s * 1000 / period_ms.max(1) + 1;
-    let share = memory_bytes / READING_BYTES as u64 / cgroups.max(64).next_power_of_two() as u64;
-    usize::try_from(wanted.min(share)).unwrap_or(usize::MAX).max(1)
+    /// As the column `files_read` has it.
+    pub fn files_read(&self) -> u64 {
+        FILES.iter().enumerate().filter(|(i, _)| self.files >> i & 1 == 1).map(|(_, f)| 1 << f).sum()
+    }
+
+    /// The values that are there, in the order of the table's columns.
+    pub fn columns(&self) -> impl Iterator<Item = (ColumnIndex, u64)> + '_ {
+        COLUMNS
+            .iter()
+            .zip(self.values)
+            .enumerate()
+            .filter(|(i, _)| self.have >> i & 1 == 1)
+            .map(|(_, (c, v))| (*c, v))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use crate::catalogue;
 
-    const MS: u64 = 1_000_000;
-
-    fn filled(n: u64, capacity: usize) -> Ring {
-        let mut ring = Ring::new(capacity);
-        for i in 0..n {
-            assert!(ring.push(Reading { ktime_ns: 1000 * MS + i * 50 * MS, memory_current: i * PAGE }));
-        }
-        ring
-    }
-
-    fn history(ring: &mut Ring, now: u64, window: u64) -> Vec<Reading> {
-        let mut out = Vec::new();
-        ring.take_history(now, window, |r| out.push(r));
-        out
+    #[test]
+    fn values_stand_in_their_columns_and_files_at_their_bits() {
+        let names: Vec<_> =
+            COLUMNS.iter().filter_map(|i| catalogue::columns().nth(*i)).map(|(_, _, c)| c.name).collect();
+        assert_eq!(
+            names,
+            [
+                "memory_current",
+                "memory_swap_current",
+                "memory_events_low",
+                "memory_events_high",
+                "memory_events_max",
+                "memory_events_oom",
+                "memory_events_oom_kill",
+                "memory_events_oom_group_kill",
+                "memory_events_sock_throttled",
+                "cpu_stat_nr_periods",
+                "cpu_stat_nr_throttled",
+                "cpu_stat_throttled_usec",
+                "pids_current",
+                "memory_max",
+            ]
+        );
+        assert_eq!(Value::MemoryMax as usize + 1, VALUES);
+        let files = FILES.map(|f| catalogue::FILES[f].name);
+        assert_eq!(
+            files,
+            ["memory.current", "memory.swap.current", "memory.events", "pids.current", "memory.max"]
+        );
     }
 
     #[test]
-    fn history_is_the_window_and_is_given_once() {
-        let mut ring = filled(100, 1000);
-        let now = 1000 * MS + 99 * 50 * MS;
-        let first = history(&mut ring, now, 1000 * MS);
-        assert_eq!(first.len(), 21);
-        assert_eq!(first.last(), Some(&Reading { ktime_ns: now, memory_current: 99 * PAGE }));
-        assert!(history(&mut ring, now, 60_000 * MS).is_empty());
-        ring.push(Reading { ktime_ns: now + 50 * MS, memory_current: 7 * PAGE });
-        assert_eq!(history(&mut ring, now + 60 * MS, 60_000 * MS).len(), 1);
+    fn no_limit_is_not_an_unknown_limit() {
+        let mut r = Reading::new(1, 20);
+        assert_eq!(r.memory_max(), None);
+        r.read(File::MemoryMax);
+        assert_eq!(r.memory_max(), Some(None));
+        r.set(Value::MemoryMax, 4096);
+        assert_eq!(r.memory_max(), Some(Some(4096)));
+        assert_eq!(r.files_read(), 1 << 10);
     }
 
     #[test]
-    fn what_was_read_after_the_event_is_not_before_it() {
-        let ring = filled(10, 100);
-        let kill = 1000 * MS + 4 * 50 * MS + 1;
-        assert_eq!(ring.last_before(kill).map(|r| r.memory_current), Some(4 * PAGE));
-        assert_eq!(ring.last_before(10), None);
-    }
-
-    #[test]
-    fn capacity_is_shared_within_the_budget() {
-        assert_eq!(capacity(16 << 20, 100, 60, 50), 1201);
-        let many = capacity(16 << 20, 4096, 60, 50);
-        assert!(many * 4096 * READING_BYTES <= 16 << 20 && many > 400);
-    }
-
-    #[test]
-    fn a_smaller_ring_gives_its_memory_back() {
-        let mut ring = filled(1000, 1000);
-        ring.set_capacity(10);
-        assert_eq!((ring.len(), ring.bytes()), (10, 10 * READING_BYTES));
-        assert_eq!(ring.oldest_since(1000 * MS + 995 * 50 * MS).map(|r| r.memory_current), Some(995 * PAGE));
-    }
-
-    proptest! {
-        #[test]
-        fn a_ring_is_bounded_and_keeps_the_newest_in_order(steps in proptest::collection::vec((0u64..200_000_000_000, 0u64..1 << 30), 1..200), capacity in 1usize..50) {
-            let mut ring = Ring::new(capacity);
-            let mut pushed: Vec<Reading> = Vec::new();
-            let mut at = 5_000_000_000u64;
-            for (step, pages) in steps {
-                at += step / 1000 * 1000;
-                let r = Reading { ktime_ns: at, memory_current: pages * PAGE };
-                if ring.push(r) {
-                    pushed.push(r);
-                }
-                prop_assert!(ring.len() <= capacity);
-                prop_assert!(ring.bytes() <= capacity * READING_BYTES);
-            }
-            let got = history(&mut ring, u64::MAX, u64::MAX);
-            let expect = &pushed[pushed.len() - got.len()..];
-            prop_assert_eq!(&got[..], expect);
-            prop_assert_eq!(got.len(), capacity.min(pushed.len()));
-        }
+    fn what_was_parsed_is_taken_over_and_the_rest_passed_by() {
+        let mut r = Reading::new(1, 20);
+        r.take(4, &[(first_column(4), 77), (first_column(4) + 7, 9)]);
+        r.take(6, &[(first_column(6), 3)]);
+        assert_eq!(r.columns().collect::<Vec<_>>(), [(first_column(4) + 7, 9), (first_column(6), 3)]);
+        assert_eq!(r.files_read(), 1 << 6, "cpu.stat has no bit");
     }
 }

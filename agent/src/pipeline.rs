@@ -7,6 +7,7 @@
 mod bursts;
 mod inbox;
 mod kinds;
+mod lane;
 mod react;
 mod sealer;
 mod shared;
@@ -29,6 +30,7 @@ use crate::store::{Store, Writer};
 use crate::viewer;
 use anyhow::Context as _;
 use inbox::{Inbox, Input};
+use lane::Lane;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sealer::{Sealer, Setup};
 use serde_json::json;
@@ -66,7 +68,9 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let tree = Tree::new(&config.cgroup_root, rules, config.sampling.max_cgroups)?;
     let store = Store::open(&config.data_dir)?;
     let series = recorder::install()?;
-    let (mut probes, ladder) = start_probes(&config);
+    let (mut probes, mut ladder) = start_probes(&config);
+    let lane = Lane::start(&config)?;
+    ladder.hooks.push(lane.rung());
     log_ladder(&ladder);
     let has_events = ladder.hooks.iter().any(|h| h.event == "cgroup_start" && h.mechanism.is_some());
 
@@ -77,7 +81,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         Err(problem) => tracing::warn!(%problem, "earlier incidents cannot be listed"),
     }
     let writer = Writer::start(store.clone(), &machine.boot_id)?;
-    let metadata = metadata(&config, &names, &machine, &ladder);
+    let metadata = metadata(&config, &names, &machine, &ladder, lane.pace.period_ms());
     let sealer = Sealer::start(Setup { writer, names: names.clone(), metadata, shared: shared.clone() })
         .context("cannot start the sealer thread")?;
     let (outside, inbox) = inbox::open().context("cannot make an eventfd")?;
@@ -92,7 +96,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     stop_on_signals(outside).context("cannot listen for signals")?;
 
     let sampler = Sampler::new(&config.cgroup_root, series.clone(), machine.descriptor_limit);
-    let mut state = State::new(config, names, tree, sampler, has_events);
+    let mut state = State::new(config, names, tree, sampler, lane, has_events);
     state.set_moving(sealer.moving());
     let about = About { machine, ladder, series, started_ns: clock::ktime_ns(), shared };
     tracing::info!(listen = %server.address(), data_dir = %store.dir().display(), "recording");
@@ -138,7 +142,13 @@ fn log_ladder(ladder: &Ladder) {
 }
 
 /// What each segment of the run says about it.
-fn metadata(config: &Config, names: &NodeNames, machine: &Machine, ladder: &Ladder) -> Vec<(String, String)> {
+fn metadata(
+    config: &Config,
+    names: &NodeNames,
+    machine: &Machine,
+    ladder: &Ladder,
+    lane_period_ms: u64,
+) -> Vec<(String, String)> {
     let text = |v: serde_json::Value| v.to_string();
     let hz = |period_ms: u64| text(json!(1000.0 / f64::from(u32::try_from(period_ms).unwrap_or(u32::MAX))));
     [
@@ -150,7 +160,7 @@ fn metadata(config: &Config, names: &NodeNames, machine: &Machine, ladder: &Ladd
         ("fgm.cgroup_root", config.cgroup_root.display().to_string()),
         ("fgm.ladder", text(json!(ladder))),
         ("fgm.base_hz", hz(config.sampling.base_period_ms)),
-        ("fgm.lane_hz", hz(config.lane.period_ms)),
+        ("fgm.lane_hz", hz(lane_period_ms)),
         ("fgm.burst_hz", hz(config.trigger.oom_kill.burst_period_ms)),
     ]
     .map(|(k, v)| (k.to_owned(), v))
@@ -281,7 +291,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
         "cpu_ns": cpu,
         "rates": {
             "base_period_ms": state.config.sampling.base_period_ms,
-            "lane_period_ms": state.config.lane.period_ms,
+            "lane_period_ms": state.lane.pace.period_ms(),
             "burst_period_ms": state.config.trigger.oom_kill.burst_period_ms,
         },
         "cgroups": {
@@ -298,6 +308,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
             "budget_rows_per_second": state.config.budget.rows_per_second,
         },
         "events_outside": state.outside,
+        "lane": state.lane.status(state.rings()),
         "lane_late_max_ms": state.lane_late_max_ns / 1_000_000,
         "rows_in_memory": state.pending.rows(),
         "bytes_in_memory": state.pending.bytes(),

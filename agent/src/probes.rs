@@ -5,7 +5,7 @@
 //! panic nor stop the agent; what could not be attached is in the [`Ladder`], what could not be delivered in [`Losses`].
 //! `pipeline` starts it, polls [`Probes::fd`] and drains it; `doctor` and the status page show the ladder.
 //!
-//! The walk over all cgroups for the lane will be a second ring beside this one, asked for by tick.
+//! The lane's walk over all cgroups ([`Walk`]) is loaded apart from the events, so that neither needs the other.
 
 mod attach;
 mod btf;
@@ -13,6 +13,9 @@ mod decode;
 mod format;
 mod hooks;
 mod offsets;
+mod walk;
+
+pub use walk::{Counts, Walk};
 
 use crate::{
     event::{KernelEvent, What},

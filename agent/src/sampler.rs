@@ -55,7 +55,7 @@ pub struct Target {
     pub first_seen_ns: u64,
     /// Instant of the latest row of any cause.
     pub last_row_ns: u64,
-    /// memory.max as last read; `None` = not read or "max".
+    /// memory.max as last read, by file or by the lane; `None` = not read or "max".
     pub memory_max: Option<u64>,
     /// The kernel told us of its birth, so that its first process is the first one that we see.
     pub born_here: bool,
@@ -128,12 +128,12 @@ impl Sampler {
     }
 
     /// Starts to follow a cgroup. `None` when it has gone already.
-    pub fn open(&mut self, meta: &Arc<Meta>, ring_capacity: usize, now_ns: u64) -> Option<Target> {
+    pub fn open(&mut self, meta: &Arc<Meta>, ring: Ring, now_ns: u64) -> Option<Target> {
         let path = join(&self.root, &meta.path);
         let (row, handles) = self.series.open(meta.id);
         let mut target = Target {
             meta: meta.clone(),
-            ring: Ring::new(ring_capacity),
+            ring,
             next_base_ns: now_ns,
             next_slow_ns: now_ns,
             next_table_ns: now_ns,
@@ -277,6 +277,7 @@ impl Sampler {
         let dir = if opens { self.directory(target)? } else { None };
         let at = clock::ktime_ns();
         let mut files_read = 0u64;
+        let mut reading = in_lane.then(|| Reading::new(at, u64::from(period_ms)));
         for (index, file) in FILES.iter().enumerate() {
             if file.tier == Tier::Slow && !slow {
                 continue;
@@ -301,8 +302,8 @@ impl Sampler {
                     for &(column, value) in &self.pairs {
                         target.handles[column].set(value);
                     }
-                    if let (true, Tier::Lane, [(_, memory_current)]) = (in_lane, file.tier, &self.pairs[..]) {
-                        target.ring.push_written(Reading { ktime_ns: at, memory_current: *memory_current });
+                    if let Some(reading) = &mut reading {
+                        reading.take(index, &self.pairs);
                     }
                 }
                 Read::Absent => target.files[index].absent = true,
@@ -313,6 +314,9 @@ impl Sampler {
                 Read::Failed => *self.faults.unread.entry(file.name).or_default() += 1,
             }
         }
+        if let Some(reading) = reading.filter(|r| !r.is_empty()) {
+            target.ring.push_written(reading);
+        }
         let stamp = Stamp { ktime_ns: at, wall_us: offset.wall_us(at) };
         out.commit(&target.meta, SampleRow { at: stamp, cause, period_ms, burst, files_read }, &target.row);
         target.last_row_ns = at;
@@ -320,7 +324,7 @@ impl Sampler {
     }
 
     /// Reads the lane's file of a cgroup into its ring. `None` where the cgroup has no such file.
-    pub fn lane(&mut self, target: &mut Target) -> Result<Option<Reading>, Vanished> {
+    pub fn lane(&mut self, target: &mut Target, period_ms: u64) -> Result<Option<Reading>, Vanished> {
         if target.files[0].kept.is_none() {
             return Ok(None);
         }
@@ -334,7 +338,8 @@ impl Sampler {
                     return Ok(None);
                 };
                 target.last_memory = Some(memory_current);
-                let reading = Reading { ktime_ns, memory_current };
+                let mut reading = Reading::new(ktime_ns, period_ms);
+                reading.take(0, &self.pairs);
                 Ok(target.ring.push(reading).then_some(reading))
             }
             Read::Vanished => Err(Vanished),
@@ -406,7 +411,7 @@ mod tests {
             &[("memory.current", "8192\n"), ("memory.max", "max\n"), ("pids.current", "many\n")],
         );
         with_sampler(dir.path(), 1024, |s| {
-            let mut target = s.open(&meta, 10, 0).expect("there");
+            let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
             let mut out = Samples::default();
             s.sample(&mut target, SLOW, clock::Offset::measure(), &mut out).expect("there");
             let b = batch(out);
@@ -423,7 +428,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let meta = fake(dir.path(), &[("memory.current", "1\n")]);
         with_sampler(dir.path(), 1024, |s| {
-            let mut target = s.open(&meta, 10, 0).expect("there");
+            let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
             fs::rename(dir.path().join("web.service"), dir.path().join("old")).expect("rename");
             fake(dir.path(), &[("memory.current", "2\n")]);
             let mut out = Samples::default();
@@ -437,7 +442,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let meta = fake(dir.path(), &[("memory.current", "4096\n")]);
         with_sampler(dir.path(), 1024, |s| {
-            let mut target = s.open(&meta, 10, clock::ktime_ns()).expect("there");
+            let mut target = s.open(&meta, Ring::new(1000, u64::MAX), clock::ktime_ns()).expect("there");
             let mut out = Samples::default();
             s.sample(&mut target, HOT, clock::Offset::measure(), &mut out).expect("there");
             assert!(s.faults.unread.is_empty(), "{:?}", s.faults.unread);
@@ -452,7 +457,8 @@ mod tests {
         files.extend(hot.map(|f| (f, "")));
         let meta = fake(dir.path(), &files);
         with_sampler(dir.path(), RESERVED_DESCRIPTORS + 16, |s| {
-            let open: Vec<_> = (0..20).map(|_| s.open(&meta, 10, 0).expect("there")).collect();
+            let open: Vec<_> =
+                (0..20).map(|_| s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there")).collect();
             assert_eq!(s.descriptors(), (16, 16));
             let lanes = open.iter().filter(|t| t.files[0].kept.is_some()).count();
             assert_eq!(lanes, 5, "hot files stop at 14, so that two more lanes find room");
@@ -468,11 +474,11 @@ mod tests {
         );
         with_sampler(dir.path(), RESERVED_DESCRIPTORS + 1, |s| {
             // one descriptor is all there is: it is the lane's
-            let mut target = s.open(&meta, 10, 0).expect("there");
+            let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
             assert_eq!(s.descriptors().0, 1);
             let mut out = Samples::default();
             s.sample(&mut target, HOT, clock::Offset::measure(), &mut out).expect("there");
-            assert_eq!(s.lane(&mut target).map(|r| r.map(|r| r.memory_current)), Ok(Some(4096)));
+            assert_eq!(s.lane(&mut target, 50).map(|r| r.and_then(|r| r.memory_current())), Ok(Some(4096)));
             let b = batch(out);
             assert_eq!((cell(&b, "cpu_stat_usage_usec", 0), cell(&b, "pids_current", 0)), (Some(7), Some(3)));
             s.close(&target);

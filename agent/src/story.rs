@@ -9,7 +9,7 @@ use crate::accumulator::NodeNames;
 use crate::cgroup::Meta;
 use crate::event::{Event, Exit, Kill, OomKill};
 use crate::incident::{ExitStatus, Incident, Killer, LimitHit, Lost, Trigger, Victim, Window};
-use crate::lane::Reading;
+use crate::lane::MemoryAt;
 use crate::names::CgroupId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,9 +30,9 @@ pub struct Evidence {
     pub trigger_path: Option<String>,
     pub limit: Option<LimitHit>,
     /// Readings of the container's memory before the kill: the oldest kept, the one nearest to 30 s before, the last.
-    pub oldest: Option<Reading>,
-    pub earlier: Option<Reading>,
-    pub last: Option<Reading>,
+    pub oldest: Option<MemoryAt>,
+    pub earlier: Option<MemoryAt>,
+    pub last: Option<MemoryAt>,
     /// Warnings of the container from the minutes before, oldest first: (event id, kind, instant).
     pub warnings: Vec<(String, &'static str, u64)>,
 }
@@ -196,7 +196,7 @@ impl Story {
     /// The open incident of a container, or a new one of this kind that begins with this event.
     fn begin(&mut self, owner: &Arc<Meta>, event: &Event, kind: &str, evidence: &Evidence) -> &mut Open {
         let (names, window_ns) = (&self.names, self.window_ns);
-        let before = |r: &Reading| event.ktime_ns.saturating_sub(r.ktime_ns);
+        let before = |r: &MemoryAt| event.ktime_ns.saturating_sub(r.ktime_ns);
         let open = self.open.entry(owner.id).or_insert_with(|| {
             let id = &owner.identity;
             let history_us = evidence.oldest.map_or(0, |r| i64::try_from(before(&r) / 1000).unwrap_or(0));
@@ -377,9 +377,9 @@ mod tests {
                 usage_bytes: Some(200 * MIB),
                 source: "fentry".into(),
             }),
-            oldest: Some(Reading { ktime_ns: 40 * S, memory_current: 20 * MIB }),
-            earlier: Some(Reading { ktime_ns: 70 * S, memory_current: 21 * MIB }),
-            last: Some(Reading { ktime_ns: 100 * S - 12_000_000, memory_current: 199 * MIB }),
+            oldest: Some(MemoryAt { ktime_ns: 40 * S, memory_current: 20 * MIB }),
+            earlier: Some(MemoryAt { ktime_ns: 70 * S, memory_current: 21 * MIB }),
+            last: Some(MemoryAt { ktime_ns: 100 * S - 12_000_000, memory_current: 199 * MIB }),
             victim_path: Some(owner().path.clone()),
             trigger_path: Some(owner().path.clone()),
             warnings: vec![("w1".into(), "forecast_oom", 93 * S)],
@@ -558,7 +558,7 @@ mod tests {
         let meta = Meta { id: CgroupId(7), parent_id: Some(CgroupId(1)), identity: identify(&path), path };
         let mut story = Story::new(names(), 10 * S);
         let e = evidence();
-        let flat = Evidence { last: e.last.map(|r| Reading { memory_current: 21 * MIB, ..r }), ..e };
+        let flat = Evidence { last: e.last.map(|r| MemoryAt { memory_current: 21 * MIB, ..r }), ..e };
         story.oom_kill(&Arc::new(meta), &event(100 * S), &kill(42, 42), flat, None);
         let summary = &story.close_due(110 * S)[0].summary;
         assert!(summary.contains("the cgroup's memory stayed at 21.0 MiB;"), "{summary}");

@@ -27,7 +27,11 @@ pub fn check(config: &Config, origin: &dyn Fn(&str) -> String) -> Result<(), Con
         "sampling.base_period_ms to 600000",
     )?;
     range("sampling.max_cgroups", s.max_cgroups as u64, 1, 65_536, "1 to 65536")?;
-    range("lane.period_ms", config.lane.period_ms, 10, 1000, "10 to 1000")?;
+    range("lane.period_ms", config.lane.period_ms.or(20), 10, 1000, "10 to 1000, or \"auto\"")?;
+    let budget = config.lane.cpu_budget_percent;
+    if !(0.01..=100.0).contains(&budget) {
+        return wrong("lane.cpu_budget_percent", budget.to_string(), "0.01 to 100");
+    }
     range("lane.history_s", config.lane.history_s, 1, 600, "1 to 600")?;
     range("lane.memory_bytes", config.lane.memory_bytes, 1 << 16, 1 << 34, "65536 to 17179869184")?;
     for (kind, t) in config.trigger.all() {

@@ -6,7 +6,7 @@ use crate::cgroup::Meta;
 use crate::clock;
 use crate::config::Config;
 use crate::event::{KINDS, Kind};
-use crate::lane;
+use crate::lane::VALUES;
 use crate::names::{Cause, CgroupId, Scope, Table};
 use crate::sampler::Plan;
 use crate::trigger::{Decision, KindSettings, Request, Settings, Suppressed};
@@ -60,7 +60,7 @@ impl State {
     }
 
     fn in_place_of_lane(&self, period_ns: Option<u64>) -> bool {
-        period_ns.is_some_and(|p| p <= self.config.lane.period_ms * MS)
+        period_ns.is_some_and(|p| p <= self.lane.pace.period_ns())
     }
 
     fn burst_plan<'a>(&self, period_ns: u64, id: &'a str) -> Plan<'a> {
@@ -164,12 +164,14 @@ impl State {
     /// The window is that before the event, and all up to now.
     fn history(&mut self, meta: &Arc<Meta>, history_ns: u64, ktime_ns: u64, now: u64, burst: &str) {
         let Some(target) = self.targets.get_mut(&meta.id) else { return };
-        let period_ms = u32::try_from(self.config.lane.period_ms).unwrap_or(u32::MAX);
+        let mut values = Vec::with_capacity(VALUES);
         let (offset, samples) = (self.offset, &mut self.pending.samples);
         let window = history_ns + now.saturating_sub(ktime_ns);
         let given = target.ring.take_history(now, window, |r| {
             let at = Stamp { ktime_ns: r.ktime_ns, wall_us: offset.wall_us(r.ktime_ns) };
-            samples.history(meta, at, period_ms, burst, &[(lane::COLUMN, r.memory_current)], 1);
+            values.clear();
+            values.extend(r.columns());
+            samples.history(meta, at, u32::from(r.period_ms), burst, &values, r.files_read());
         });
         self.ledger.written(Table::Samples, given as u64);
     }

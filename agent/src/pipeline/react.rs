@@ -5,7 +5,7 @@ use crate::cgroup::Meta;
 use crate::clock;
 use crate::event::{Event, Exit, KernelEvent, Kill, Kind, OomKill, OomLimit, Outcome, Sent, What};
 use crate::incident::LimitHit;
-use crate::lane::Reading;
+use crate::lane::MemoryAt;
 use crate::names::{CgroupId, Scope, Severity, Table};
 use crate::processes;
 use crate::story::{Blame, Evidence};
@@ -293,11 +293,11 @@ impl State {
         let victim_path = self.path_of(victim);
         let target = self.targets.get(&owner.id);
         let ring = target.map(|t| &t.ring);
-        let before = |at: u64| ring.and_then(|r| r.last_before(at));
+        let before = |at: u64| ring.and_then(|r| r.last_before(at)?.memory_at());
         // what is older than the history is in the ring maybe, but not written for this event
         let from = ktime_ns.saturating_sub(self.config.lane.history_s * SECOND);
-        let oldest = ring.and_then(|r| r.oldest_since(from)).filter(|r| r.ktime_ns < ktime_ns);
-        let earlier: Option<Reading> = before(ktime_ns.saturating_sub(LOOK_BACK) + 1).or(oldest);
+        let oldest = ring.and_then(|r| r.oldest_since(from)?.memory_at()).filter(|r| r.ktime_ns < ktime_ns);
+        let earlier: Option<MemoryAt> = before(ktime_ns.saturating_sub(LOOK_BACK) + 1).or(oldest);
         let warnings = self.warnings.of(owner.id);
         Evidence { victim_path, oldest, earlier, last: before(ktime_ns), warnings, ..Evidence::default() }
     }

@@ -3,6 +3,7 @@
 //! `react` beside this file holds what it does when the kernel reports something. Nothing here waits for anything.
 
 use super::bursts::{self, Running};
+use super::lane::Lane;
 use super::sealer::{Job, Moving};
 use super::warnings::Warnings;
 use crate::accumulator::{NodeNames, Pending, Stamp};
@@ -10,7 +11,6 @@ use crate::cgroup::Meta;
 use crate::clock::{self, Offset};
 use crate::config::Config;
 use crate::discovery::{Change, Tree};
-use crate::lane;
 use crate::ledger::Ledger;
 use crate::names::{Cause, CgroupId, Scope, Table};
 use crate::probes::{KindLoss, Losses};
@@ -35,9 +35,6 @@ const PROCESSES_EVERY: u64 = 10 * SECOND;
 const YOUNG: u64 = 5 * SECOND;
 /// A new container's first process is looked for until it is this old.
 const INIT_WITHIN: u64 = 10 * SECOND;
-/// From 15/16 of its limit on, a container's process table is taken whenever it grew by another 1/64 of the limit, so that
-/// the one before a kill is young; not more often than this.
-const TABLE_GAP: u64 = 100 * MS;
 /// Rows held in memory beyond this are handed over before the rotation is due.
 const MAX_PENDING_BYTES: usize = 48 << 20;
 /// Two rotations are at least this far apart, however many incidents want one.
@@ -82,15 +79,16 @@ pub struct State {
     pub(super) blames: HashMap<CgroupId, Blame>,
     /// Inits that the kernel side is to be told of: (pid, container).
     pub(super) new_inits: Vec<(u32, CgroupId)>,
-    vanished: Vec<CgroupId>,
+    pub(super) lane: Lane,
+    pub(super) vanished: Vec<CgroupId>,
     moving: Moving,
     event_losses: EventLosses,
     rotation: u64,
     next: Next,
     last_rotation: u64,
     pub(super) last_rescan: u64,
-    /// Readings that each lane ring may hold now.
-    ring_capacity: usize,
+    /// Bytes that each lane ring may take now.
+    pub(super) ring_capacity: usize,
     /// Start of the lane's last tick and how late it was, for the status page.
     pub lane_late_max_ns: u64,
 }
@@ -105,7 +103,14 @@ struct Next {
 }
 
 impl State {
-    pub fn new(config: Config, names: NodeNames, tree: Tree, sampler: Sampler, has_events: bool) -> Self {
+    pub fn new(
+        config: Config,
+        names: NodeNames,
+        tree: Tree,
+        sampler: Sampler,
+        lane: Lane,
+        has_events: bool,
+    ) -> Self {
         let now = clock::ktime_ns();
         let trigger = Trigger::new(bursts::settings(&config));
         let story = Story::new(names.clone(), config.trigger.oom_kill.burst_length_s * SECOND);
@@ -137,6 +142,7 @@ impl State {
             warnings: Warnings::default(),
             blames: HashMap::new(),
             new_inits: Vec::new(),
+            lane,
             vanished: Vec::new(),
             moving: Moving::default(),
             event_losses: EventLosses::default(),
@@ -169,7 +175,14 @@ impl State {
             self.next.offset = now + SECOND;
         }
         if self.next.lane <= now {
+            self.lane_late_max_ns = self.lane_late_max_ns.max(now - self.next.lane);
             self.lane_tick(now);
+            // after a stall the rhythm begins anew: what was missed is not made up for
+            let period = self.lane.pace.period_ns();
+            self.next.lane += period;
+            if self.next.lane <= now {
+                self.next.lane = now + period;
+            }
         }
         self.burst_tick(now);
         if self.next.base <= now {
@@ -233,16 +246,8 @@ impl State {
     /// Starts to follow a cgroup and takes its first sample at once: it may not live long.
     pub(super) fn follow(&mut self, meta: &Arc<Meta>) {
         let now = clock::ktime_ns();
-        let lane = &self.config.lane;
-        let capacity =
-            lane::capacity(lane.memory_bytes, self.targets.len() + 1, lane.history_s, lane.period_ms);
-        let Some(target) = self.sampler.open(meta, capacity, now) else { return };
-        // all rings have the same share, or together they would outgrow their budget
-        if std::mem::replace(&mut self.ring_capacity, capacity) != capacity {
-            for t in self.targets.values_mut() {
-                t.ring.set_capacity(capacity);
-            }
-        }
+        let ring = self.ring();
+        let Some(target) = self.sampler.open(meta, ring, now) else { return };
         self.targets.insert(meta.id, target);
         let plan = Plan { slow: true, ..self.base_plan() };
         self.sample(meta.id, plan);
@@ -283,44 +288,6 @@ impl State {
             Err(Vanished) => self.vanished.push(id),
         }
         taken.ok()
-    }
-
-    fn lane_tick(&mut self, now: u64) {
-        let period = self.config.lane.period_ms * MS;
-        self.lane_late_max_ns = self.lane_late_max_ns.max(now - self.next.lane);
-        self.next.lane += period;
-        if self.next.lane <= now {
-            self.next.lane = now + period;
-        }
-        let resting = self.resting_lanes();
-        let (mut readings, mut tables) = (Vec::new(), Vec::new());
-        for (id, target) in &mut self.targets {
-            // a burst reads the same value at least as often, into the table
-            if resting.contains(id) {
-                continue;
-            }
-            match self.sampler.lane(target) {
-                Ok(Some(reading)) => {
-                    readings.push((*id, reading.memory_current));
-                    let near = target.memory_max.filter(|max| reading.memory_current >= max - max / 16);
-                    let grown = near.filter(|max| {
-                        target.last_table.is_none_or(|(at, bytes)| {
-                            now >= at + TABLE_GAP && reading.memory_current > bytes + max / 64
-                        })
-                    });
-                    if grown.is_some() && target.meta.identity.scope == Scope::Container {
-                        target.last_table = Some((now, reading.memory_current));
-                        tables.push(*id);
-                    }
-                }
-                Ok(None) => {}
-                Err(Vanished) => self.vanished.push(*id),
-            }
-        }
-        self.watch_lane(now, &readings);
-        for id in tables {
-            self.process_table(id);
-        }
     }
 
     fn base_tick(&mut self, now: u64) {

@@ -34,10 +34,13 @@ fn on_stage(max_cgroups: usize, has_events: bool, test: impl FnOnce(&mut Stage))
     let (recorder, series) = recorder::build();
     let mut config = Config { cgroup_root: dir.path().to_owned(), ..Config::default() };
     config.sampling.max_cgroups = max_cgroups;
+    // these cgroups are no kernel's
+    config.lane.source = crate::config::Source::Pread;
     let names = NodeNames { cluster: None, node: "n".into(), boot_id: "b".into() };
     let tree = Tree::new(dir.path(), Rules::default(), max_cgroups).expect("a root");
     let sampler = Sampler::new(dir.path(), series.clone(), 1 << 16);
-    let state = State::new(config, names, tree, sampler, has_events);
+    let lane = super::lane::Lane::start(&config).expect("files");
+    let state = State::new(config, names, tree, sampler, lane, has_events);
     let mut stage = Stage { dir, state, series, handed_over: Vec::new() };
     metrics::with_local_recorder(&recorder, || test(&mut stage));
 }
@@ -213,9 +216,9 @@ fn all_lane_rings_together_stay_within_their_budget() {
         let fill = |s: &mut Stage| {
             for target in s.state.targets.values_mut() {
                 for n in 0..4000 {
-                    target
-                        .ring
-                        .push(crate::lane::Reading { ktime_ns: 1_000_000 * (n + 1), memory_current: 0 });
+                    let mut reading = crate::lane::Reading::new(1_000_000 * (n + 1), 20);
+                    reading.set(crate::lane::Value::MemoryCurrent, n * 4096);
+                    target.ring.push(reading);
                 }
             }
             s.state.targets.values().map(|t| t.ring.bytes()).sum::<usize>()
@@ -381,7 +384,7 @@ fn history_and_bursts_join_without_a_gap_and_without_repetition() {
     on_stage(100, true, |s| {
         const MS: u64 = 1_000_000;
         let path = s.make(&format!("docker/{CID}"));
-        s.state.config.lane.period_ms = 10;
+        s.state.lane.pace = crate::lane::Pace::new(10, 100.0, ktime_ns());
         let mut settings = super::bursts::settings(&s.state.config);
         for kind in &mut settings.kinds {
             (kind.period_ns, kind.length_ns) = (10 * MS, 200 * MS);

@@ -157,12 +157,12 @@ fn refused(program: &str, error: &ProgramError) -> String {
     explain(error)
 }
 
-fn no_program(name: &str) -> String {
+pub(super) fn no_program(name: &str) -> String {
     format!("the embedded eBPF object has no program {name}: build it anew with cargo xtask build-ebpf")
 }
 
 /// The verifier's last words, for the person who debugs a program; far too long for the ladder.
-fn log_verifier(program: &str, error: &ProgramError) {
+pub(super) fn log_verifier(program: &str, error: &ProgramError) {
     if let ProgramError::LoadError { verifier_log, .. } = error {
         let log = verifier_log.to_string();
         let lines: Vec<&str> = log.lines().collect();

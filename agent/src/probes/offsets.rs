@@ -11,9 +11,9 @@ use super::{
     hooks::{self, Function, Spec},
 };
 use agent_ebpf::{ABSENT, Formats, Offsets, Settings, Source};
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
-const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// The kernel's side of the contract, as found on this machine.
@@ -30,12 +30,14 @@ pub struct Facts {
     functions: Vec<(&'static str, Option<Vec<Arg>>)>,
 }
 
+pub(super) fn no_btf(e: &io::Error) -> String {
+    format!("no BTF: {BTF_PATH}: {e}; it takes a kernel with CONFIG_DEBUG_INFO_BTF=y, and /sys mounted")
+}
+
 impl Facts {
     pub fn read() -> Self {
         let mut facts = match fs::read(BTF_PATH) {
-            Err(e) => Self::without_btf(format!(
-                "no BTF: {BTF_PATH}: {e}; it takes a kernel with CONFIG_DEBUG_INFO_BTF=y, and /sys mounted"
-            )),
+            Err(e) => Self::without_btf(no_btf(&e)),
             Ok(data) => match Btf::parse(data) {
                 Err(e) => Self::without_btf(format!("{BTF_PATH}: {e}")),
                 Ok(btf) => Self::from_btf(&btf),

@@ -278,16 +278,25 @@ fn free_port() -> u16 {
 impl Agent {
     /// `tmpfs`: the size of a file system of its own for the data, or empty.
     pub fn start(name: &str, tmpfs: &str) -> Self {
+        if tmpfs.is_empty() {
+            return Self::start_with(name, "");
+        }
         let dir = PathBuf::from(format!("/tmp/fgm-kernel-test-{name}-{}", number()));
         fs::create_dir_all(dir.join("data")).expect("mkdir");
-        if !tmpfs.is_empty() {
-            let size = format!("size={tmpfs}");
-            let mounted = Command::new("mount")
-                .args(["-t", "tmpfs", "-o", &size, "fgm-test"])
-                .arg(dir.join("data"))
-                .status();
-            assert!(mounted.expect("mount").success());
-        }
+        let size = format!("size={tmpfs}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "fgm-test"])
+            .arg(dir.join("data"))
+            .status();
+        assert!(mounted.expect("mount").success());
+        Self::run(dir, Vec::new())
+    }
+
+    /// With more lines of configuration.
+    pub fn start_with(name: &str, config: &str) -> Self {
+        let dir = PathBuf::from(format!("/tmp/fgm-kernel-test-{name}-{}", number()));
+        fs::create_dir_all(dir.join("data")).expect("mkdir");
+        fs::write(dir.join("more.toml"), config).expect("write");
         Self::run(dir, Vec::new())
     }
 
@@ -309,7 +318,8 @@ impl Agent {
              [trigger.oom_kill]\nburst_length_s = 3\n[rotation]\nevery_s = 2\n",
             dir.join("data").display()
         );
-        fs::write(dir.join("agent.toml"), config).expect("write");
+        let more = fs::read_to_string(dir.join("more.toml")).unwrap_or_default();
+        fs::write(dir.join("agent.toml"), config + &more).expect("write");
         let log = fs::File::create(dir.join("log")).expect("a log");
         let mut words = prefix.clone();
         words.push(env!("CARGO_BIN_EXE_fgm"));

@@ -1,0 +1,219 @@
+//! The lane's tick: one look at all followed cgroups, by the kernel's walk or by `pread`, into their rings.
+//!
+//! It decides by configuration and by what works: a walk that fails for good gives way to `pread`, with the reason in the
+//! status. The rhythm is `lane::Pace`'s. Nothing here writes a row; `react` does when a trigger fires.
+
+use super::state::State;
+use crate::clock;
+use crate::config::{self, Source};
+use crate::lane::{Pace, Reading, Ring, capacity};
+use crate::names::{CgroupId, Scope};
+use crate::probes::{Hook, Walk};
+use crate::sampler::{Target, Vanished};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+const SECOND: u64 = 1_000_000_000;
+const MS: u64 = 1_000_000;
+/// The rhythm when the configuration leaves it to us. The walk costs 0.5 µs a cgroup, `pread` of memory.current 1.2 µs.
+const WALK_MS: u64 = 20;
+const PREAD_MS: u64 = 50;
+/// A walk that failed so often in a row is given up.
+const FAILURES: u32 = 3;
+/// From 15/16 of its limit on, a container's process table is taken whenever it grew by another 1/64 of the limit, so that
+/// the one before a kill is young; not more often than this.
+const TABLE_GAP: u64 = 100 * MS;
+
+/// Where readings come from, and what became of them.
+pub(super) struct Lane {
+    walk: Option<Walk>,
+    pub pace: Pace,
+    /// Why it is not the walk.
+    reason: Option<String>,
+    /// What the walk cannot read on this kernel.
+    missing: Vec<&'static str>,
+    failures: u32,
+    readings: u64,
+    /// Readings that found no room in the kernel's ring.
+    ring_full: u64,
+    /// The longest look by the clock: a walk waits while the kernel makes or moves cgroups.
+    longest_ns: u64,
+}
+
+impl Lane {
+    /// # Errors
+    /// That the configuration insists on the walk and it cannot be had, with the reason.
+    pub fn start(config: &config::Config) -> anyhow::Result<Self> {
+        let walk = match config.lane.source {
+            Source::Pread => Err("lane.source is \"pread\" in the configuration".to_owned()),
+            _ if !config.probes.enabled => Err("probes.enabled is false in the configuration".to_owned()),
+            _ => Walk::start(&config.cgroup_root),
+        };
+        if let (Source::Bpf, Err(reason)) = (config.lane.source, &walk) {
+            anyhow::bail!(
+                "lane.source is \"bpf\" and the walk over the cgroups cannot be had: {reason}; \"auto\" would read files instead"
+            );
+        }
+        let missing = walk.as_ref().map(|w| w.missing().to_vec()).unwrap_or_default();
+        let (walk, reason) = match walk {
+            Ok(walk) => (Some(walk), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        let pace = pace(&config.lane, walk.is_some());
+        Ok(Self { walk, pace, reason, missing, failures: 0, readings: 0, ring_full: 0, longest_ns: 0 })
+    }
+
+    fn source(&self) -> &'static str {
+        if self.walk.is_some() { "iter_cgroup" } else { "pread" }
+    }
+
+    /// Its line in the ladder.
+    pub fn rung(&self) -> Hook {
+        let missing = (!self.missing.is_empty())
+            .then(|| format!("this kernel does not tell {}", self.missing.join(", ")));
+        Hook {
+            event: "lane",
+            hook: "iter/cgroup",
+            mechanism: Some(self.source()),
+            error: self.reason.clone().or(missing),
+            costs: "history before an event has memory.current alone, at a lower rate and a higher cost",
+        }
+    }
+
+    pub fn status(&self, rings: (usize, u64)) -> Value {
+        json!({
+            "source": self.source(),
+            "reason": self.reason,
+            "missing": self.missing,
+            "period_ms": self.pace.period_ms(),
+            "look_cpu_us": self.pace.look_ns() / 1000,
+            "look_longest_us": self.longest_ns / 1000,
+            "readings": self.readings,
+            "ring_full": self.ring_full,
+            "memory_bytes": rings.0,
+            "cut_for_room": rings.1,
+        })
+    }
+}
+
+fn pace(config: &config::Lane, walk: bool) -> Pace {
+    let asked = config.period_ms.or(if walk { WALK_MS } else { PREAD_MS });
+    Pace::new(asked, config.cpu_budget_percent, clock::ktime_ns())
+}
+
+impl State {
+    /// A ring for one more cgroup. All have the same share, or together they would outgrow their budget.
+    pub(super) fn ring(&mut self) -> Ring {
+        let capacity = capacity(self.config.lane.memory_bytes, self.targets.len() + 1);
+        if std::mem::replace(&mut self.ring_capacity, capacity) != capacity {
+            for t in self.targets.values_mut() {
+                t.ring.set_capacity(capacity);
+            }
+        }
+        Ring::new(capacity, self.config.lane.history_s * SECOND)
+    }
+
+    /// Bytes that all rings take, and readings that they dropped before their time.
+    pub(super) fn rings(&self) -> (usize, u64) {
+        self.targets.values().fold((0, 0), |(bytes, cut), t| (bytes + t.ring.bytes(), cut + t.ring.cut()))
+    }
+
+    pub(super) fn lane_tick(&mut self, now: u64) {
+        let cpu_before = clock::thread_cpu_ns();
+        let mut seen = Seen { resting: self.resting_lanes(), ..Seen::default() };
+        if self.lane.walk.is_some() {
+            self.walk_tick(now, &mut seen);
+        } else {
+            self.pread_tick(now, &mut seen);
+        }
+        let after = clock::ktime_ns();
+        self.lane.longest_ns = self.lane.longest_ns.max(after.saturating_sub(now));
+        self.lane.pace.looked(after, clock::thread_cpu_ns().saturating_sub(cpu_before));
+        self.watch_lane(now, &seen.memory);
+        for id in seen.tables {
+            self.process_table(id);
+        }
+    }
+
+    fn walk_tick(&mut self, now: u64, seen: &mut Seen) {
+        let Some(walk) = &mut self.lane.walk else { return };
+        let targets = &mut self.targets;
+        let result = walk.tick(self.lane.pace.period_ms(), |id, reading| {
+            // one that we do not follow, or not yet, or without any of the controllers
+            let Some(target) = targets.get_mut(&id).filter(|_| !reading.is_empty()) else { return };
+            if let Some(max) = reading.memory_max() {
+                target.memory_max = max;
+            }
+            if seen.resting.contains(&id) || !target.ring.push(reading) {
+                return;
+            }
+            seen.take(target, &reading, now);
+        });
+        match result {
+            Ok(counts) => {
+                self.lane.failures = 0;
+                self.lane.readings += counts.readings;
+                self.lane.ring_full += counts.lost;
+            }
+            Err(reason) => {
+                self.lane.failures += 1;
+                if self.lane.failures >= FAILURES {
+                    tracing::warn!(reason, "the lane goes on by reading files");
+                    self.lane.walk = None;
+                    self.lane.reason = Some(reason);
+                    self.lane.pace = pace(&self.config.lane, false);
+                }
+            }
+        }
+    }
+
+    fn pread_tick(&mut self, now: u64, seen: &mut Seen) {
+        for (id, target) in &mut self.targets {
+            if seen.resting.contains(id) {
+                continue;
+            }
+            match self.sampler.lane(target, self.lane.pace.period_ms()) {
+                Ok(Some(reading)) => {
+                    self.lane.readings += 1;
+                    seen.take(target, &reading, now);
+                }
+                Ok(None) => {}
+                Err(Vanished) => self.vanished.push(*id),
+            }
+        }
+    }
+}
+
+/// What one look at all cgroups brought up, to be dealt with when it is over.
+#[derive(Default)]
+struct Seen {
+    resting: BTreeSet<CgroupId>,
+    /// memory.current of each.
+    memory: Vec<(CgroupId, u64)>,
+    tables: Vec<CgroupId>,
+}
+
+impl Seen {
+    fn take(&mut self, target: &mut Target, reading: &Reading, now: u64) {
+        let Some(bytes) = reading.memory_current() else { return };
+        let id = target.meta.id;
+        target.last_memory = Some(bytes);
+        self.memory.push((id, bytes));
+        if wants_table(target, bytes, now) {
+            self.tables.push(id);
+        }
+    }
+}
+
+/// Whether a container has come so near to its limit that its process table should be taken now.
+fn wants_table(target: &mut Target, bytes: u64, now: u64) -> bool {
+    let Some(max) = target.memory_max else { return false };
+    if bytes < max - max / 16 || target.meta.identity.scope != Scope::Container {
+        return false;
+    }
+    let due = target.last_table.is_none_or(|(at, then)| now >= at + TABLE_GAP && bytes > then + max / 64);
+    if due {
+        target.last_table = Some((now, bytes));
+    }
+    due
+}

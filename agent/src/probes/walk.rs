@@ -1,0 +1,381 @@
+//! The lane's walk: asks the kernel program `lane_walk` to go over every cgroup below a root, and hands over what it read.
+//!
+//! An edge. It keeps one link (made by a raw `BPF_LINK_CREATE`, since aya passes no `bpf_iter_link_info`, without which
+//! `iter/cgroup` refuses); a tick makes an iterator of it, reads that once, and drains the ring. It must never panic nor
+//! stop the agent: what fails is an error with its reason, and the lane goes on by `pread`. `pipeline` calls it.
+//!
+//! A tick takes `cgroup_mutex`, so it waits while the kernel makes, removes or moves cgroups.
+#![expect(unsafe_code, reason = "bpf(2) has no safe wrapper that can make this link")]
+
+use super::{
+    NO_OBJECT, OBJECT, attach,
+    btf::Btf,
+    offsets::{BTF_PATH, no_btf},
+    ring_bytes, take_map,
+};
+use crate::lane::{File, Reading, Value};
+use crate::names::CgroupId;
+use agent_ebpf::{ABSENT, LaneOffsets, LaneRecord, UNKNOWN, lane};
+use aya::{
+    EbpfLoader,
+    maps::{MapData, PerCpuArray, RingBuf},
+    programs::Iter,
+};
+use rustix::fs::{Mode, OFlags};
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    path::Path,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+const PROGRAM: &str = "lane_walk";
+/// Room for 7,700 records of 136 bytes each; what finds none is counted.
+const RING_BYTES: u32 = 1 << 20;
+/// A record with the ring's own header of 8 bytes.
+const IN_RING: u64 = size_of::<LaneRecord>() as u64 + 8;
+/// Commands and constants of include/uapi/linux/bpf.h.
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_ITER_CREATE: libc::c_int = 33;
+const BPF_TRACE_ITER: u32 = 28;
+const BPF_CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
+/// Maps of the object that the walk does not use: made as small as can be, and closed when it is attached.
+const UNUSED_RINGS: [&str; 2] = ["EVENTS", "AYA_LOGS"];
+
+/// What one walk gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub readings: u64,
+    /// Cgroups whose record found no room in the ring.
+    pub lost: u64,
+}
+
+pub struct Walk {
+    ring: RingBuf<MapData>,
+    lost: PerCpuArray<MapData, u64>,
+    lost_before: u64,
+    /// Records that fill the ring; a walk that gave fewer has lost none, since each begins with an empty one.
+    full_at: u64,
+    /// Holds the program, which holds its maps.
+    link: OwnedFd,
+    missing: Vec<&'static str>,
+}
+
+impl Walk {
+    /// Makes a walk over a cgroup and all below it.
+    ///
+    /// # Errors
+    /// Why it cannot be had, with the mend.
+    pub fn start(root: &Path) -> Result<Self, String> {
+        Self::with_ring(root, RING_BYTES)
+    }
+
+    /// The same with a ring of another size.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn with_ring(root: &Path, bytes: u32) -> Result<Self, String> {
+        let object = OBJECT.ok_or(NO_OBJECT)?;
+        let data = fs::read(BTF_PATH).map_err(|e| no_btf(&e))?;
+        let btf = Btf::parse(data).map_err(|e| format!("{BTF_PATH}: {e}"))?;
+        let (offsets, missing) = resolve(&btf)?;
+        drop(btf);
+        let mut loader = EbpfLoader::new();
+        loader
+            .btf(None)
+            .override_global("LANE", offsets.as_bytes(), true)
+            .map_max_entries("LANE_RING", ring_bytes(bytes));
+        for map in UNUSED_RINGS {
+            loader.map_max_entries(map, ring_bytes(0));
+        }
+        let mut ebpf = loader
+            .load(object)
+            .map_err(|e| format!("the eBPF object can't be loaded: {}", attach::explain(&e)))?;
+        let kernel = aya::Btf::from_sys_fs().map_err(|e| attach::explain(&e))?;
+        let program = ebpf.program_mut(PROGRAM).ok_or_else(|| attach::no_program(PROGRAM))?;
+        let program = <&mut Iter>::try_from(program).map_err(|e| attach::explain(&e))?;
+        program.load("cgroup", &kernel).map_err(|e| {
+            attach::log_verifier(PROGRAM, &e);
+            format!("iter/cgroup: {} (the iterator over cgroups came with Linux 6.1)", attach::explain(&e))
+        })?;
+        let program = program.fd().map_err(|e| attach::explain(&e))?;
+        let directory =
+            rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|e| {
+                    format!(
+                        "{}: {e}; cgroup_root must name a directory of the cgroup v2 file system",
+                        root.display()
+                    )
+                })?;
+        let link = link(program.as_fd(), directory.as_fd())
+            .map_err(|e| format!("iter/cgroup over {}: {}", root.display(), attach::explain(&e)))?;
+        let ring = RingBuf::try_from(take_map(&mut ebpf, "LANE_RING")?).map_err(|e| attach::explain(&e))?;
+        let lost =
+            PerCpuArray::try_from(take_map(&mut ebpf, "LANE_LOST")?).map_err(|e| attach::explain(&e))?;
+        let mut walk = Self {
+            ring,
+            lost,
+            lost_before: 0,
+            full_at: u64::from(ring_bytes(bytes)) / IN_RING,
+            link,
+            missing,
+        };
+        // the first walk proves that it can be done here
+        walk.tick(20, |_, _| ())?;
+        Ok(walk)
+    }
+
+    /// What this kernel does not let the walk read.
+    pub fn missing(&self) -> &[&'static str] {
+        &self.missing
+    }
+
+    /// Goes over all cgroups once and hands over a reading of each, parents first. `period_ms` is the rhythm in force.
+    ///
+    /// A walk whose root has gone gives nothing.
+    ///
+    /// # Errors
+    /// That the kernel refuses to walk.
+    pub fn tick(&mut self, period_ms: u64, mut f: impl FnMut(CgroupId, Reading)) -> Result<Counts, String> {
+        let walked = walk(self.link.as_fd());
+        // also after an error: what is in the ring must not be taken for the next walk's
+        let mut readings = 0;
+        while let Some(bytes) = self.ring.next() {
+            if let Ok((record, _)) = LaneRecord::read_from_prefix(&bytes) {
+                readings += 1;
+                f(CgroupId(record.cgroup_id), reading(&record, period_ms));
+            }
+        }
+        walked.map_err(|e| format!("a walk over the cgroups failed: {}", attach::explain(&e)))?;
+        if readings < self.full_at {
+            return Ok(Counts { readings, lost: 0 });
+        }
+        let lost = self.lost.get(&0, 0).map_or(self.lost_before, |per_cpu| per_cpu.iter().sum());
+        let before = std::mem::replace(&mut self.lost_before, lost);
+        Ok(Counts { readings, lost: lost.saturating_sub(before) })
+    }
+}
+
+fn reading(record: &LaneRecord, period_ms: u64) -> Reading {
+    let mut r = Reading::new(record.ktime_ns, period_ms);
+    let have = |bit: u32| record.have & bit != 0;
+    if have(lane::MEMORY) {
+        r.read(File::MemoryCurrent);
+        r.set(Value::MemoryCurrent, record.memory_bytes);
+    }
+    if have(lane::SWAP) {
+        r.read(File::SwapCurrent);
+        r.set(Value::SwapCurrent, record.swap_bytes);
+    }
+    if have(lane::MAX) {
+        r.read(File::MemoryMax);
+        if record.max_bytes != UNKNOWN {
+            r.set(Value::MemoryMax, record.max_bytes);
+        }
+    }
+    if have(lane::EVENTS) {
+        const NAMES: [Value; lane::EVENTS_COUNT] = [
+            Value::EventsLow,
+            Value::EventsHigh,
+            Value::EventsMax,
+            Value::EventsOom,
+            Value::EventsOomKill,
+            Value::EventsOomGroupKill,
+        ];
+        r.read(File::MemoryEvents);
+        for (value, n) in NAMES.into_iter().zip(record.events) {
+            r.set(value, n);
+        }
+        if have(lane::SOCK_THROTTLED) {
+            r.set(Value::EventsSockThrottled, record.sock_throttled);
+        }
+    }
+    if have(lane::PIDS) {
+        r.read(File::PidsCurrent);
+        r.set(Value::PidsCurrent, record.pids);
+    }
+    if have(lane::CFS) {
+        r.set(Value::NrPeriods, u64::from(record.nr_periods));
+        r.set(Value::NrThrottled, u64::from(record.nr_throttled));
+        r.set(Value::ThrottledUsec, record.throttled_ns / 1000);
+    }
+    r
+}
+
+/// The offsets, and the names of the values that cannot be read; an error when not even the cgroup's id can.
+fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), String> {
+    if btf.size("bpf_iter__cgroup").is_none() {
+        return Err("this kernel has no iterator over cgroups: it came with Linux 6.1".to_owned());
+    }
+    let member = |of: &str, path: &str| btf.member(of, path).unwrap_or(ABSENT);
+    // a pointer has 8 bytes on every machine that we build for
+    let css = |id: &str| {
+        let at = btf.member("cgroup", "subsys")?.checked_add(btf.enumerator(id)?.checked_mul(8)?);
+        at.filter(|_| cfg!(target_pointer_width = "64"))
+    };
+    // low, high, max, oom, oom_kill, oom_group_kill have stood first and in this order since 5.12; is it so still?
+    const ORDER: [&str; lane::EVENTS_COUNT] =
+        ["MEMCG_LOW", "MEMCG_HIGH", "MEMCG_MAX", "MEMCG_OOM", "MEMCG_OOM_KILL", "MEMCG_OOM_GROUP_KILL"];
+    let in_order = (0u32..).zip(ORDER).all(|(i, name)| btf.enumerator(name) == Some(i));
+    let events = btf.member("mem_cgroup", "memory_events");
+    let sock = btf
+        .enumerator("MEMCG_SOCK_THROTTLED")
+        .zip(events)
+        .and_then(|(i, at)| at.checked_add(i.checked_mul(8)?));
+    let offsets = LaneOffsets {
+        cgroup_kn: member("cgroup", "kn"),
+        kernfs_id: member("kernfs_node", "id"),
+        cgroup_level: member("cgroup", "level"),
+        memory_css: css("memory_cgrp_id").unwrap_or(ABSENT),
+        pids_css: css("pids_cgrp_id").unwrap_or(ABSENT),
+        cpu_css: css("cpu_cgrp_id").unwrap_or(ABSENT),
+        css_flags: member("cgroup_subsys_state", "flags"),
+        css_visible: btf.enumerator("CSS_VISIBLE").unwrap_or(ABSENT),
+        memory_usage: member("mem_cgroup", "memory.usage"),
+        memory_max: member("mem_cgroup", "memory.max"),
+        swap_usage: member("mem_cgroup", "swap.usage"),
+        memory_events: events.filter(|_| in_order).unwrap_or(ABSENT),
+        sock_throttled: sock.unwrap_or(ABSENT),
+        pids_counter: member("pids_cgroup", "counter"),
+        cfs_nr_periods: member("task_group", "cfs_bandwidth.nr_periods"),
+        cfs_nr_throttled: member("task_group", "cfs_bandwidth.nr_throttled"),
+        cfs_throttled_time: member("task_group", "cfs_bandwidth.throttled_time"),
+        page_size: u32::try_from(rustix::param::page_size()).unwrap_or(4096),
+    };
+    if [offsets.cgroup_kn, offsets.kernfs_id, offsets.cgroup_level].contains(&ABSENT) {
+        return Err(
+            "this kernel's BTF does not tell where a cgroup keeps its id; please report the kernel's version"
+                .to_owned(),
+        );
+    }
+    let missing = [
+        ("memory.current", [offsets.memory_css, offsets.memory_usage]),
+        ("memory.swap.current", [offsets.memory_css, offsets.swap_usage]),
+        ("memory.max", [offsets.memory_css, offsets.memory_max]),
+        ("memory.events", [offsets.memory_css, offsets.memory_events]),
+        ("pids.current", [offsets.pids_css, offsets.pids_counter]),
+        ("cpu.stat nr_periods, nr_throttled", [offsets.cfs_nr_periods, offsets.cfs_nr_throttled]),
+        ("cpu.stat throttled_usec", [offsets.cpu_css, offsets.cfs_throttled_time]),
+    ];
+    let missing =
+        missing.into_iter().filter(|(_, needs)| needs.contains(&ABSENT)).map(|(name, _)| name).collect();
+    Ok((offsets, missing))
+}
+
+/// `union bpf_iter_link_info`, as for cgroups.
+#[repr(C)]
+struct LinkInfo {
+    order: u32,
+    cgroup_fd: u32,
+    cgroup_id: u64,
+}
+
+/// `union bpf_attr` up to what these two commands use; the kernel takes the rest for zeros.
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    iter_info: u64,
+    iter_info_len: u32,
+    _pad: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct IterCreate {
+    link_fd: u32,
+    flags: u32,
+}
+
+fn link(program: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let info =
+        LinkInfo { order: BPF_CGROUP_ITER_DESCENDANTS_PRE, cgroup_fd: number(directory), cgroup_id: 0 };
+    let mut attr = LinkCreate {
+        prog_fd: number(program),
+        attach_type: BPF_TRACE_ITER,
+        iter_info: (&raw const info).addr() as u64,
+        iter_info_len: u32::try_from(size_of::<LinkInfo>()).unwrap_or_default(),
+        ..LinkCreate::default()
+    };
+    bpf(BPF_LINK_CREATE, &mut attr)
+}
+
+/// Makes an iterator and reads it to its end, which for a program that prints nothing is one read of 0 bytes.
+fn walk(link: BorrowedFd<'_>) -> io::Result<()> {
+    let iterator = bpf(BPF_ITER_CREATE, &mut IterCreate { link_fd: number(link), flags: 0 })?;
+    let mut nothing = [0u8; 64];
+    while rustix::io::read(&iterator, &mut nothing)? > 0 {}
+    Ok(())
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+/// One call that gives a descriptor.
+fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` is a `repr(C)` prefix of `union bpf_attr` for this command and its size is told; what it points to
+    // outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both commands give a new descriptor, which is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> LaneRecord {
+        LaneRecord {
+            ktime_ns: 5000,
+            cgroup_id: 7,
+            memory_bytes: 4096,
+            swap_bytes: 0,
+            max_bytes: UNKNOWN,
+            events: [1, 2, 3, 4, 5, 6],
+            sock_throttled: 9,
+            pids: 3,
+            throttled_ns: 1999,
+            nr_periods: 8,
+            nr_throttled: 2,
+            have: 0,
+            _pad: 0,
+        }
+    }
+
+    #[test]
+    fn a_controller_that_is_not_there_leaves_nothing() {
+        let r = reading(&record(), 20);
+        assert_eq!((r.columns().count(), r.files_read(), r.ktime_ns, r.period_ms), (0, 0, 5000, 20));
+    }
+
+    #[test]
+    fn each_value_is_told_when_it_was_read() {
+        let r = reading(
+            &LaneRecord { have: lane::MEMORY | lane::MAX | lane::EVENTS | lane::CFS, ..record() },
+            20,
+        );
+        assert_eq!((r.memory_current(), r.memory_max()), (Some(4096), Some(None)));
+        assert_eq!((r.get(Value::EventsOomGroupKill), r.get(Value::EventsSockThrottled)), (Some(6), None));
+        assert_eq!((r.get(Value::ThrottledUsec), r.get(Value::PidsCurrent)), (Some(1), None));
+    }
+
+    #[test]
+    fn this_kernel_lets_all_be_read() {
+        let Ok(data) = fs::read(BTF_PATH) else {
+            println!("SKIPPED this_kernel_lets_all_be_read: no {BTF_PATH}");
+            return;
+        };
+        match resolve(&Btf::parse(data).expect("BTF")) {
+            Ok((_, missing)) => assert!(missing.is_empty(), "{missing:?}"),
+            Err(reason) => println!("SKIPPED this_kernel_lets_all_be_read: {reason}"),
+        }
+    }
+}
