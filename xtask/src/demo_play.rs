@@ -21,6 +21,8 @@ pub const INCIDENT_FILE: &str = "incident.json";
 
 /// A debug agent in an emulated CPU needs seconds to read the kernel's types.
 const READY: Duration = Duration::from_mins(1);
+/// Emulation makes each look of the lane many times dearer than it is, and the budget would slow it down.
+const LANE: &str = "[lane]\ncpu_budget_percent = 25\n";
 /// From the start of the scenario to a closed incident: climax, burst, and a few seconds to tell its story.
 const INCIDENT: Duration = Duration::from_secs(110);
 const STOP: Duration = Duration::from_secs(30);
@@ -102,7 +104,7 @@ impl Agent {
         let config = out.join("agent.toml");
         let text = format!(
             "data_dir = {:?}\ncgroup_root = \"{CGROUP_ROOT}\"\nnode = \"demo-node\"\ncluster = \"demo\"\n\
-             listen = \"{address}\"\nhealth_listen = \"{health}\"\n",
+             listen = \"{address}\"\nhealth_listen = \"{health}\"\n{LANE}",
             out.join("data").display().to_string()
         );
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
