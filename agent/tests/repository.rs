@@ -124,6 +124,7 @@ fn the_pure_middle_reads_no_clock_and_no_file() {
         "incident",
         "lane",
         "trigger",
+        "warn",
         "accumulator",
         "ledger",
         "story",
