@@ -100,6 +100,8 @@ fn the_pods_limit_is_named_and_the_trigger_in_another_container() {
     let (victim, other) = (pod.container(None), pod.container(None));
     let mut sitter = Process::spawn("sit 40", &victim);
     sitter.wait_ready();
+    // a container's first process is looked for with its base samples
+    std::thread::sleep(Duration::from_secs(4));
     let mut asker = Process::spawn("ramp 40 0", &other);
     assert_eq!(sitter.wait().1, Some(9), "the sitter was to be killed");
     // where the victim's memory is slow to come free, the kernel takes the asker too

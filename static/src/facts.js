@@ -103,6 +103,8 @@ export function createFacts(incident, nameOf) {
   const victims = incident.victims ?? [];
   const { trigger, killer, exit, kubernetes } = incident;
   const many = victims.length > 1;
+  // a limit and an allocation that failed belong to an OOM kill; who sent a signal to the others
+  const isOom = !['killed', 'crash'].includes(incident.kind);
   const elsewhere = (/** @type {any} */ who) => who?.cgroup_id && String(who.cgroup_id) !== String(incident.cgroup_id) && `in ${nameOf(String(who.cgroup_id))}`;
   const exitText = exit && (exit.signal ? signalName(exit.signal) : exit.code !== null && exit.code !== undefined ? `exit code ${exit.code}` : null);
   const evidence = [
@@ -115,18 +117,19 @@ export function createFacts(incident, nameOf) {
     { class: 'facts', 'aria-label': 'Facts' },
     victims.length
       ? fact(
-          many ? `Victims (${victims.length})` : 'Victim',
+          many ? `Victims (${victims.length})` : isOom ? 'Victim' : 'Init process',
           task(victims[0]),
-          `resident ${format.bytes(victims[0].rss_bytes)}, of it anonymous ${format.bytes(victims[0].anon_bytes)}`,
+          format.isNumber(victims[0].rss_bytes) && `resident ${format.bytes(victims[0].rss_bytes)}, of it anonymous ${format.bytes(victims[0].anon_bytes)}`,
           [victims[0].uid !== null && victims[0].uid !== undefined && `uid ${victims[0].uid}`, elsewhere(victims[0])].filter(Boolean).join(', '),
           many && h('ul', { class: 'fact-list' }, ...victims.slice(1).map((/** @type {any} */ victim) => h('li', {}, ...task(victim), ` ${format.bytes(victim.rss_bytes)}`))),
         )
       : unseen('Victim', 'none recorded'),
-    trigger
+    isOom && (trigger
       ? fact('Triggered by', task(trigger), victims.some((/** @type {any} */ victim) => victim.pid === trigger.pid) ? 'the victim itself asked for the memory' : 'asked for the memory that was not there', elsewhere(trigger))
-      : unseen('Triggered by'),
-    limitFact(incident.limit, nameOf),
+      : unseen('Triggered by')),
+    isOom && limitFact(incident.limit, nameOf),
     exitText ? fact('Exit', [exitText], exit.signal && format.isNumber(exit.code) ? `exit code ${exit.code}` : null) : unseen('Exit', 'no exit observed in this window'),
+    incident.kind === 'killed' && !killer && unseen('Killed by'),
     killer && fact('Killed by', task(killer), killer.signal && signalName(killer.signal), killer.cgroup_path && format.baseName(killer.cgroup_path)),
     kubernetes && fact('Kubernetes says', [open(kubernetes.reason) || 'no reason'], format.isNumber(kubernetes.exit_code) && `exit code ${kubernetes.exit_code}`, format.isNumber(kubernetes.restart_count) && `restart count ${kubernetes.restart_count}`, kubernetes.next_container_id && `next container ${format.shortId(kubernetes.next_container_id)}`),
     h('div', { class: 'fact' }, h('h3', {}, 'Evidence'), h('dl', { class: 'evidence' }, ...evidence.flatMap(([label, value]) => [h('dt', {}, label), h('dd', {}, value)]))),
