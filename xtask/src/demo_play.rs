@@ -21,8 +21,8 @@ pub const INCIDENT_FILE: &str = "incident.json";
 
 /// A debug agent in an emulated CPU needs seconds to read the kernel's types.
 const READY: Duration = Duration::from_mins(1);
-/// Emulation makes each look of the lane many times dearer than it is, and the budget would slow it down.
-const LANE: &str = "[lane]\ncpu_budget_percent = 25\n";
+/// Emulation makes each look of the lane many times dearer than it is: fewer looks, and a budget that allows them.
+const LANE: &str = "[lane]\nperiod_ms = 50\ncpu_budget_percent = 25\n";
 /// From the start of the scenario to a closed incident: climax, burst, and a few seconds to tell its story.
 const INCIDENT: Duration = Duration::from_secs(110);
 const STOP: Duration = Duration::from_secs(30);

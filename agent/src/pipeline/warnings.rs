@@ -2,6 +2,7 @@
 
 use super::state::State;
 use crate::catalogue::{self, ColumnIndex};
+use crate::event::Kind;
 use crate::names::{CgroupId, Scope, Severity, Table};
 use crate::warn::{Counters, Headroom, Warning};
 use std::collections::HashMap;
@@ -128,6 +129,10 @@ impl State {
         let started = self.start_burst(&meta, warning.kind, None, ktime_ns);
         if let Some((why, rows)) = started.suppressed {
             self.story.lost(id, Table::Samples.as_str(), why, rows);
+        }
+        if matches!(warning.kind, Kind::LimitNear | Kind::ForecastOom) {
+            // who holds the memory, while they are still there
+            self.process_table(id);
         }
         let severity = warning.kind.severity().max(Severity::Info);
         let mut event = self.event(warning.kind, severity, ktime_ns, source, warning.detail);
