@@ -3,7 +3,7 @@
 use super::state::State;
 use crate::catalogue::{self, ColumnIndex};
 use crate::event::Kind;
-use crate::names::{CgroupId, Scope, Severity, Table};
+use crate::names::{CgroupId, Scope, Table};
 use crate::warn::{Counters, Headroom, Warning};
 use std::collections::HashMap;
 
@@ -134,7 +134,7 @@ impl State {
             // who holds the memory, while they are still there
             self.process_table(id);
         }
-        let severity = warning.kind.severity().max(Severity::Info);
+        let severity = warning.kind.severity();
         let mut event = self.event(warning.kind, severity, ktime_ns, source, warning.detail);
         event.cgroup_id = Some(id);
         self.warnings.remember(id, event.event_id.clone(), warning.kind.as_str(), ktime_ns);
