@@ -22,7 +22,9 @@ pub const INCIDENT_FILE: &str = "incident.json";
 /// A debug agent in an emulated CPU needs seconds to read the kernel's types.
 const READY: Duration = Duration::from_mins(1);
 /// Emulation makes each look of the lane many times dearer than it is: fewer looks, and a budget that allows them.
-const LANE: &str = "[lane]\nperiod_ms = 50\ncpu_budget_percent = 25\n";
+/// A shorter burst, since whoever runs the demo waits for its end: a second run is to take less than a minute.
+const SETTINGS: &str =
+    "[lane]\nperiod_ms = 50\ncpu_budget_percent = 25\n[trigger.oom_kill]\nburst_length_s = 6\n";
 /// From the start of the scenario to a closed incident: climax, burst, and a few seconds to tell its story.
 const INCIDENT: Duration = Duration::from_secs(110);
 const STOP: Duration = Duration::from_secs(30);
@@ -104,7 +106,7 @@ impl Agent {
         let config = out.join("agent.toml");
         let text = format!(
             "data_dir = {:?}\ncgroup_root = \"{CGROUP_ROOT}\"\nnode = \"demo-node\"\ncluster = \"demo\"\n\
-             listen = \"{address}\"\nhealth_listen = \"{health}\"\n{LANE}",
+             listen = \"{address}\"\nhealth_listen = \"{health}\"\n{SETTINGS}",
             out.join("data").display().to_string()
         );
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
