@@ -8,6 +8,7 @@ mod demo;
 mod demo_play;
 mod ebpf;
 mod http;
+mod image;
 mod initrd;
 mod kernel;
 mod paths;
@@ -33,6 +34,7 @@ cargo xtask VERB
   build-ebpf                  compile the kernel programs into target/ebpf
   demo                        all set-up, then the report of a real OOM kill
   scenario list|run NAME      play a workload in cgroups of its own
+  image [--out FILE]          the agent as an OCI image, one static binary in it
   vm [OPTIONS] -- COMMAND     run a command in the test VM
 ";
 
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         "ci" => usage::none(rest, "cargo xtask ci").map(|()| suite::ci()),
         "demo" => demo::verb(rest),
         "scenario" => scenario::verb(rest),
+        "image" => image::verb(rest),
         "vm" => vm::verb(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

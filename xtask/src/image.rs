@@ -1,0 +1,301 @@
+//! `cargo xtask image`: the agent as an OCI image FROM scratch, one static binary in one layer, without Docker.
+//! Must give the same bytes for the same binary, and must never push anything anywhere. Called by a person and by `cluster`.
+//!
+//! The file is an OCI image layout in a tar, with Docker's `manifest.json` beside its `index.json`, so that `ctr images import`,
+//! `kind load image-archive`, `minikube image load`, `podman load` and `docker load` all take it. The layer is not
+//! compressed: importers store it unpacked anyway, and a compressor's version would change the digest.
+
+use crate::progress::say;
+use crate::{child, ebpf, paths, usage};
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+const USAGE: &str = "cargo xtask image [--out FILE] [--tag NAME:TAG]";
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+/// What the agent's TLS clients trust, where the building machine has it.
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+pub fn verb(args: &[OsString]) -> Result<i32> {
+    let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+    let mut words = words.iter().map(String::as_str);
+    let (mut out, mut tag) = (paths::target().join("image/fgm.tar"), default_tag());
+    while let Some(word) = words.next() {
+        match word {
+            "--out" => out = PathBuf::from(usage::value(words.next(), word, USAGE)?),
+            "--tag" => usage::value(words.next(), word, USAGE)?.clone_into(&mut tag),
+            _ => return Err(usage::wrong(format!("unknown option `{word}`"), USAGE)),
+        }
+    }
+    if !tag.rsplit_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.contains('/')) {
+        return Err(usage::wrong(format!("`{tag}` is not NAME:TAG"), USAGE));
+    }
+    let agent = build()?;
+    let binary = fs::read(&agent).with_context(|| format!("cannot read {}", agent.display()))?;
+    let certificates = fs::read(CERTIFICATES).ok();
+    if certificates.is_none() {
+        say(&format!("no {CERTIFICATES} here: the image trusts no certificate authority"));
+    }
+    let image = assemble(&binary, certificates.as_deref(), &tag)?;
+    if let Some(dir) = out.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    let mut file = File::create(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    file.write_all(&image.archive).with_context(|| format!("cannot write {}", out.display()))?;
+    let line = json!({ "image": tag, "archive": out, "digest": image.digest, "bytes": image.archive.len() });
+    println!("{line}");
+    Ok(0)
+}
+
+pub fn default_tag() -> String {
+    format!("fgm:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// The static agent with its kernel programs in it.
+fn build() -> Result<PathBuf> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("the image is made for x86_64 and this machine is {}", std::env::consts::ARCH);
+    }
+    ebpf::build()?;
+    say("… building the static agent");
+    let mut c = child::cargo();
+    // Always with --target: the flag then reaches no build script, and a folder of its own keeps other builds as they are.
+    c.args(["build", "--release", "-p", "fgm", "--bin", "fgm", "--target", TRIPLE]);
+    c.args(["--config", "profile.release.strip=\"symbols\"", "--message-format", "json-render-diagnostics"]);
+    let remap = format!("--remap-path-prefix={}=/src", paths::root().display());
+    c.env("CARGO_TARGET_DIR", paths::target())
+        .env("CARGO_ENCODED_RUSTFLAGS", format!("-Ctarget-feature=+crt-static\x1f{remap}"));
+    let built = ebpf::executables(&mut c)?;
+    let agent = built.into_iter().find(|p| p.ends_with("fgm")).context("cargo built no fgm")?;
+    must_be_static(&agent)?;
+    Ok(agent)
+}
+
+/// An image FROM scratch has no dynamic linker, and would say only "no such file" of a program that asks for one.
+fn must_be_static(program: &Path) -> Result<()> {
+    let mut head = Vec::new();
+    let file = File::open(program).with_context(|| format!("cannot read {}", program.display()))?;
+    file.take(4096).read_to_end(&mut head).with_context(|| format!("cannot read {}", program.display()))?;
+    if has_interpreter(&head) {
+        bail!("{} is linked dynamically; it cannot run in an image FROM scratch", program.display());
+    }
+    Ok(())
+}
+
+/// Whether a 64-bit little-endian ELF has a program header of type PT_INTERP. Its headers stand in the first 4 KiB.
+fn has_interpreter(head: &[u8]) -> bool {
+    const PT_INTERP: u32 = 3;
+    let u16_at = |at: usize| head.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let start = head.get(32..40).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let (Some(start), Some(size), Some(count)) = (start, u16_at(54), u16_at(56)) else { return true };
+    (0..usize::from(count)).any(|n| {
+        let at = usize::try_from(start).unwrap_or(usize::MAX).saturating_add(n * usize::from(size));
+        let kind = head.get(at..at.saturating_add(4)).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+        kind.is_none_or(|k| k == PT_INTERP)
+    })
+}
+
+struct Image {
+    archive: Vec<u8>,
+    /// Of the manifest: what a registry would call the image.
+    digest: String,
+}
+
+fn assemble(binary: &[u8], certificates: Option<&[u8]>, tag: &str) -> Result<Image> {
+    let mut layer = Tar::new();
+    layer.file("fgm", binary, 0o755)?;
+    if let Some(certificates) = certificates {
+        layer.folder("etc")?;
+        layer.folder("etc/ssl")?;
+        layer.folder("etc/ssl/certs")?;
+        layer.file("etc/ssl/certs/ca-certificates.crt", certificates, 0o644)?;
+    }
+    // The mount point of the data volume, so that a read-only root will do.
+    layer.folder("var")?;
+    layer.folder("var/lib")?;
+    layer.folder("var/lib/fgm")?;
+    let layer = layer.finish()?;
+    let layer_digest = sha256(&layer);
+    let config = bytes(&json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {
+            "Entrypoint": ["/fgm"],
+            "Cmd": ["agent"],
+            "Env": ["PATH=/"],
+            "Volumes": { "/var/lib/fgm": {} },
+            "ExposedPorts": { "8050/tcp": {}, "8051/tcp": {} },
+            "Labels": {
+                "org.opencontainers.image.title": "fgm",
+                "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
+                "org.opencontainers.image.licenses": "MIT OR Apache-2.0",
+            },
+        },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_digest}")] },
+    }))?;
+    let config_digest = sha256(&config);
+    let manifest = bytes(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config_digest, config.len()),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer_digest, layer.len())],
+    }))?;
+    let manifest_digest = sha256(&manifest);
+    let mut entry =
+        descriptor("application/vnd.oci.image.manifest.v1+json", &manifest_digest, manifest.len());
+    entry["platform"] = json!({ "architecture": "amd64", "os": "linux" });
+    // containerd takes the full name from its own key; other tools take the tag alone from OCI's.
+    entry["annotations"] = json!({
+        "io.containerd.image.name": full_name(tag),
+        "org.opencontainers.image.ref.name": tag.rsplit_once(':').map_or(tag, |(_, t)| t),
+    });
+    let blob = |digest: &str| format!("blobs/sha256/{digest}");
+    let docker =
+        json!([{ "Config": blob(&config_digest), "RepoTags": [tag], "Layers": [blob(&layer_digest)] }]);
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [entry],
+    });
+    let mut archive = Tar::new();
+    archive.file("oci-layout", &bytes(&json!({ "imageLayoutVersion": "1.0.0" }))?, 0o644)?;
+    archive.file("index.json", &bytes(&index)?, 0o644)?;
+    archive.file("manifest.json", &bytes(&docker)?, 0o644)?;
+    archive.folder("blobs")?;
+    archive.folder("blobs/sha256")?;
+    for (digest, content) in
+        [(&config_digest, &config), (&manifest_digest, &manifest), (&layer_digest, &layer)]
+    {
+        archive.file(&blob(digest), content, 0o644)?;
+    }
+    Ok(Image { archive: archive.finish()?, digest: format!("sha256:{manifest_digest}") })
+}
+
+/// The name as container runtimes write it out: `fgm:1` is `docker.io/library/fgm:1`.
+fn full_name(tag: &str) -> String {
+    match tag.split_once('/') {
+        None => format!("docker.io/library/{tag}"),
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => tag.to_owned(),
+        Some(_) => format!("docker.io/{tag}"),
+    }
+}
+
+fn descriptor(media_type: &str, digest: &str, size: usize) -> Value {
+    json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": size })
+}
+
+fn bytes(value: &Value) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).context("JSON that cannot be written")
+}
+
+fn sha256(content: &[u8]) -> String {
+    use std::fmt::Write as _;
+    Sha256::digest(content).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// A tar whose bytes depend on names and contents only: owner root, time 0.
+struct Tar(tar::Builder<Vec<u8>>);
+
+impl Tar {
+    fn new() -> Self {
+        Self(tar::Builder::new(Vec::new()))
+    }
+
+    fn file(&mut self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+        self.entry(name, content, mode, tar::EntryType::Regular)
+    }
+
+    fn folder(&mut self, name: &str) -> Result<()> {
+        self.entry(&format!("{name}/"), &[], 0o755, tar::EntryType::Directory)
+    }
+
+    fn entry(&mut self, name: &str, content: &[u8], mode: u32, kind: tar::EntryType) -> Result<()> {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(u64::try_from(content.len()).context("a file too large for a tar")?);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        self.0
+            .append_data(&mut header, name, content)
+            .with_context(|| format!("cannot add {name} to the tar"))
+    }
+
+    fn finish(self) -> Result<Vec<u8>> {
+        self.0.into_inner().context("cannot finish the tar")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{assemble, full_name, has_interpreter, sha256};
+    use std::collections::BTreeMap;
+    use std::io::Read as _;
+
+    fn files(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
+        let mut tar = tar::Archive::new(archive);
+        let entries = tar.entries().expect("a tar");
+        let read = |entry: std::io::Result<tar::Entry<'_, &[u8]>>| {
+            let mut entry = entry.expect("an entry");
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).expect("its content");
+            (entry.path().expect("a path").display().to_string(), content)
+        };
+        entries.map(read).collect()
+    }
+
+    #[test]
+    fn every_blob_has_the_digest_and_size_that_name_it() {
+        let image = assemble(b"a program", Some(b"certificates"), "fgm:1.2").expect("an image");
+        let files = files(&image.archive);
+        for (path, content) in files.iter().filter(|(p, c)| p.starts_with("blobs/sha256/") && !c.is_empty()) {
+            assert_eq!(path, &format!("blobs/sha256/{}", sha256(content)));
+        }
+        let json = |path: &str| serde_json::from_slice::<serde_json::Value>(&files[path]).expect("JSON");
+        let blob = |d: &serde_json::Value| {
+            let digest = d["digest"].as_str().and_then(|s| s.strip_prefix("sha256:")).expect("a digest");
+            let path = format!("blobs/sha256/{digest}");
+            assert_eq!(d["size"], files[&path].len());
+            path
+        };
+        let manifest = json(&blob(&json("index.json")["manifests"][0]));
+        let config = json(&blob(&manifest["config"]));
+        let layer = blob(&manifest["layers"][0]);
+        assert_eq!(config["config"]["Entrypoint"][0], "/fgm");
+        assert!(layer.ends_with(
+            config["rootfs"]["diff_ids"][0].as_str().expect("a digest").trim_start_matches("sha256:")
+        ));
+        let inner = self::files(&files[&layer]);
+        assert_eq!(inner["fgm"], b"a program");
+        assert!(inner.contains_key("var/lib/fgm/"));
+    }
+
+    #[test]
+    fn the_same_program_gives_the_same_image() {
+        let make = || assemble(b"a program", None, "fgm:1").expect("an image");
+        assert_eq!(make().archive, make().archive);
+        assert_ne!(make().digest, assemble(b"another", None, "fgm:1").expect("an image").digest);
+    }
+
+    #[test]
+    fn names_are_written_out_as_runtimes_do() {
+        assert_eq!(full_name("fgm:1"), "docker.io/library/fgm:1");
+        assert_eq!(full_name("us/fgm:1"), "docker.io/us/fgm:1");
+        assert_eq!(full_name("registry.example:5000/fgm:1"), "registry.example:5000/fgm:1");
+    }
+
+    #[test]
+    fn a_dynamic_program_is_told_apart() {
+        let own = std::fs::read(std::env::current_exe().expect("a path")).expect("this test");
+        assert!(has_interpreter(&own[..4096]), "tests are linked dynamically");
+        assert!(has_interpreter(b"no ELF"), "what cannot be read is not called static");
+    }
+}
