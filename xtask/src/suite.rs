@@ -46,7 +46,7 @@ const PYTHON: Need = Need {
     check: Check::Program("python3"),
 };
 const VENV: Need =
-    Need { package: "python3-venv", why: "keeps DuckDB and pyarrow in target/venv", check: Check::Package };
+    Need { package: "python3-venv", why: "keeps the tests' libraries in target/venv", check: Check::Package };
 
 /// What one run is made of.
 #[derive(Default)]
@@ -96,6 +96,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         Ok(Tally::PASSED)
     });
     suite.group("interop", |_| interop(outcome.as_ref().context("there is no demo to read")?));
+    suite.group("deploy", |_| deploy());
     suite.group("browser", |_| browser(outcome.as_ref().context("there is no demo to look at")?));
     Ok(suite.finish())
 }
@@ -212,8 +213,21 @@ fn interop(demo: &Outcome) -> Result<Tally> {
     let mut c = tool(python);
     c.arg(folder.join("check.py")).arg("--parquet").arg(&demo.parquet).arg("--data").arg(&demo.data);
     let (status, text) = shown(&mut c, OTHER)?;
-    // One test with thousands of checks; counting those would drown every other number.
-    match tally::own(&text) {
+    checked(status, &text)
+}
+
+/// The Helm chart and the plain manifests.
+fn deploy() -> Result<Tally> {
+    let folder = paths::root().join("tests/deploy");
+    let mut c = tool(venv(&folder)?);
+    c.arg(folder.join("check.py"));
+    let (status, text) = shown(&mut c, OTHER)?;
+    checked(status, &text)
+}
+
+/// One test with thousands of checks; counting those would drown every other number.
+fn checked(status: ExitStatus, text: &str) -> Result<Tally> {
+    match tally::own(text) {
         Some(checks) if checks.good() && status.success() => Ok(Tally::PASSED),
         Some(checks) => Ok(Tally { failed: checks.failed.max(1), ..Tally::default() }),
         None => bail!("check.py ended with {status} and no count of its checks"),
@@ -222,10 +236,10 @@ fn interop(demo: &Outcome) -> Result<Tally> {
 
 /// A virtual environment with what `requirements.txt` names, made anew when that file changes.
 fn venv(folder: &Path) -> Result<PathBuf> {
-    let venv = paths::target().join("venv");
+    let venv = paths::target().join("venv").join(folder.file_name().unwrap_or_default());
     let python = venv.join("bin/python");
     let file = folder.join("requirements.txt");
-    let wanted = fs::read_to_string(&file).unwrap_or_else(|_| "duckdb\npyarrow\n".to_owned());
+    let wanted = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let stamp = venv.join("fgm-requirements");
     if python.exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
         return Ok(python);
@@ -248,7 +262,7 @@ fn venv(folder: &Path) -> Result<PathBuf> {
     let mut c = tool(&python);
     c.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"]);
     c.args(wanted.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')));
-    quiet("installing DuckDB and pyarrow from PyPI", "pip", Duration::from_mins(10), &mut c)?;
+    quiet("installing the test's libraries from PyPI", "pip", Duration::from_mins(10), &mut c)?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(python)
 }

@@ -1,0 +1,4 @@
+{{- define "fgm.labels" -}}
+app.kubernetes.io/name: fgm
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
