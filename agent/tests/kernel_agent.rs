@@ -257,7 +257,7 @@ fn without_btf_tracepoints_take_over_and_it_says_what_is_lost() {
     if !guard("without_btf_tracepoints_take_over_and_it_says_what_is_lost") {
         return;
     }
-    let agent = Agent::start_under("nobtf", HIDE_BTF.into());
+    let agent = Agent::start_under("nobtf", HIDE_BTF.to_vec());
     let ladder = agent.status()["ladder"].clone();
     assert_eq!(ladder["level"], "no_fentry", "{ladder}");
     let hooks = ladder["hooks"].as_array().expect("hooks");

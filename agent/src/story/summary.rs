@@ -100,8 +100,12 @@ fn limit(out: &mut String, i: &Incident, limit: Option<&LimitHit>) {
         match &limit.cgroup_path {
             // crun's `container`, or a limit that the workload set itself
             Some(path) if inside(&path) => format!("not the {}'s own but that of {path} inside it,", noun(i)),
+            // the root of the agent's view, where a node is a container itself
+            Some(path) if path == "/" => {
+                format!("not the {}'s own but that of the cgroup in which this whole node lives,", noun(i))
+            }
             Some(path) => format!("not the {}'s own but that of its ancestor {path},", noun(i)),
-            None => format!("not the {}'s own but that of a cgroup which this agent does not see,", noun(i)),
+            None => format!("not the {}'s own but that of a cgroup above all that this agent sees,", noun(i)),
         }
     };
     let max = limit

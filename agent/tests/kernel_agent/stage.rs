@@ -18,8 +18,9 @@ use std::time::Duration;
 
 pub const MIB: u64 = 1 << 20;
 pub const ROLE: &str = "FGM_TEST_AGENT_ROLE";
-const PROCS: &str = "FGM_TEST_AGENT_PROCS";
-const ROOT: &str = "/sys/fs/cgroup";
+pub const PROCS: &str = "FGM_TEST_AGENT_PROCS";
+pub const ROOT: &str = "/sys/fs/cgroup";
+pub const CONTROLLERS: &str = "+memory +pids +cpu +io";
 /// No process of a test lives longer, whatever happens to its parent.
 const CHILD_LIMIT: Duration = Duration::from_secs(120);
 
@@ -48,14 +49,14 @@ pub fn wait(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn number() -> u32 {
+pub fn number() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     std::process::id() * 100 + NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A cgroup that is removed when it goes out of scope.
 pub struct Cgroup {
-    path: PathBuf,
+    pub path: PathBuf,
     pub container_id: String,
 }
 
@@ -107,15 +108,19 @@ pub struct Pod {
 
 impl Pod {
     pub fn new(memory_max: Option<u64>) -> Self {
+        Self::below(Path::new(ROOT), memory_max)
+    }
+
+    pub fn below(root: &Path, memory_max: Option<u64>) -> Self {
         let uid = format!("{:08x}-0000-4000-8000-0123456789ab", number());
-        let burstable = Path::new(ROOT).join("kubepods.slice/kubepods-burstable.slice");
+        let burstable = root.join("kubepods.slice/kubepods-burstable.slice");
         fs::create_dir_all(&burstable).expect("mkdir");
-        for dir in [Path::new(ROOT), &Path::new(ROOT).join("kubepods.slice"), &burstable] {
-            fs::write(dir.join("cgroup.subtree_control"), "+memory +pids +cpu +io").expect("controllers");
+        for dir in [root, &root.join("kubepods.slice"), &burstable] {
+            fs::write(dir.join("cgroup.subtree_control"), CONTROLLERS).expect("controllers");
         }
         let path = burstable.join(format!("kubepods-burstable-pod{}.slice", uid.replace('-', "_")));
         let cgroup = Cgroup::make(path, memory_max, String::new());
-        cgroup.write("cgroup.subtree_control", "+memory +pids +cpu +io");
+        cgroup.write("cgroup.subtree_control", CONTROLLERS);
         Self { cgroup, uid }
     }
 
@@ -135,7 +140,7 @@ impl Pod {
 
 /// A process of this binary that plays a role in a cgroup.
 pub struct Process {
-    child: Child,
+    pub child: Child,
     pub pid: u32,
 }
 
@@ -266,7 +271,7 @@ pub struct Agent {
     process: Child,
     dir: PathBuf,
     port: u16,
-    prefix: Vec<&'static str>,
+    prefix: Vec<String>,
     /// The folder outlives this agent: another one goes on in it.
     handed_over: bool,
 }
@@ -301,7 +306,8 @@ impl Agent {
     }
 
     /// An agent started by the words of another program, which takes something away from it.
-    pub fn start_under(name: &str, prefix: Vec<&'static str>) -> Self {
+    pub fn start_under(name: &str, prefix: Vec<impl Into<String>>) -> Self {
+        let prefix = prefix.into_iter().map(Into::into).collect();
         let dir = PathBuf::from(format!("/tmp/fgm-kernel-test-{name}-{}", number()));
         fs::create_dir_all(dir.join("data")).expect("mkdir");
         Self::run(dir, prefix)
@@ -311,7 +317,7 @@ impl Agent {
         fs::read_to_string(self.dir.join("log")).expect("a log")
     }
 
-    fn run(dir: PathBuf, prefix: Vec<&'static str>) -> Self {
+    fn run(dir: PathBuf, prefix: Vec<String>) -> Self {
         let (port, health) = (free_port(), free_port());
         let config = format!(
             "data_dir = \"{}\"\nnode = \"vm\"\nlisten = \"127.0.0.1:{port}\"\nhealth_listen = \"127.0.0.1:{health}\"\n\
@@ -322,8 +328,8 @@ impl Agent {
         fs::write(dir.join("agent.toml"), config + &more).expect("write");
         let log = fs::File::create(dir.join("log")).expect("a log");
         let mut words = prefix.clone();
-        words.push(env!("CARGO_BIN_EXE_fgm"));
-        let process = Command::new(words[0])
+        words.push(env!("CARGO_BIN_EXE_fgm").to_owned());
+        let process = Command::new(&words[0])
             .args(&words[1..])
             .args(["agent", "--config"])
             .arg(dir.join("agent.toml"))
@@ -402,18 +408,23 @@ impl Agent {
         found
     }
 
+    /// All rows of a table in closed segments.
+    pub fn stored(&self, table: &str) -> Vec<arrow::array::RecordBatch> {
+        let dir = self.dir.join(format!("data/recent/table={table}"));
+        let files = fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+        let closed = files.filter(|p| p.extension().is_some_and(|e| e == "parquet"));
+        closed.flat_map(|p| batches(&fs::read(p).expect("read"))).collect()
+    }
+
     /// (cgroup id, kind, exit code) of all events in closed segments.
     pub fn stored_events(&self) -> Vec<(Option<i64>, String, Option<i64>)> {
         let mut out = Vec::new();
-        for entry in fs::read_dir(self.dir.join("data/recent/table=events")).expect("events").flatten() {
-            let bytes = fs::read(entry.path()).expect("read");
-            for batch in batches(&bytes) {
-                let (cgroup, code) = (ints(&batch, "cgroup_id"), ints(&batch, "exit_code"));
-                let kind = texts(&batch, "kind");
-                out.extend(
-                    (0..batch.num_rows()).map(|i| (cgroup[i], kind[i].clone().unwrap_or_default(), code[i])),
-                );
-            }
+        for batch in self.stored("events") {
+            let (cgroup, code) = (ints(&batch, "cgroup_id"), ints(&batch, "exit_code"));
+            let kind = texts(&batch, "kind");
+            out.extend(
+                (0..batch.num_rows()).map(|i| (cgroup[i], kind[i].clone().unwrap_or_default(), code[i])),
+            );
         }
         out
     }
@@ -477,11 +488,11 @@ fn batches(parquet: &[u8]) -> Vec<arrow::array::RecordBatch> {
     reader.collect::<Result<_, _>>().expect("rows")
 }
 
-fn ints(batch: &arrow::array::RecordBatch, column: &str) -> Vec<Option<i64>> {
+pub fn ints(batch: &arrow::array::RecordBatch, column: &str) -> Vec<Option<i64>> {
     batch.column_by_name(column).expect(column).as_primitive::<Int64Type>().iter().collect()
 }
 
-fn texts(batch: &arrow::array::RecordBatch, column: &str) -> Vec<Option<String>> {
+pub fn texts(batch: &arrow::array::RecordBatch, column: &str) -> Vec<Option<String>> {
     let array = batch.column_by_name(column).expect(column).as_dictionary::<Int32Type>();
     let values = array.downcast_dict::<arrow::array::StringArray>().expect("strings");
     values.into_iter().map(|v| v.map(str::to_owned)).collect()
