@@ -1,8 +1,12 @@
 //! Which cgroups there are, and which we follow: a tree of ids that the kernel's mkdir and rmdir events keep, and that
 //! a walk of the file system starts and corrects.
 //!
+//! What `memory.events` counts of kills in it is in `kills`, beside this file.
+//!
 //! Keyed by id, so that a directory made anew under an old name is a new cgroup. Paths are relative to the agent's
 //! cgroup root: an event's parent must be in the tree, which is also how events from outside the root drop out.
+
+mod kills;
 
 use crate::cgroup::{Identity, Meta, identify};
 use crate::names::{CgroupId, Scope};
@@ -12,6 +16,9 @@ use std::io;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+pub use kills::Kills;
+use kills::{Counted, Key, LOCAL};
 
 /// Cgroups known at the most, followed or not, as a multiple of those followed. A tree larger than that is counted as
 /// cut, never grown into.
@@ -63,8 +70,7 @@ pub struct Node {
     pub followed: bool,
     /// The rules want it followed; it is not when there was no room.
     wanted: bool,
-    /// `oom` of memory.events.local when last read: whose limit was hit is the one where it grew.
-    pub oom_local: Option<u64>,
+    counted: Counted,
     children: usize,
 }
 
@@ -85,8 +91,23 @@ pub struct Tree {
     rules: Rules,
     max_followed: usize,
     followed: usize,
-    /// Cgroups that were not taken in since a bound was reached.
+    /// Cgroups that were not taken in, or not followed, when they came since a bound was reached.
     pub cut: u64,
+    /// Those of them that are there now, as far as is known, and not in the tree: the next walk meets them again.
+    refused: u64,
+    /// The first walk is over: what comes now has come since the start.
+    walked: bool,
+    /// Whether memory.events is kept account of.
+    sums: bool,
+    /// What came and what went since it was last asked for, where somebody asks.
+    news: Option<Vec<News>>,
+}
+
+/// A cgroup that came into the tree or left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    Came(CgroupId),
+    Went(CgroupId),
 }
 
 impl Tree {
@@ -103,6 +124,10 @@ impl Tree {
             max_followed,
             followed: 0,
             cut: 0,
+            refused: 0,
+            walked: false,
+            sums: false,
+            news: None,
         };
         tree.add(root, None, "/".to_owned());
         Ok(tree)
@@ -111,6 +136,7 @@ impl Tree {
     fn add(&mut self, id: CgroupId, parent_id: Option<CgroupId>, path: String) -> Option<Arc<Meta>> {
         if self.nodes.len() >= self.max_followed * KNOWN_PER_FOLLOWED {
             self.cut += 1;
+            self.refused += 1;
             return None;
         }
         let identity = identify(&path);
@@ -118,9 +144,11 @@ impl Tree {
         let followed = wanted && self.followed < self.max_followed;
         self.cut += u64::from(wanted && !followed);
         let meta = Arc::new(Meta { id, parent_id, path, identity });
-        let oom_local = self.read_oom_local(&meta.path);
-        self.nodes.insert(id, Node { meta: meta.clone(), followed, wanted, oom_local, children: 0 });
+        // one that has come since the start began with nothing, whatever it counts when we first look
+        let counted = if self.walked { Counted::ZERO } else { self.counted(&meta.path) };
+        self.nodes.insert(id, Node { meta: meta.clone(), followed, wanted, counted, children: 0 });
         self.followed += usize::from(followed);
+        self.tell(News::Came(id));
         if let Some(parent) = parent_id.and_then(|p| self.nodes.get_mut(&p)) {
             parent.children += 1;
         }
@@ -147,6 +175,7 @@ impl Tree {
         if let Some(parent) = node.meta.parent_id.and_then(|p| self.nodes.get_mut(&p)) {
             parent.children = parent.children.saturating_sub(1);
         }
+        self.tell(News::Went(id));
         Some(node)
     }
 
@@ -154,6 +183,8 @@ impl Tree {
     /// cannot be read for another reason than its end (no descriptor left, no right) nothing is called gone.
     pub fn rescan(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
+        // those that found no room are met again, and are not cut again
+        let (cut_before, refused_before) = (self.cut, std::mem::take(&mut self.refused));
         let mut seen = HashSet::from([self.root]);
         let mut unread = HashSet::new();
         let mut stack = vec![(self.root, self.root_path.clone())];
@@ -196,8 +227,26 @@ impl Tree {
                 changes.push(Change::Gone(node.meta.clone()));
             }
         }
+        self.cut = self.cut.saturating_sub(self.refused.min(refused_before)).max(cut_before);
         self.follow_more(&mut changes);
+        self.walked = true;
         changes
+    }
+
+    /// Keeps [`News`] from now on, those of the cgroups that are there first.
+    pub fn keep_news(&mut self) {
+        self.news = Some(self.nodes.keys().map(|id| News::Came(*id)).collect());
+    }
+
+    /// The oldest of the news, at most so many.
+    pub fn take_news(&mut self, most: usize) -> Vec<News> {
+        self.news.as_mut().map(|news| news.drain(..news.len().min(most)).collect()).unwrap_or_default()
+    }
+
+    fn tell(&mut self, news: News) {
+        if let Some(all) = &mut self.news {
+            all.push(news);
+        }
     }
 
     /// Follows those that found no room when they came, as far as there is room now.
@@ -262,13 +311,13 @@ impl Tree {
         line.into_iter().take(pod + 1).map(|n| n.meta.clone()).collect()
     }
 
-    pub fn path(&self, meta: &Meta) -> PathBuf {
-        join(&self.root_path, &meta.path)
+    /// The cgroups right below one.
+    pub fn children(&self, id: CgroupId) -> impl Iterator<Item = &Node> {
+        self.nodes.values().filter(move |n| n.meta.parent_id == Some(id))
     }
 
-    fn read_oom_local(&self, path: &str) -> Option<u64> {
-        let text = fs::read_to_string(join(&self.root_path, path).join("memory.events.local")).ok()?;
-        text.lines().find_map(|l| l.strip_prefix("oom ")?.parse().ok())
+    pub fn path(&self, meta: &Meta) -> PathBuf {
+        join(&self.root_path, &meta.path)
     }
 
     /// The deepest of the cgroup and its ancestors whose `oom` in memory.events.local grew since it was last read; all
@@ -277,13 +326,14 @@ impl Tree {
         let line: Vec<_> = self.lineage(id).map(|n| n.meta.clone()).collect();
         let mut deepest = None;
         for meta in line {
-            let now = self.read_oom_local(&meta.path);
+            let now = self.read_count(&meta.path, LOCAL, Key::Oom);
             if let Some(node) = self.nodes.get_mut(&meta.id) {
-                let grew = node.oom_local.zip(now).is_some_and(|(before, now)| now > before);
+                let before = &mut node.counted.oom_local;
+                let grew = before.zip(now).is_some_and(|(before, now)| now > before);
                 if grew && deepest.is_none() {
                     deepest = Some(meta);
                 }
-                node.oom_local = now.or(node.oom_local);
+                *before = now.or(*before);
             }
         }
         deepest
@@ -375,6 +425,24 @@ mod tests {
         }
         assert_eq!((t.followed(), t.known()), (3, 12));
         assert!(t.cut >= 8, "{}", t.cut);
+    }
+
+    #[test]
+    fn what_found_no_room_is_cut_once_however_often_it_is_met() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for i in 0..10 {
+            fs::create_dir(dir.path().join(format!("s{i}.service"))).expect("mkdir");
+        }
+        let mut t = tree(dir.path(), 1);
+        t.rescan();
+        // the root is followed, three are known and seven are not: ten are cut
+        assert_eq!((t.followed(), t.known(), t.cut), (1, 4, 10));
+        t.rescan();
+        t.rescan();
+        assert_eq!(t.cut, 10);
+        fs::create_dir(dir.path().join("late.service")).expect("mkdir");
+        t.rescan();
+        assert_eq!(t.cut, 11);
     }
 
     #[test]

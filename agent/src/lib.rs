@@ -17,6 +17,7 @@ pub mod lane;
 pub mod ledger;
 pub mod machine;
 pub mod names;
+pub mod notify;
 pub mod pipeline;
 pub mod probes;
 pub mod processes;

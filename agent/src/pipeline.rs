@@ -8,6 +8,7 @@ mod bursts;
 mod inbox;
 mod kinds;
 mod lane;
+mod notices;
 mod react;
 mod sealer;
 mod shared;
@@ -31,6 +32,7 @@ use crate::viewer;
 use anyhow::Context as _;
 use inbox::{Inbox, Input};
 use lane::Lane;
+use notices::Notices;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sealer::{Sealer, Setup};
 use serde_json::json;
@@ -65,14 +67,16 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         boot_id: machine.boot_id.clone(),
     };
     let rules = Rules::new(&config.sampling.include, &config.sampling.exclude)?;
-    let tree = Tree::new(&config.cgroup_root, rules, config.sampling.max_cgroups)?;
+    let mut tree = Tree::new(&config.cgroup_root, rules, config.sampling.max_cgroups)?;
     let store = Store::open(&config.data_dir)?;
     let series = recorder::install()?;
     let (mut probes, mut ladder) = start_probes(&config);
     let lane = Lane::start(&config)?;
+    let has_events = ladder.hooks.iter().any(|h| h.event == "cgroup_start" && h.mechanism.is_some());
+    let notices = Notices::start(&ladder, &mut tree);
+    ladder.hooks.extend(notices.rungs());
     ladder.hooks.push(lane.rung());
     log_ladder(&ladder);
-    let has_events = ladder.hooks.iter().any(|h| h.event == "cgroup_start" && h.mechanism.is_some());
 
     let shared = Arc::new(Shared::default());
     // those of earlier runs, oldest first
@@ -98,6 +102,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let sampler = Sampler::new(&config.cgroup_root, series.clone(), machine.descriptor_limit);
     let mut state = State::new(config, names, tree, sampler, lane, has_events);
     state.set_moving(sealer.moving());
+    state.set_notices(notices);
     let about = About { machine, ladder, series, started_ns: clock::ktime_ns(), shared };
     tracing::info!(listen = %server.address(), data_dir = %store.dir().display(), "recording");
     let outcome = turn(&mut state, probes.as_mut(), &inbox, &sealer, &about);
@@ -198,6 +203,7 @@ fn turn(
     loop {
         drain(state, probes.as_deref_mut());
         let now = clock::ktime_ns();
+        state.heed(now);
         if let Some(job) = state.tick(now) {
             sealer.give(job)?;
         }
@@ -209,6 +215,7 @@ fn turn(
         name_inits(state, probes.as_deref_mut());
         if now >= next_status {
             next_status = now + STATUS_EVERY_NS;
+            state.settle_kills(now);
             publish(state, probes.as_deref_mut(), about);
         }
         while let Ok(input) = inbox.inputs.try_recv() {
@@ -246,7 +253,8 @@ fn drain(state: &mut State, probes: Option<&mut Probes>) {
 }
 
 fn wait(state: &State, probes: Option<&Probes>, inbox: &Inbox) -> anyhow::Result<()> {
-    let ns = state.next_due().saturating_sub(clock::ktime_ns()).min(LONGEST_WAIT_NS);
+    let now = clock::ktime_ns();
+    let ns = state.next_due().saturating_sub(now).min(LONGEST_WAIT_NS);
     if ns == 0 {
         return Ok(());
     }
@@ -257,6 +265,7 @@ fn wait(state: &State, probes: Option<&Probes>, inbox: &Inbox) -> anyhow::Result
     if let Some(probes) = probes {
         fds.push(PollFd::from_borrowed_fd(probes.fd(), PollFlags::IN));
     }
+    fds.extend(state.notices.fd(now).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
     match poll(&mut fds, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(e) => return Err(e).context("poll"),
@@ -297,6 +306,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
         "cgroups": {
             "known": state.tree.known(),
             "followed": state.tree.followed(),
+            "waiting": state.waiting(),
             "cut": state.tree.cut,
             "series": about.series.open_series(),
         },
@@ -308,6 +318,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
             "budget_rows_per_second": state.config.budget.rows_per_second,
         },
         "events_outside": state.outside,
+        "notices": state.notices.status(),
         "lane": state.lane.status(state.rings()),
         "lane_late_max_ms": state.lane_late_max_ns / 1_000_000,
         "rows_in_memory": state.pending.rows(),

@@ -122,7 +122,7 @@ impl Level {
                 "samples, and what the attached hooks report; the limit that a kill hit is inferred from memory.events.local"
             }
             Self::NoBpf => {
-                "samples of every container that lives longer than the walk's second; kills only as counts in memory.events: no incidents, no exits"
+                "samples of every container; kills with their cgroup and the limit they hit, from memory.events, without victim and trigger; no exits, no signals"
             }
         }
     }

@@ -11,24 +11,31 @@ use std::path::Path;
 
 /// Processes in one table. A cgroup with more shows the first ones of cgroup.procs; the rest is counted.
 pub const MAX_PROCESSES: usize = 512;
-/// Directories below a container that are looked into.
+/// Directories below a container that are looked into; those left out are counted.
 const MAX_DIRECTORIES: usize = 256;
 
-/// A table, and how many processes did not fit.
+/// A table, and what did not fit.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listing {
     pub processes: Vec<Process>,
     pub cut: u64,
+    /// Directories found and not looked into, nor what is below them.
+    pub directories_cut: u64,
 }
 
 /// Pids in the cgroup at `path` and below, as the agent's pid namespace has them (0, invisible, is left out).
 pub fn pids(path: &Path) -> Vec<u32> {
+    gather(path).0
+}
+
+/// The pids, and the directories that were left out.
+fn gather(path: &Path) -> (Vec<u32>, u64) {
     let (mut out, mut stack, mut visited) = (Vec::new(), vec![path.to_owned()], 0);
     while let Some(dir) = stack.pop() {
-        visited += 1;
-        if visited > MAX_DIRECTORIES {
-            break;
+        if visited == MAX_DIRECTORIES {
+            return (out, stack.len() as u64 + 1);
         }
+        visited += 1;
         if let Ok(text) = fs::read_to_string(dir.join("cgroup.procs")) {
             out.extend(text.lines().filter_map(|l| l.parse::<u32>().ok()).filter(|pid| *pid != 0));
         }
@@ -38,7 +45,7 @@ pub fn pids(path: &Path) -> Vec<u32> {
             }
         }
     }
-    out
+    (out, 0)
 }
 
 /// The cgroup that a process (or a thread) is in, or was in when it ended: until its parent has waited for it, it is
@@ -51,7 +58,7 @@ pub fn cgroup_of(proc_root: &Path, pid: u32, cgroup_root: &Path) -> Option<Cgrou
 
 /// The table of a cgroup. `init_pid` is the container's first process, where it is known.
 pub fn list(proc_root: &Path, cgroup: &Path, init_pid: Option<u32>) -> Listing {
-    let pids = pids(cgroup);
+    let (pids, directories_cut) = gather(cgroup);
     let cut = pids.len().saturating_sub(MAX_PROCESSES) as u64;
     let read: Vec<_> = pids.into_iter().take(MAX_PROCESSES).filter_map(|pid| read(proc_root, pid)).collect();
     // a sandbox or a container inside this one has a pid 1 of its own, deeper: that is not this container's init
@@ -64,7 +71,7 @@ pub fn list(proc_root: &Path, cgroup: &Path, init_pid: Option<u32>) -> Listing {
             p
         })
         .collect();
-    Listing { processes, cut }
+    Listing { processes, cut, directories_cut }
 }
 
 /// The first process of a cgroup that has just begun: the one that is pid 1 of the outermost pid namespace made for it,
@@ -198,6 +205,16 @@ mod tests {
         let listing = list(Path::new("/proc"), dir.path(), None);
         assert_eq!(listing.processes.len(), 1);
         assert_eq!(first(Path::new("/proc"), dir.path()), Some(std::process::id()));
+    }
+
+    #[test]
+    fn directories_beyond_the_bound_are_counted() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for i in 0..MAX_DIRECTORIES + 4 {
+            fs::create_dir(dir.path().join(i.to_string())).expect("mkdir");
+        }
+        // the cgroup itself is one of those looked into
+        assert_eq!(list(Path::new("/proc"), dir.path(), None).directories_cut, 5);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Pure: evidence comes in as values, revisions go out. The summary says only what the evidence says; what was not seen
 //! is called so. `pipeline` feeds it and has each revision written before it is announced.
 
+mod counted;
 mod summary;
 
 use crate::accumulator::NodeNames;

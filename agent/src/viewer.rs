@@ -41,8 +41,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the HTTP side sees of the running agent. `pipeline` implements it.
 pub trait Source: Send + Sync + 'static {
-    /// Rows that are in no segment and do not wait in the store.
-    fn memory(&self, table: Table) -> impl Future<Output = Vec<RecordBatch>> + Send;
+    /// Rows that are in no segment and do not wait in the store. `Err` = why they cannot be had now: an answer without
+    /// them would look whole.
+    fn memory(&self, table: Table) -> impl Future<Output = Result<Vec<RecordBatch>, String>> + Send;
     /// Newest first, the latest revision of each, bounded.
     fn incidents(&self) -> Vec<Incident>;
     /// Instance, ladder, rates, cost, ledger. Members named as in a report's `provenance` go into reports of rows that

@@ -35,10 +35,13 @@ struct Agent {
     seal: Mutex<Option<Arc<Writer>>>,
     incidents: Vec<Incident>,
     not_ready: Option<String>,
+    /// Does not hand its rows over.
+    busy: bool,
 }
 
 impl Source for Agent {
-    fn memory(&self, table: Table) -> impl Future<Output = Vec<RecordBatch>> + Send {
+    fn memory(&self, table: Table) -> impl Future<Output = Result<Vec<RecordBatch>, String>> + Send {
+        let busy = self.busy;
         let mut memory = self.memory.lock().expect("not poisoned");
         let rows = memory.iter().filter(|(t, _)| *t == table).map(|(_, b)| b.clone()).collect();
         if table == Table::Samples
@@ -46,7 +49,7 @@ impl Source for Agent {
         {
             writer.seal(1, std::mem::take(&mut *memory), rows::metadata(), None);
         }
-        async { rows }
+        async move { if busy { Err("the agent is busy".to_owned()) } else { Ok(rows) } }
     }
 
     fn incidents(&self) -> Vec<Incident> {
@@ -168,6 +171,15 @@ fn status_has_the_agent_and_the_store() {
     assert_eq!(status["store"]["files"], 4);
     assert_eq!(status["store"]["bytes"], s.store.total_bytes());
     assert_eq!(status["degraded"], Value::Null);
+}
+
+#[test]
+fn rows_in_memory_that_cannot_be_had_are_said_to_be_missing() {
+    let s = setup();
+    s.seal_all();
+    let router = s.router(Agent { busy: true, ..Agent::default() });
+    let told = problem(&router, "/api/export?format=json&range=1h", 503);
+    assert_eq!(told["detail"], "the agent is busy");
 }
 
 /// Every new file is `/dev/full`.

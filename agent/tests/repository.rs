@@ -25,6 +25,7 @@ const LAYERS: &[&str] = &[
     "machine",
     "discovery",
     "processes",
+    "notify",
     "sampler",
     "probes",
     "segment",

@@ -111,6 +111,9 @@ impl State {
         let pod = members.iter().rfind(|m| m.identity.scope == Scope::Pod).map_or(owner.id, |m| m.id);
         let limiting = limit.and_then(|id| self.tree.get(id)).filter(|n| n.followed).map(|n| n.meta.clone());
         members.extend(limiting.filter(|m| members.iter().all(|have| have.id != m.id)));
+        for meta in &members {
+            self.follow_now(meta.id);
+        }
         let request = Request { cgroup: owner.id, pod, kind, rows: members.len() as u64 };
         let decision = self.trigger.fire(request, now);
         for (other, samples) in self.trigger.take_evicted() {

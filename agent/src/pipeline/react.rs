@@ -150,6 +150,7 @@ impl State {
             self.follow(&meta);
         }
         // a walk may have been faster than the event: born under our eyes all the same
+        self.follow_now(id);
         let Some(node) = self.tree.get(id) else {
             self.outside += 1;
             return;
@@ -268,18 +269,21 @@ impl State {
                 source: "fentry".to_owned(),
             }),
             OomLimit::Global => Some(LimitHit { source: "global".to_owned(), ..LimitHit::default() }),
-            OomLimit::Unknown => {
-                let meta = self.tree.limit_by_events_local(kill.victim.cgroup_id?)?;
-                let max = fs::read_to_string(self.tree.path(&meta).join("memory.max")).ok();
-                Some(LimitHit {
-                    cgroup_id: Some(meta.id.0),
-                    cgroup_path: Some(meta.path.clone()),
-                    max_bytes: max.and_then(|t| t.trim().parse().ok()),
-                    usage_bytes: None,
-                    source: "events_local".to_owned(),
-                })
-            }
+            OomLimit::Unknown => self.limit_by_files(kill.victim.cgroup_id?),
         }
+    }
+
+    /// Whose limit a kill in this cgroup hit, by the counters of those above it.
+    pub(super) fn limit_by_files(&mut self, id: CgroupId) -> Option<LimitHit> {
+        let meta = self.tree.limit_by_events_local(id)?;
+        let max = fs::read_to_string(self.tree.path(&meta).join("memory.max")).ok();
+        Some(LimitHit {
+            cgroup_id: Some(meta.id.0),
+            cgroup_path: Some(meta.path.clone()),
+            max_bytes: max.and_then(|t| t.trim().parse().ok()),
+            usage_bytes: None,
+            source: "events_local".to_owned(),
+        })
     }
 
     fn evidence(&mut self, owner: &Meta, ktime_ns: u64, kill: &OomKill) -> Evidence {
@@ -289,7 +293,7 @@ impl State {
     }
 
     /// What the lane and the warnings know from before an instant.
-    fn evidence_before(&self, owner: &Meta, ktime_ns: u64, victim: Option<CgroupId>) -> Evidence {
+    pub(super) fn evidence_before(&self, owner: &Meta, ktime_ns: u64, victim: Option<CgroupId>) -> Evidence {
         let victim_path = self.path_of(victim);
         let target = self.targets.get(&owner.id);
         let ring = target.map(|t| &t.ring);
@@ -320,6 +324,7 @@ impl State {
             self.outside += 1;
             return;
         };
+        self.notices.probed(victim_cgroup, ktime_ns);
         let evidence = self.evidence(&owner, ktime_ns, kill);
         let dying = kill.already_dying == Some(true);
         let limit = &evidence.limit;

@@ -38,15 +38,24 @@ impl LiveSource {
 }
 
 impl Source for LiveSource {
-    async fn memory(&self, table: Table) -> Vec<RecordBatch> {
+    async fn memory(&self, table: Table) -> Result<Vec<RecordBatch>, String> {
         let (reply, answer) = oneshot::channel();
         if !self.outside.send(Input::Rows(table, reply)) {
-            return Vec::new();
+            return Err("too many requests wait for the rows in memory; ask again in a moment".to_owned());
         }
-        let Ok(Ok(pending)) = tokio::time::timeout(ANSWER_WITHIN, answer).await else { return Vec::new() };
+        let pending = match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+            Ok(Ok(pending)) => pending,
+            Ok(Err(_)) => return Err("the agent is closing; its data folder will have all rows".to_owned()),
+            Err(_) => {
+                let within = ANSWER_WITHIN.as_secs();
+                return Err(format!(
+                    "the rows in memory were not handed over within {within} s: the agent is busy; ask again"
+                ));
+            }
+        };
         // a fault of ours in one of them is logged by the sealer; the rows on disk are served all the same
         let batches = pending.iter().filter_map(|p| p.batch(table, &self.names).ok());
-        batches.filter(|b| b.num_rows() > 0).collect()
+        Ok(batches.filter(|b| b.num_rows() > 0).collect())
     }
 
     fn incidents(&self) -> Vec<Incident> {

@@ -4,6 +4,7 @@
 
 use super::bursts::{self, Running};
 use super::lane::Lane;
+use super::notices::Notices;
 use super::sealer::{Job, Moving};
 use super::warnings::Warnings;
 use crate::accumulator::{NodeNames, Pending, Stamp};
@@ -18,7 +19,9 @@ use crate::processes;
 use crate::sampler::{Plan, Sampler, Target, Vanished};
 use crate::story::{Blame, Story};
 use crate::trigger::Trigger;
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,6 +43,10 @@ const MAX_PENDING_BYTES: usize = 48 << 20;
 /// Two rotations are at least this far apart, however many incidents want one.
 const ROTATION_GAP: u64 = 250 * MS;
 const MINUTE: u64 = 60 * SECOND;
+/// Cgroups that a walk has found are opened and read for the first time for so long a turn, and at least so many, so that
+/// the lane of the others does not wait for thousands of them.
+const FOLLOW_FOR: u64 = 5 * MS;
+const FOLLOW_AT_LEAST: usize = 4;
 
 /// Where in a period a cgroup has its turn: its own place, so that not all are due in the same instant.
 fn phase(id: CgroupId, period: u64) -> u64 {
@@ -81,6 +88,9 @@ pub struct State {
     pub(super) new_inits: Vec<(u32, CgroupId)>,
     pub(super) lane: Lane,
     pub(super) vanished: Vec<CgroupId>,
+    pub(super) notices: Notices,
+    /// Found by a walk, to be followed when there is time: what holds most first.
+    to_follow: VecDeque<Arc<Meta>>,
     moving: Moving,
     event_losses: EventLosses,
     rotation: u64,
@@ -144,6 +154,8 @@ impl State {
             new_inits: Vec::new(),
             lane,
             vanished: Vec::new(),
+            notices: Notices::default(),
+            to_follow: VecDeque::new(),
             moving: Moving::default(),
             event_losses: EventLosses::default(),
             rotation: 0,
@@ -162,6 +174,9 @@ impl State {
     /// The next instant at which there is something to do.
     pub fn next_due(&self) -> u64 {
         let n = &self.next;
+        if !self.to_follow.is_empty() {
+            return 0;
+        }
         let rotation = if self.rotation_wanted { self.last_rotation + ROTATION_GAP } else { n.rotation };
         let fixed = [n.lane, n.base, n.rescan, n.offset, rotation, n.minute];
         let moving = [self.trigger.next_due(), self.story.next_deadline()];
@@ -191,7 +206,9 @@ impl State {
         }
         if self.next.rescan <= now || self.rescan_wanted {
             self.rescan(now);
+            self.check_sums(now);
         }
+        self.follow_some();
         for incident in self.story.close_due(now) {
             self.revise(incident);
         }
@@ -260,6 +277,52 @@ impl State {
         }
     }
 
+    /// Follows some of those that wait for it.
+    fn follow_some(&mut self) {
+        let end = clock::ktime_ns() + FOLLOW_FOR;
+        let mut followed = 0;
+        while followed < FOLLOW_AT_LEAST || clock::ktime_ns() < end {
+            let Some(meta) = self.to_follow.pop_front() else { return };
+            // it may have gone meanwhile
+            if self.tree.get(meta.id).is_some_and(|n| n.followed) && !self.targets.contains_key(&meta.id) {
+                self.follow(&meta);
+                followed += 1;
+            }
+        }
+    }
+
+    /// Follows one out of its turn: something happens in it.
+    pub(super) fn follow_now(&mut self, id: CgroupId) {
+        if let Some(at) = self.to_follow.iter().position(|m| m.id == id)
+            && let Some(meta) = self.to_follow.remove(at)
+        {
+            self.follow(&meta);
+        }
+    }
+
+    /// Cgroups that are known and wait for their first sample.
+    pub fn waiting(&self) -> usize {
+        self.to_follow.len()
+    }
+
+    /// The order in which those that a walk has found are followed: containers before pods before services, and of each
+    /// the largest first, since that is where something is most likely to happen.
+    fn in_order(&self, found: Vec<Arc<Meta>>) -> Vec<Arc<Meta>> {
+        let memory = |meta: &Meta| -> u64 {
+            let text = fs::read_to_string(self.tree.path(meta).join("memory.current")).unwrap_or_default();
+            text.trim().parse().unwrap_or(0)
+        };
+        let rank = |meta: &Meta| match meta.identity.scope {
+            Scope::Container => 0,
+            Scope::Pod => 1,
+            Scope::Service => 2,
+            Scope::Other | Scope::Node => 3,
+        };
+        let mut found = found;
+        found.sort_by_cached_key(|meta| (rank(meta), Reverse(memory(meta))));
+        found
+    }
+
     /// Forgets a cgroup that has gone.
     pub(super) fn unfollow(&mut self, id: CgroupId, ktime_ns: u64) {
         if let Some(target) = self.targets.remove(&id) {
@@ -270,6 +333,7 @@ impl State {
         self.blames.remove(&id);
         self.bursts.remove(&id);
         self.story.gone(id, ktime_ns);
+        self.notices.forget(id);
     }
 
     /// How a base row without slow files is taken.
@@ -326,6 +390,7 @@ impl State {
             let plan = Plan { slow, ..self.base_plan() };
             if let Some(stamp) = self.sample(id, plan) {
                 self.watch_base(id, stamp.ktime_ns);
+                self.check_kills(id, stamp.ktime_ns);
             }
         }
         for id in tables {
@@ -352,6 +417,9 @@ impl State {
         self.ledger.written(Table::Processes, listing.processes.len() as u64);
         self.ledger.lost(Table::Processes, "too_many", listing.cut);
         self.story.lost(id, Table::Processes.as_str(), "too_many", listing.cut);
+        // one a directory at the least, since how many are in it is what was not read
+        self.ledger.lost(Table::Processes, "too_many_cgroups", listing.directories_cut);
+        self.story.lost(id, Table::Processes.as_str(), "too_many_cgroups", listing.directories_cut);
         self.pending.processes.extend(listing.processes.into_iter().map(|p| (at, meta.clone(), p)));
     }
 
@@ -359,22 +427,26 @@ impl State {
         let first = self.targets.is_empty();
         self.rescan_wanted = false;
         self.last_rescan = now;
-        self.next.rescan = now + if self.has_events { RESCAN_WITH_EVENTS } else { RESCAN_WITHOUT };
+        let told = self.has_events || self.notices.finds_all_cgroups();
+        self.next.rescan = now + if told { RESCAN_WITH_EVENTS } else { RESCAN_WITHOUT };
         let root = self.tree.get(self.tree.root()).filter(|n| n.followed).map(|n| n.meta.clone());
         if let Some(meta) = root.filter(|m| first && !self.targets.contains_key(&m.id)) {
             self.follow(&meta);
         }
+        let mut found = Vec::new();
         for change in self.tree.rescan() {
             match change {
                 Change::Added(meta) => {
-                    if self.tree.get(meta.id).is_some_and(|n| n.followed) {
-                        self.follow(&meta);
-                    }
+                    found.extend(self.tree.get(meta.id).filter(|n| n.followed).map(|n| n.meta.clone()));
                 }
                 // forgotten at the end of the round: the kernel's own word about it may be on its way
                 Change::Gone(meta) => self.vanished.push(meta.id),
             }
         }
+        if found.len() > FOLLOW_AT_LEAST {
+            found = self.in_order(found);
+        }
+        self.to_follow.extend(found);
     }
 
     /// Ends the round: cgroups that were found gone are forgotten. Call it after the kernel's events were drained.

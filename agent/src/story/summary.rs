@@ -63,7 +63,10 @@ fn victims(out: &mut String, i: &Incident, more: u64) {
     if more > 0 {
         names.push(format!("{more} more"));
     }
+    let unseen = i.victims.iter().all(|v| v.pid.is_none() && v.comm.is_none());
     let what = match names.as_slice() {
+        [_] if unseen => "a process that was not observed".to_owned(),
+        _ if unseen => format!("{all} processes that were not observed"),
         [one] => format!("process {one}"),
         many => format!("{} processes, {},", all, many.join(", ")),
     };

@@ -189,7 +189,7 @@ pub(super) async fn look<S: Source>(app: &App<S>, tables: &[Table]) -> Result<Vi
         let mut loose = Vec::new();
         for table in tables {
             let boot = app.store.boot();
-            for batch in app.source.memory(*table).await {
+            for batch in app.source.memory(*table).await.map_err(Problem::unavailable)? {
                 loose.push(Loose { table: *table, boot: boot.clone(), batch });
             }
         }
