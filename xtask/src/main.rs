@@ -1,6 +1,8 @@
 //! Every developer verb: builds, the test VM, scenarios, the demo, all tests.
 //! Must never be needed by a user of the agent. Called as `cargo xtask VERB` from any folder of the repository.
 
+mod agent;
+mod bench;
 mod cgroup;
 mod child;
 mod clock;
@@ -32,6 +34,7 @@ cargo xtask VERB
   ci                          format, lints and all tests that need no VM
   build-ebpf                  compile the kernel programs into target/ebpf
   demo                        all set-up, then the report of a real OOM kill
+  bench evidence|churn|quiet  the numbers that the recorder is held to
   scenario list|run NAME      play a workload in cgroups of its own
   vm [OPTIONS] -- COMMAND     run a command in the test VM
 ";
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         "test" => suite::test(rest),
         "ci" => usage::none(rest, "cargo xtask ci").map(|()| suite::ci()),
         "demo" => demo::verb(rest),
+        "bench" => bench::verb(rest),
         "scenario" => scenario::verb(rest),
         "vm" => vm::verb(rest),
         "help" | "--help" | "-h" => {
