@@ -11,6 +11,13 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// `CLOCK_MONOTONIC`, the kernel's time in events and traces.
+pub fn ktime_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let part = |n: i64| u64::try_from(n).unwrap_or(0);
+    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
+}
+
 /// A point in time after which waiting is given up.
 #[derive(Clone, Copy)]
 pub struct Deadline {

@@ -144,13 +144,13 @@ fn outcome(out: &Path, agent: &Path) -> Result<Outcome> {
     Ok(Outcome { incident: id, html, parquet, data, summary: text("summary")? })
 }
 
-struct Programs {
-    agent: PathBuf,
-    workload: PathBuf,
+pub struct Programs {
+    pub agent: PathBuf,
+    pub workload: PathBuf,
 }
 
 /// Kernel programs first, since the agent embeds them. A debug agent: it is built in a fraction of the time.
-fn build() -> Result<Programs> {
+pub fn build() -> Result<Programs> {
     ebpf::build()?;
     let built = ebpf::cargo_build("the agent", &["-p", "fgm", "--bin", "fgm"])?;
     let agent = built.into_iter().find(|p| p.ends_with("fgm")).context("cargo built no fgm")?;

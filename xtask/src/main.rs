@@ -1,6 +1,8 @@
 //! Every developer verb: builds, the test VM, scenarios, the demo, all tests.
 //! Must never be needed by a user of the agent. Called as `cargo xtask VERB` from any folder of the repository.
 
+mod agent;
+mod bench;
 mod cgroup;
 mod child;
 mod clock;
@@ -33,6 +35,7 @@ cargo xtask VERB
   ci                          format, lints and all tests that need no VM
   build-ebpf                  compile the kernel programs into target/ebpf
   demo                        all set-up, then the report of a real OOM kill
+  bench evidence|churn|quiet  the numbers that the recorder is held to
   scenario list|run NAME      play a workload in cgroups of its own
   image [--out FILE]          the agent as an OCI image, one static binary in it
   vm [OPTIONS] -- COMMAND     run a command in the test VM
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         "test" => suite::test(rest),
         "ci" => usage::none(rest, "cargo xtask ci").map(|()| suite::ci()),
         "demo" => demo::verb(rest),
+        "bench" => bench::verb(rest),
         "scenario" => scenario::verb(rest),
         "image" => image::verb(rest),
         "vm" => vm::verb(rest),

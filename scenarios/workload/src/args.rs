@@ -7,15 +7,23 @@ use std::time::Duration;
 const USAGE: &str = "usage: workload [--enter CGROUP] ROLE
   steady    [--bytes N] [--for S]
   ramp      --bytes N --over S [--after S] [--hold S]
-  blast     --bytes N [--after S] [--hold S]
+  blast     --bytes N [--after S|stdin] [--hold S]
   hog-child --bytes N --over S [--after S] [--linger S]
 each takes --name COMM; N takes the suffixes K, M and G; S is in seconds and may have a fraction";
+
+/// When a blast begins.
+#[derive(Debug, PartialEq)]
+pub enum Start {
+    After(Duration),
+    /// When stdin ends: whoever holds the other end lets many go at one instant.
+    Stdin,
+}
 
 #[derive(Debug, PartialEq)]
 pub enum Role {
     Steady { bytes: usize, length: Option<Duration> },
     Ramp { bytes: usize, over: Duration, after: Duration, hold: Duration },
-    Blast { bytes: usize, after: Duration, hold: Duration },
+    Blast { bytes: usize, start: Start, hold: Duration },
     HogChild { bytes: usize, over: Duration, after: Duration, linger: Duration },
 }
 
@@ -55,7 +63,7 @@ impl Args {
             },
             "blast" => Role::Blast {
                 bytes: options.bytes()?.ok_or_else(|| missing("--bytes"))?,
-                after: options.seconds("--after")?.unwrap_or_default(),
+                start: options.start()?,
                 hold: options.seconds("--hold")?.unwrap_or(second),
             },
             "hog-child" => Role::HogChild {
@@ -93,6 +101,14 @@ impl Options {
             .transpose()
     }
 
+    fn start(&mut self) -> Result<Start, String> {
+        if let Some(at) = self.0.iter().position(|(n, v)| n == "--after" && v == "stdin") {
+            self.0.remove(at);
+            return Ok(Start::Stdin);
+        }
+        Ok(Start::After(self.seconds("--after")?.unwrap_or_default()))
+    }
+
     fn seconds(&mut self, name: &str) -> Result<Option<Duration>, String> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let seconds = value.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
@@ -122,7 +138,7 @@ fn size(text: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Args, Role};
+    use super::{Args, Role, Start};
     use std::time::Duration;
 
     fn parse(line: &str) -> Result<Args, String> {
@@ -136,6 +152,17 @@ mod tests {
         let hold = Duration::from_secs(3);
         assert_eq!(ramp.role, Role::Ramp { bytes: 64 << 20, over, after: Duration::ZERO, hold });
         assert_eq!(ramp.enter, None);
+    }
+
+    #[test]
+    fn a_blast_begins_after_a_time_or_when_stdin_ends() {
+        let start = |line| match parse(line).expect(line).role {
+            Role::Blast { start, .. } => start,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(start("blast --bytes 1M"), Start::After(Duration::ZERO));
+        assert_eq!(start("blast --bytes 1M --after stdin"), Start::Stdin);
+        assert!(parse("ramp --bytes 1M --over 1 --after stdin").is_err());
     }
 
     #[test]

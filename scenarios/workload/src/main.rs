@@ -6,7 +6,7 @@
 //! workload [--enter CGROUP] ROLE
 //!   steady    [--bytes N] [--for S]                          hold N bytes and do a little work each 100 ms
 //!   ramp      --bytes N --over S [--after S] [--hold S]      touch N bytes evenly over S seconds
-//!   blast     --bytes N [--after S] [--hold S]               touch N bytes as fast as it goes
+//!   blast     --bytes N [--after S|stdin] [--hold S]         touch N bytes as fast as it goes; `stdin`: when that ends
 //!   hog-child --bytes N --over S [--after S] [--linger S]    stay alive; a child ramps; report how it ended
 //! ```
 //! Each role takes `--name COMM`, the name that the kernel shows for it (15 bytes at most). `--enter` joins a cgroup and then executes this program anew, as a container runtime does: what the role allocates is
@@ -16,7 +16,7 @@
 mod args;
 mod memory;
 
-use args::{Args, Role};
+use args::{Args, Role, Start};
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -70,8 +70,9 @@ fn rename(name: Option<&str>) -> Result<(), String> {
 fn play(role: &Role) -> Result<ExitCode, String> {
     match *role {
         Role::Steady { bytes, length } => {
-            let held = memory::touched(bytes);
+            // said first: whoever may be killed has told its pid
             say(&format!("steady with {bytes} bytes"));
+            let held = memory::touched(bytes);
             memory::idle(&held, length);
         }
         Role::Ramp { bytes, over, after, hold } => {
@@ -81,8 +82,12 @@ fn play(role: &Role) -> Result<ExitCode, String> {
             say("ramp is at its top");
             memory::idle(&held, Some(hold));
         }
-        Role::Blast { bytes, after, hold } => {
-            thread::sleep(after);
+        Role::Blast { bytes, ref start, hold } => {
+            match start {
+                Start::After(time) => thread::sleep(*time),
+                // an error is an end as well
+                Start::Stdin => drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink())),
+            }
             say(&format!("blast of {bytes} bytes"));
             let held = memory::touched(bytes);
             memory::idle(&held, Some(hold));
@@ -94,8 +99,8 @@ fn play(role: &Role) -> Result<ExitCode, String> {
 
 /// The container's init: it outlives the child that the kernel kills, as a supervisor or a shell does.
 fn hog(bytes: usize, over: Duration, after: Duration, linger: Duration) -> Result<ExitCode, String> {
-    let held = memory::touched(memory::STEADY_BYTES);
     say("init is steady");
+    let held = memory::touched(memory::STEADY_BYTES);
     memory::idle(&held, Some(after));
     let own = env::current_exe().map_err(|e| format!("cannot tell my own path: {e}"))?;
     let mut child = Command::new(own)

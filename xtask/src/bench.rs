@@ -1,0 +1,121 @@
+//! `cargo xtask bench`: the numbers that the recorder is held to, measured, with machine and kernel.
+//! Must never print a number that was not measured in this run. Called by a person and by `test --long`.
+
+mod case;
+mod evidence;
+mod mix;
+mod play;
+mod score;
+mod stage;
+
+use crate::usage::{self, Usage};
+use crate::{cgroup, demo, ebpf, paths, setup};
+use anyhow::{Context as _, Result, bail};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--kills N] [--json FILE]";
+/// The recorder lists a thousand incidents.
+const MAX_KILLS: usize = 1000;
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Place {
+    Vm,
+    Host,
+}
+
+impl Place {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Vm => "test VM, emulated: no bound on time holds in it",
+            Self::Host => "this machine",
+        }
+    }
+}
+
+pub struct Programs {
+    pub agent: PathBuf,
+    pub workload: PathBuf,
+    pub truth: PathBuf,
+}
+
+impl Programs {
+    fn build() -> Result<Self> {
+        let demo::Programs { agent, workload } = demo::build()?;
+        let built = ebpf::cargo_build("the witness", &["-p", "truth"])?;
+        let truth = built.into_iter().find(|p| p.ends_with("truth")).context("cargo built no truth")?;
+        Ok(Self { agent, workload, truth })
+    }
+}
+
+fn out_folder(name: &str) -> Result<PathBuf> {
+    let out = paths::target().join("bench").join(format!("{name}-{}", crate::clock::stamp()));
+    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    out.canonicalize().with_context(|| format!("no folder {}", out.display()))
+}
+
+/// The processor and how many of them, of the machine on which this runs.
+fn machine() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|l| Some(l.strip_prefix("model name")?.split_once(':')?.1.trim()));
+    let count = text.lines().filter(|l| l.starts_with("processor")).count();
+    format!("{} × {count}", model.unwrap_or("unknown processor"))
+}
+
+fn count(text: &str, option: &str) -> Result<usize> {
+    let number = text.parse().ok().filter(|n| *n > 0);
+    number.ok_or_else(|| Usage(format!("{option} {text} is no whole number above 0; usage: {USAGE}")).into())
+}
+
+pub fn verb(args: &[OsString]) -> Result<i32> {
+    let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+    if words.first().is_some_and(|w| w == "--play") {
+        return played(&words[1..]);
+    }
+    let (mut place, mut kernel, mut kills, mut json) =
+        (Place::Vm, crate::kernel::DEFAULT.to_owned(), MAX_KILLS, None);
+    let mut words = words.iter().map(String::as_str);
+    let what = words.next().unwrap_or_default().to_owned();
+    while let Some(word) = words.next() {
+        match word {
+            "--host" => place = Place::Host,
+            "--kernel" => usage::value(words.next(), word, USAGE)?.clone_into(&mut kernel),
+            "--kills" => kills = count(usage::value(words.next(), word, USAGE)?, word)?,
+            "--json" => json = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
+            _ => return Err(usage::wrong(format!("unknown option `{word}`"), USAGE)),
+        }
+    }
+    crate::kernel::check_series(&kernel)?;
+    if kills > MAX_KILLS {
+        return Err(usage::wrong(format!("--kills {kills} is more than {MAX_KILLS}"), USAGE));
+    }
+    match place {
+        Place::Vm => setup::vm()?,
+        Place::Host => cgroup::usable(Path::new(demo::CGROUP_ROOT)).context("--host: not on this machine")?,
+    }
+    match what.as_str() {
+        "evidence" => {
+            evidence::bench(&evidence::Options { place, kernel: &kernel, kills, json: json.as_deref() })
+        }
+        _ => Err(usage::wrong(format!("no benchmark `{what}`"), USAGE)),
+    }
+}
+
+/// The inner half, in the test VM.
+fn played(words: &[String]) -> Result<i32> {
+    match words {
+        [what, out, agent, workload, truth, kills, node_kills] if what == "evidence" => {
+            play::play(&play::Words {
+                out: Path::new(out),
+                agent: Path::new(agent),
+                workload: Path::new(workload),
+                truth: Path::new(truth),
+                kills: count(kills, "kills")?,
+                node_kills: node_kills.parse().context("node kills")?,
+            })?;
+            Ok(0)
+        }
+        _ => bail!("usage: bench --play evidence OUT AGENT WORKLOAD TRUTH KILLS NODE-KILLS"),
+    }
+}

@@ -1,0 +1,161 @@
+//! Which kills the evidence benchmark makes, how many of each kind, and what each is made of. Values only.
+//! Called by `play`.
+
+/// What is asked of one process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    pub role: Vec<String>,
+    /// It must end before the case is over; the others are ended.
+    pub awaited: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Container {
+    pub limit: Option<&'static str>,
+    pub group_kill: bool,
+    /// Written to its processes' oom_score_adj by the driver.
+    pub oom_score_adj: Option<i32>,
+    pub parts: Vec<Part>,
+}
+
+/// Pods that are played at one instant, as one case each.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub kind: &'static str,
+    pub pod_limit: Option<&'static str>,
+    pub containers: Vec<Container>,
+    /// All processes wait for one instant.
+    pub gate: bool,
+}
+
+/// A kind: kills of a thousand, kills of one case, and the case.
+type Kind = (&'static str, usize, usize, fn() -> Plan);
+
+/// Longest first, so that the end does not wait for them.
+const KINDS: &[Kind] = &[
+    ("ramp-20s", 30, 1, || ramp("ramp-20s", "15", "20")),
+    ("ramp-5s", 30, 1, || ramp("ramp-5s", "28", "5")),
+    ("ramp-1s", 40, 1, || ramp("ramp-1s", "2", "1")),
+    ("storm", 100, STORM, || storm(STORM)),
+    ("init", 252, 1, || one("init", "8M", part("blast --bytes 16M --after 0.7 --name app"))),
+    ("child", 180, 1, || {
+        one("child", "12M", part("hog-child --bytes 16M --over 0.2 --after 0.7 --linger 0.7 --name app"))
+    }),
+    ("group", 120, 3, group),
+    ("pod-limit", 120, 1, || {
+        let app = container(None, part("blast --bytes 24M --after 0.7 --name app"));
+        let pause = container(None, background("steady --bytes 64K --for 60 --name pause"));
+        Plan { kind: "pod-limit", pod_limit: Some("12M"), containers: vec![pause, app], gate: false }
+    }),
+    ("short", 100, 1, || one("short", "6M", part("blast --bytes 12M --name app"))),
+    ("sibling", 28, 1, sibling),
+];
+
+/// Kills within a second.
+pub const STORM: usize = 50;
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+fn part(line: &str) -> Part {
+    Part { role: words(line), awaited: true }
+}
+
+fn background(line: &str) -> Part {
+    Part { role: words(line), awaited: false }
+}
+
+fn container(limit: Option<&'static str>, part: Part) -> Container {
+    Container { limit, parts: vec![part], ..Container::default() }
+}
+
+fn one(kind: &'static str, limit: &'static str, part: Part) -> Plan {
+    Plan { kind, containers: vec![container(Some(limit), part)], ..Plan::default() }
+}
+
+/// No swap, anonymous, even: the kill that gives no other warning than the slope. More than the limit, so that the limit is
+/// reached at nine tenths of the time.
+fn ramp(kind: &'static str, after: &str, over: &str) -> Plan {
+    one(kind, "32M", part(&format!("ramp --bytes 35M --after {after} --over {over} --name app")))
+}
+
+fn group() -> Plan {
+    let parts = vec![
+        part("steady --bytes 2M --for 60 --name worker"),
+        part("steady --bytes 2M --for 60 --name worker"),
+        part("blast --bytes 32M --after 0.7 --name app"),
+    ];
+    let app = Container { limit: Some("16M"), group_kill: true, parts, ..Container::default() };
+    Plan { kind: "group", containers: vec![app], ..Plan::default() }
+}
+
+/// The container that holds most is killed when its neighbour asks for more; the neighbour comes through.
+fn sibling() -> Plan {
+    let victim = container(None, part("steady --bytes 14M --for 60 --name holder"));
+    let asker = container(None, part("ramp --bytes 12M --after 2 --over 1 --name asker"));
+    Plan { kind: "sibling", pod_limit: Some("24M"), containers: vec![victim, asker], gate: false }
+}
+
+fn storm(of: usize) -> Plan {
+    let one = || container(Some("4M"), part("blast --bytes 8M --after stdin --name storm"));
+    Plan { kind: "storm", containers: (0..of).map(|_| one()).collect(), gate: true, ..Plan::default() }
+}
+
+/// The node itself runs out of memory: whoever was told to be the first goes.
+pub fn node() -> Plan {
+    let hog = Container {
+        oom_score_adj: Some(1000),
+        parts: vec![part("blast --bytes 3G --after 1 --name node-hog")],
+        ..Container::default()
+    };
+    Plan { kind: "node", containers: vec![hog], ..Plan::default() }
+}
+
+/// As many cases of each kind as give some `kills` in all, at least one of each, those of a kind spread over the whole.
+pub fn plan(kills: usize) -> Vec<Plan> {
+    let mut all: Vec<(usize, usize, Plan)> = Vec::new();
+    for (nth, (_, share, of_one, make)) in KINDS.iter().enumerate() {
+        let wanted = (kills * share).div_ceil(1000).max(1);
+        // a storm of a short run is a small one
+        let count = wanted.div_ceil(*of_one);
+        for n in 0..count {
+            let mut plan = make();
+            if plan.gate && kills < 1000 {
+                plan = storm(wanted.clamp(2, STORM));
+            }
+            // ramps at once, since they last; what is quick comes bit by bit
+            let place = if nth < 3 { 0 } else { (n * 1000 + 500) / count };
+            all.push((place, nth, plan));
+        }
+    }
+    all.sort_by_key(|(place, nth, _)| (*place, *nth));
+    all.into_iter().map(|(.., plan)| plan).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KINDS, plan};
+
+    fn kills(of: usize) -> usize {
+        let killed = |kind: &str, parts: usize| if kind == "sibling" { 1 } else { parts };
+        plan(of)
+            .iter()
+            .map(|p| {
+                let awaited = p.containers.iter().flat_map(|c| &c.parts).filter(|p| p.awaited).count();
+                killed(p.kind, awaited)
+            })
+            .sum()
+    }
+
+    #[test]
+    fn shares_are_of_a_thousand_and_each_kind_is_there() {
+        assert_eq!(KINDS.iter().map(|(_, share, ..)| share).sum::<usize>(), 1000);
+        assert_eq!(kills(1000), 1000);
+        for of in [1, 20, 300] {
+            let plan = plan(of);
+            assert!(KINDS.iter().all(|(name, ..)| plan.iter().any(|p| p.kind == *name)), "{of}");
+            assert!((of..of + 20).contains(&kills(of)), "{of}: {}", kills(of));
+        }
+    }
+}
