@@ -13,6 +13,8 @@ use crate::event::Event;
 use crate::incident::Incident;
 use crate::names::Table;
 use arrow::array::RecordBatch;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What stands in every row of every table.
@@ -64,9 +66,9 @@ pub struct Pending {
 pub struct LedgerRow {
     pub stamp: Stamp,
     pub of_table: Table,
-    pub due: u64,
-    pub written: u64,
-    pub lost_by_reason: Vec<(&'static str, u64)>,
+    pub due: i64,
+    pub written: i64,
+    pub lost_by_reason: BTreeMap<Cow<'static, str>, i64>,
 }
 
 impl Pending {

@@ -13,6 +13,7 @@ pub mod discovery;
 pub mod event;
 pub mod export;
 pub mod incident;
+pub mod journal;
 pub mod lane;
 pub mod ledger;
 pub mod machine;

@@ -21,6 +21,7 @@ const LAYERS: &[&str] = &[
     "recorder",
     "accumulator",
     "ledger",
+    "journal",
     "story",
     "machine",
     "discovery",
@@ -128,6 +129,7 @@ fn the_pure_middle_reads_no_clock_and_no_file() {
         "warn",
         "accumulator",
         "ledger",
+        "journal",
         "story",
         "cgroup",
     ];

@@ -17,15 +17,17 @@ use arrow::error::ArrowError;
 use std::sync::Arc;
 
 fn text<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayRef {
-    let mut b = StringDictionaryBuilder::<Int32Type>::new();
-    for v in values {
-        b.append_option(v);
-    }
-    Arc::new(b.finish())
+    words(values)
 }
 
 fn owned(values: impl Iterator<Item = Option<String>>) -> ArrayRef {
-    let mut b = StringDictionaryBuilder::<Int32Type>::new();
+    words(values)
+}
+
+/// With room for what is known to come: a batch is made of each second and kept until the rotation, and what a builder
+/// takes by default, a thousand rows, would be kept with it.
+fn words<T: AsRef<str>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
+    let mut b = StringDictionaryBuilder::<Int32Type>::with_capacity(values.size_hint().0, 1, 16);
     for v in values {
         b.append_option(v);
     }
@@ -33,7 +35,7 @@ fn owned(values: impl Iterator<Item = Option<String>>) -> ArrayRef {
 }
 
 fn int<T: TryInto<i64>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
-    let mut b = Int64Builder::new();
+    let mut b = Int64Builder::with_capacity(values.size_hint().0);
     for v in values {
         // a value past 2^63 has no place in the column: NULL rather than a wrong number
         b.append_option(v.and_then(|v| v.try_into().ok()));
@@ -203,17 +205,13 @@ pub(super) fn processes(
 pub(super) fn ledger(rows: &[LedgerRow], names: &NodeNames) -> Result<RecordBatch, ArrowError> {
     let stamps: Vec<_> = rows.iter().map(|r| (r.stamp, None)).collect();
     let mut columns = common(&stamps, names);
-    let lost = |r: &LedgerRow| r.lost_by_reason.iter().map(|(_, n)| n).sum::<u64>();
+    let lost = |r: &LedgerRow| r.lost_by_reason.values().sum::<i64>();
     columns.extend([
         text(rows.iter().map(|r| Some(r.of_table.as_str()))),
         int(rows.iter().map(|r| Some(r.due))),
         int(rows.iter().map(|r| Some(r.written))),
         int(rows.iter().map(|r| Some(lost(r)))),
-        owned(rows.iter().map(|r| {
-            let map: serde_json::Map<_, _> =
-                r.lost_by_reason.iter().map(|(k, n)| ((*k).to_owned(), (*n).into())).collect();
-            json(&map)
-        })),
+        owned(rows.iter().map(|r| json(&r.lost_by_reason))),
     ]);
     batch(Table::Ledger, columns)
 }
