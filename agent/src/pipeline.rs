@@ -8,6 +8,7 @@ mod bursts;
 mod inbox;
 mod kinds;
 mod lane;
+mod outage;
 mod react;
 mod sealer;
 mod shared;
@@ -80,6 +81,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         Ok(earlier) => earlier.into_iter().rev().for_each(|incident| shared.announce(incident)),
         Err(problem) => tracing::warn!(%problem, "earlier incidents cannot be listed"),
     }
+    let outage = outage::before(&store.view(), &machine.boot_id, config.sampling.base_period_ms);
     let writer = Writer::start(store.clone(), &machine.boot_id)?;
     let metadata = metadata(&config, &names, &machine, &ladder, lane.pace.period_ms());
     let sealer = Sealer::start(Setup { writer, names: names.clone(), metadata, shared: shared.clone() })
@@ -98,6 +100,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let sampler = Sampler::new(&config.cgroup_root, series.clone(), machine.descriptor_limit);
     let mut state = State::new(config, names, tree, sampler, lane, has_events);
     state.set_moving(sealer.moving());
+    outage.into_iter().for_each(|outage| state.note_outage(outage));
     let about = About { machine, ladder, series, started_ns: clock::ktime_ns(), shared };
     tracing::info!(listen = %server.address(), data_dir = %store.dir().display(), "recording");
     let outcome = turn(&mut state, probes.as_mut(), &inbox, &sealer, &about);
