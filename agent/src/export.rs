@@ -90,11 +90,12 @@ pub struct Exported {
     pub file_name: String,
 }
 
-/// Incidents as closed segments have them: the latest revision of each, newest first, with those that the running agent
+/// Incidents as the disk has them: the latest revision of each, newest first, with those that the running agent
 /// has announced over them. A revision that is not on disk yet is nobody's business: it might be lost again.
 pub fn incidents(view: &View, running: Vec<Incident>) -> Result<Vec<Incident>, Problem> {
     let all = Filter::range(i64::MIN, i64::MAX);
-    let closed = View { segments: view.segments.clone(), ..View::default() };
+    let closed =
+        View { segments: view.segments.clone(), journaled: view.journaled.clone(), ..View::default() };
     let (rows, _) =
         query::rows(&closed, Table::Incidents, &all, Some(&["json"]), u64::MAX).map_err(of_query)?;
     let mut latest: BTreeMap<String, Incident> = BTreeMap::new();

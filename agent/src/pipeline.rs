@@ -9,6 +9,7 @@ mod inbox;
 mod kinds;
 mod lane;
 mod notices;
+mod outage;
 mod react;
 mod sealer;
 mod shared;
@@ -84,6 +85,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         Ok(earlier) => earlier.into_iter().rev().for_each(|incident| shared.announce(incident)),
         Err(problem) => tracing::warn!(%problem, "earlier incidents cannot be listed"),
     }
+    let outage = outage::before(&store.view(), &machine.boot_id, config.sampling.base_period_ms);
     let writer = Writer::start(store.clone(), &machine.boot_id)?;
     let metadata = metadata(&config, &names, &machine, &ladder, lane.pace.period_ms());
     let sealer = Sealer::start(Setup { writer, names: names.clone(), metadata, shared: shared.clone() })
@@ -103,6 +105,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let mut state = State::new(config, names, tree, sampler, lane, has_events);
     state.set_moving(sealer.moving());
     state.set_notices(notices);
+    outage.into_iter().for_each(|outage| state.note_outage(outage));
     let about = About { machine, ladder, series, started_ns: clock::ktime_ns(), shared };
     tracing::info!(listen = %server.address(), data_dir = %store.dir().display(), "recording");
     let outcome = turn(&mut state, probes.as_mut(), &inbox, &sealer, &about);

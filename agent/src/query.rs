@@ -130,7 +130,8 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
             }
         }
     }
-    for loose in view.loose.iter().filter(|l| l.table == table && filter.wants_boot(&l.boot)) {
+    let loose = view.journaled.iter().chain(&view.loose);
+    for loose in loose.filter(|l| l.table == table && filter.wants_boot(&l.boot)) {
         let boot: Arc<str> = loose.boot.as_str().into();
         let source = plan.sources.len();
         let keys = segment::conform(table, &loose.batch, &key_schema(table))?;

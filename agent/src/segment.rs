@@ -36,6 +36,8 @@ const PAGE_ROWS: usize = 4096;
 const ZSTD_LEVEL: i32 = 3;
 /// Ending of a file that is still being written. It does not match `*.parquet`.
 pub const TEMPORARY: &str = "parquet.tmp";
+/// Key of the journal that held the file's rows.
+pub const JOURNAL: &str = "fgm.journal";
 const BODY_CRC: &str = "fgm.body_crc32";
 
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +121,8 @@ pub struct Segment {
     pub to_us: i64,
     pub rows: u64,
     pub bytes: u64,
+    /// The journal whose rows of this table these are: with it, a journal that is left over is not read twice.
+    pub journal: Option<String>,
 }
 
 impl Segment {
@@ -127,11 +131,19 @@ impl Segment {
     }
 }
 
-/// The file operations behind a segment, so that a test can make each of them fail.
+/// The file operations behind a segment and a journal, so that a test can make each of them fail.
 pub trait Io: Send + Sync + 'static {
     fn create(&self, path: &Path) -> io::Result<File>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
 }
 
 /// The real file system.
@@ -358,13 +370,14 @@ pub fn write(
     let mut encoder = Encoder::new(file, &schema, ndv, &pairs).map_err(encode)?;
     encoder.write(&rows).map_err(encode)?;
     let file = encoder.close().map_err(encode)?;
-    file.sync_all().map_err(fail("cannot fsync", &temporary))?;
+    io.sync(&file).map_err(fail("cannot fsync", &temporary))?;
     let bytes = file.metadata().map_err(fail("cannot read the size of", &temporary))?.len();
     drop(file);
     io.rename(&temporary, &path).map_err(fail("cannot rename to", &path))?;
     guard.is_published = true;
     io.sync_dir(dir).map_err(fail("cannot fsync the folder", dir))?;
-    Ok(Segment { table, path, name, from_us, to_us, rows: rows.num_rows() as u64, bytes })
+    let journal = pairs.into_iter().find(|(k, _)| k == JOURNAL).map(|(_, v)| v);
+    Ok(Segment { table, path, name, from_us, to_us, rows: rows.num_rows() as u64, bytes, journal })
 }
 
 /// First and last `ts` of rows in any order; (0, 0) of none.
@@ -418,7 +431,8 @@ fn inspect(table: Table, path: &Path) -> Result<(Segment, ParquetMetaData), Segm
     let number = |key| metadata_value(&footer, key).and_then(|v| v.parse::<i64>().ok());
     let from_us = number("fgm.from_us").unwrap_or(name.start_us);
     let to_us = number("fgm.to_us").ok_or_else(|| damaged("its metadata lacks fgm.to_us".to_owned()))?;
-    Ok((Segment { table, path: path.to_owned(), name, from_us, to_us, rows, bytes }, footer))
+    let journal = metadata_value(&footer, JOURNAL).map(str::to_owned);
+    Ok((Segment { table, path: path.to_owned(), name, from_us, to_us, rows, bytes, journal }, footer))
 }
 
 /// [`open`], and holds every byte before the footer against its checksum.

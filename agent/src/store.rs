@@ -1,29 +1,36 @@
 //! The data folder: which closed segments there are, what waits to become one, and one consistent view of both.
 //!
 //! `recent/table=T/<start_us>-<boot>-<seq>.parquet` are closed segments; `quarantine/` holds damaged ones with the
-//! reason beside them; `LOCK` is held by the one agent that writes. Opening is the recovery: temporary files of a crash
-//! are removed, damaged files are set aside (never deleted), both are logged. [`Writer`] is the only thread that makes
-//! segments. No code here reads rows: `query` does. `pipeline` opens and seals, `viewer` and `cli` take views.
+//! reason beside them; `journal/` holds rows that are in no segment yet; `LOCK` is held by the one agent that writes.
+//! Opening is the recovery: temporary files of a crash are removed, damaged files are set aside (never deleted), a journal
+//! becomes segments, all of it is logged. While an agent runs, [`Writer`] alone makes segments. No code here reads rows: `query` does. `pipeline` opens and seals, `viewer` and `cli` take views.
 
+mod journaling;
 mod pending;
+mod recovery;
 mod writer;
 
+pub use journaling::Kept;
 pub use pending::{DropReason, Dropped, PENDING_BYTES};
-pub use writer::{SealResult, ShutdownError, Writer};
+pub use writer::{Chunk, SealResult, ShutdownError, Unjournaled, Writer};
 
 use crate::incident::Lost;
+use crate::journal::JournalName;
+use crate::ledger::Accounts;
 use crate::names::Table;
-use crate::segment::{self, Segment, SegmentError};
+use crate::segment::{self, Disk, Io, Segment, SegmentError};
 use arrow::array::RecordBatch;
 use pending::Pending;
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const RECENT: &str = "recent";
+const JOURNAL: &str = "journal";
 const QUARANTINE: &str = "quarantine";
 const LOCK: &str = "LOCK";
 
@@ -59,21 +66,56 @@ pub struct Loose {
 pub struct View {
     pub segments: Vec<Segment>,
     pub loose: Vec<Loose>,
+    /// Rows that a crash left in the journal: on the disk, in no segment yet.
+    pub journaled: Vec<Loose>,
     /// Files that cannot be read, as losses.
     pub lost: Vec<Lost>,
-    /// The last seal that this view knows of.
+    /// The last flush or seal that this view knows of.
     pub seq: u64,
     /// Metadata of the newest batches that wait.
     pub metadata: Vec<(String, String)>,
 }
 
+/// Rows that were kept since the last rotation.
+#[derive(Default)]
+struct Held {
+    rows: Vec<(Table, RecordBatch)>,
+    bytes: usize,
+    /// Where they are on the disk; `None` before the first flush of a rotation.
+    journal: Option<JournalName>,
+    metadata: Vec<(String, String)>,
+    accounts: Accounts,
+    given: BTreeMap<Table, u64>,
+}
+
+/// How the journal fares.
+#[derive(Default)]
+struct Health {
+    degraded: Option<String>,
+    /// Bytes of the file that is written just now.
+    bytes: u64,
+    /// Flushes that are in no journal.
+    failed: u64,
+}
+
 struct State {
     segments: Vec<Segment>,
     lost: Vec<Lost>,
+    held: Held,
+    journal: Health,
+    /// Rows of journals that the start could not make into segments.
+    journaled: Vec<Loose>,
     pending: Pending,
     next_seq: u64,
     boot: String,
     degraded: Option<String>,
+}
+
+impl State {
+    fn take_seq(&mut self) -> u64 {
+        self.next_seq += 1;
+        self.next_seq - 1
+    }
 }
 
 pub struct Store {
@@ -86,6 +128,11 @@ pub struct Store {
 impl Store {
     /// Opens the folder for writing: creates it when absent, takes the lock, recovers.
     pub fn open(dir: &Path) -> Result<Arc<Self>, StoreError> {
+        Self::open_on(dir, &Disk)
+    }
+
+    /// [`Store::open`] over other file operations.
+    pub fn open_on(dir: &Path, io: &dyn Io) -> Result<Arc<Self>, StoreError> {
         let create = |path: &Path| {
             fs::create_dir_all(path).map_err(|source| StoreError::Create { path: path.into(), source })
         };
@@ -98,6 +145,7 @@ impl Store {
             create(&folder(dir, table))?;
         }
         create(&dir.join(QUARANTINE))?;
+        create(&dir.join(JOURNAL))?;
         let mut found = scan(dir)?;
         for path in &found.temporary {
             match fs::remove_file(path) {
@@ -133,7 +181,9 @@ impl Store {
                 }
             }
         }
-        Ok(Arc::new(Self::of(dir, Some(lock), found.segments, lost, found.highest_seq)))
+        let recovered = recovery::recover(io, dir, &mut found.segments, found.highest_seq)?;
+        lost.extend(recovered.lost);
+        Ok(Arc::new(Self::of(dir, Some(lock), found.segments, recovered.left, lost, recovered.highest_seq)))
     }
 
     /// Opens a folder, maybe copied from elsewhere, without a lock and without changing anything in it.
@@ -146,6 +196,7 @@ impl Store {
             }
             _ => return Err(StoreError::NoData { path: dir.into() }),
         }
+        let reading = recovery::Reading::of(dir)?;
         let mut found = scan(dir)?;
         // What the asker may not read is no loss, and an answer without it would be a wrong one.
         let forbidden = |e: &SegmentError| matches!(e, SegmentError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied);
@@ -154,7 +205,7 @@ impl Store {
         {
             return Err(StoreError::Read { path, source });
         }
-        let lost = found
+        let mut lost: Vec<Lost> = found
             .damaged
             .iter()
             .map(|(table, path, error)| {
@@ -162,13 +213,28 @@ impl Store {
                 damage(*table, path, error)
             })
             .collect();
-        Ok(Arc::new(Self::of(dir, None, found.segments, lost, found.highest_seq)))
+        let metadata = reading.newest_metadata();
+        let (journaled, more) = reading.rows(&found.segments);
+        lost.extend(more);
+        let store = Self::of(dir, None, found.segments, journaled, lost, found.highest_seq);
+        store.state().held.metadata = metadata;
+        Ok(Arc::new(store))
     }
 
-    fn of(dir: &Path, lock: Option<File>, segments: Vec<Segment>, lost: Vec<Lost>, highest_seq: u64) -> Self {
+    fn of(
+        dir: &Path,
+        lock: Option<File>,
+        segments: Vec<Segment>,
+        journaled: Vec<Loose>,
+        lost: Vec<Lost>,
+        highest_seq: u64,
+    ) -> Self {
         let state = State {
             segments,
             lost,
+            held: Held::default(),
+            journal: Health::default(),
+            journaled,
             pending: Pending::new(PENDING_BYTES),
             next_seq: highest_seq + 1,
             boot: "unknown".to_owned(),
@@ -189,8 +255,8 @@ impl Store {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Number of the last seal. When it is the same before and after the pipeline was asked for its rows in memory,
-    /// those rows are in no segment and wait for none.
+    /// Number of the last flush or seal. When it is the same before and after the pipeline was asked for its rows in
+    /// memory, those rows are not known here.
     pub fn sealed_seq(&self) -> u64 {
         self.state().next_seq - 1
     }
@@ -203,20 +269,23 @@ impl Store {
     /// Closed segments and waiting batches, of one instant.
     pub fn view(&self) -> View {
         let state = self.state();
-        let mut loose = Vec::new();
-        for item in state.pending.items() {
-            loose.extend(item.batches.iter().map(|batch| Loose {
-                table: item.table,
-                boot: state.boot.clone(),
-                batch: batch.clone(),
-            }));
-        }
+        let waiting = state.pending.items().flat_map(|i| i.batches.iter().map(|b| (i.table, b)));
+        let held = state.held.rows.iter().map(|(table, batch)| (*table, batch));
+        let loose = waiting.chain(held).map(|(table, batch)| Loose {
+            table,
+            boot: state.boot.clone(),
+            batch: batch.clone(),
+        });
         View {
             segments: state.segments.clone(),
-            loose,
+            loose: loose.collect(),
+            journaled: state.journaled.clone(),
             lost: state.lost.clone(),
             seq: state.next_seq - 1,
-            metadata: state.pending.newest_metadata(),
+            metadata: match state.held.metadata.as_slice() {
+                [] => state.pending.newest_metadata(),
+                of_held => of_held.to_vec(),
+            },
         }
     }
 
@@ -233,6 +302,12 @@ impl Store {
     /// Why nothing can be written just now.
     pub fn degraded(&self) -> Option<String> {
         self.state().degraded.clone()
+    }
+
+    /// Whether what waits to become a segment survives the end of the process.
+    fn journal_holds_what_waits(&self) -> bool {
+        let state = self.state();
+        state.journal.degraded.is_none() && state.journal.failed == 0 && state.pending.is_journaled()
     }
 
     /// The store's part of `/api/status`.
@@ -253,9 +328,18 @@ impl Store {
             "from_us": state.segments.iter().map(|s| s.from_us).min(),
             "to_us": state.segments.iter().map(|s| s.to_us).max(),
             "pending": {"batches": batches, "rows": rows, "bytes": bytes, "limit_bytes": PENDING_BYTES},
+            "held": {
+                "rows": state.held.rows.iter().map(|(_, b)| b.num_rows()).sum::<usize>(),
+                "bytes": state.held.bytes,
+            },
             "dropped": dropped,
             "lost": state.lost,
-            "degraded": state.degraded,
+            "journal": {
+                "bytes": state.journal.bytes,
+                "failed_flushes": state.journal.failed,
+                "degraded": state.journal.degraded,
+            },
+            "degraded": state.degraded.as_ref().or(state.journal.degraded.as_ref()),
         })
     }
 }
@@ -338,18 +422,21 @@ fn scan(dir: &Path) -> Result<Found, StoreError> {
 
 /// Moves a damaged file into `quarantine/`, with the reason beside it.
 fn set_aside(dir: &Path, table: Table, path: &Path, error: &SegmentError) -> io::Result<PathBuf> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let quarantine = dir.join(QUARANTINE);
+    let name = format!("{}-{}", table.as_str(), path.file_name().unwrap_or_default().to_string_lossy());
+    aside(&dir.join(QUARANTINE), &name, path, &error.to_string())
+}
+
+fn aside(quarantine: &Path, name: &str, path: &Path, why: &str) -> io::Result<PathBuf> {
     // An earlier file of that name must not be overwritten: nothing damaged is ever deleted.
-    let mut to = quarantine.join(format!("{}-{name}", table.as_str()));
+    let mut to = quarantine.join(name);
     let mut n = 1;
     while to.exists() {
-        to = quarantine.join(format!("{}-{name}.{n}", table.as_str()));
+        to = quarantine.join(format!("{name}.{n}"));
         n += 1;
     }
     fs::rename(path, &to)?;
     let mut reason = to.clone().into_os_string();
     reason.push(".reason.txt");
-    fs::write(PathBuf::from(reason), format!("{error}\n"))?;
+    fs::write(PathBuf::from(reason), format!("{why}\n"))?;
     Ok(to)
 }

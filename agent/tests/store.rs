@@ -1,21 +1,23 @@
 //! The data folder through its public face: written is what is read, crashes leave nothing half, a full disk loses nothing.
 
+#[path = "support/disks.rs"]
+mod disks;
 #[path = "support/rows.rs"]
 mod rows;
 
 use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, unbounded};
+use disks::FullDisk;
 use fgm::names::Table;
 use fgm::query::{self, Filter};
 use fgm::schema;
-use fgm::segment::{self, Disk, Io};
+use fgm::segment::{self, Disk};
 use fgm::store::{SealResult, Store, StoreError, Writer};
 use parquet::basic::{Compression, Encoding};
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 use proptest::prelude::*;
 use rows::{BOOT_ID, Cell, KILL_US, KILLED, QUIET, Row, batch, int, row_of, text};
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -308,28 +310,6 @@ fn walk(dir: &Path) -> Vec<String> {
     }
     out.sort();
     out
-}
-
-/// Disk whose new files lead to `/dev/full` while `is_full`, which answers every write with ENOSPC as a full disk does.
-struct FullDisk {
-    is_full: AtomicBool,
-}
-
-impl Io for FullDisk {
-    fn create(&self, path: &Path) -> io::Result<File> {
-        if self.is_full.load(Ordering::SeqCst) {
-            return File::options().write(true).open("/dev/full");
-        }
-        Disk.create(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        Disk.rename(from, to)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        Disk.sync_dir(dir)
-    }
 }
 
 #[test]

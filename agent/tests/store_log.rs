@@ -1,14 +1,14 @@
 //! What the writer says in the log: people and scripts watch for these lines.
 
+#[path = "support/disks.rs"]
+mod disks;
 #[path = "support/rows.rs"]
 mod rows;
 
 use crossbeam_channel::unbounded;
-use fgm::segment::{Disk, Io};
+use disks::FullDisk;
 use fgm::store::{SealResult, Store, Writer};
-use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,26 +35,6 @@ impl Log {
     }
 }
 
-/// A disk that is full while the flag is up.
-struct Full(AtomicBool);
-
-impl Io for Full {
-    fn create(&self, path: &Path) -> io::Result<File> {
-        if self.0.load(Ordering::SeqCst) {
-            return File::options().write(true).open("/dev/full");
-        }
-        Disk.create(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        Disk.rename(from, to)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        Disk.sync_dir(dir)
-    }
-}
-
 // One test: the subscriber is the process's.
 #[test]
 fn a_rotation_is_logged_with_its_sizes_and_a_full_disk_once() {
@@ -64,7 +44,7 @@ fn a_rotation_is_logged_with_its_sizes_and_a_full_disk_once() {
 
     let dir = tempfile::tempdir().expect("a folder");
     let store = Store::open(dir.path()).expect("opens");
-    let disk = Arc::new(Full(AtomicBool::new(false)));
+    let disk = Arc::new(FullDisk { is_full: AtomicBool::new(false) });
     let writer = Writer::start_on(store, rows::BOOT_ID, disk.clone()).expect("starts");
     let (tell, told) = unbounded();
     let mut total = 0;
@@ -81,14 +61,14 @@ fn a_rotation_is_logged_with_its_sizes_and_a_full_disk_once() {
         assert!(lines[0].contains(" INFO "), "{lines:?}");
     }
 
-    disk.0.store(true, Ordering::SeqCst);
+    disk.is_full.store(true, Ordering::SeqCst);
     for rotation in 3..6 {
         writer.seal(rotation, rows::all(), vec![], Some(tell.clone()));
         assert!(matches!(told.recv_timeout(WAIT), Ok(SealResult::Waiting { .. })));
         while told.recv_timeout(Duration::from_millis(50)).is_ok() {}
     }
     assert_eq!(log.lines_with("the store cannot be written").len(), 1, "once, not at each attempt");
-    disk.0.store(false, Ordering::SeqCst);
+    disk.is_full.store(false, Ordering::SeqCst);
     writer.shutdown(WAIT).expect("in time");
     assert_eq!(log.lines_with("the store can be written again").len(), 1);
     assert_eq!(log.lines_with("File rotation completed").len(), 5, "nothing was lost");

@@ -5,6 +5,7 @@
 use super::bursts::{self, Running};
 use super::lane::Lane;
 use super::notices::Notices;
+use super::outage::Outage;
 use super::sealer::{Job, Moving};
 use super::warnings::Warnings;
 use crate::accumulator::{NodeNames, Pending, Stamp};
@@ -38,9 +39,14 @@ const PROCESSES_EVERY: u64 = 10 * SECOND;
 const YOUNG: u64 = 5 * SECOND;
 /// A new container's first process is looked for until it is this old.
 const INIT_WITHIN: u64 = 10 * SECOND;
-/// Rows held in memory beyond this are handed over before the rotation is due.
-const MAX_PENDING_BYTES: usize = 48 << 20;
-/// Two rotations are at least this far apart, however many incidents want one.
+/// Rows go to the journal this often. A crash may cost a second of them; the rest of it is for making batches and for a
+/// machine that is busy.
+const FLUSH_EVERY: u64 = 800 * MS;
+/// Rows held here beyond this are handed over before that: a history of many containers.
+const MAX_PENDING_BYTES: usize = 16 << 20;
+/// Two flushes are at least this far apart, however many incidents want one.
+const FLUSH_GAP: u64 = 100 * MS;
+/// Two rotations are at least this far apart, whoever wants one.
 const ROTATION_GAP: u64 = 250 * MS;
 const MINUTE: u64 = 60 * SECOND;
 /// Cgroups that a walk has found are opened and read for the first time for so long a turn, and at least so many, so that
@@ -79,7 +85,7 @@ pub struct State {
     pub(super) event_number: u64,
     /// Events of cgroups that are not in the tree: another machine's or another root's business.
     pub(super) outside: u64,
-    pub(super) rotation_wanted: bool,
+    pub(super) flush_wanted: bool,
     pub(super) rescan_wanted: bool,
     pub(super) warnings: Warnings,
     /// Who last sent a signal to a container's init that may end it.
@@ -96,6 +102,7 @@ pub struct State {
     rotation: u64,
     next: Next,
     last_rotation: u64,
+    last_flush: u64,
     pub(super) last_rescan: u64,
     /// Bytes that each lane ring may take now.
     pub(super) ring_capacity: usize,
@@ -108,6 +115,7 @@ struct Next {
     base: u64,
     rescan: u64,
     offset: u64,
+    flush: u64,
     rotation: u64,
     minute: u64,
 }
@@ -129,6 +137,7 @@ impl State {
             base: now,
             rescan: now,
             offset: now,
+            flush: now + FLUSH_EVERY,
             rotation: now + config.rotation.every_s * SECOND,
             minute: now + MINUTE,
         };
@@ -147,7 +156,7 @@ impl State {
             has_events,
             event_number: 0,
             outside: 0,
-            rotation_wanted: false,
+            flush_wanted: false,
             rescan_wanted: false,
             warnings: Warnings::default(),
             blames: HashMap::new(),
@@ -161,6 +170,7 @@ impl State {
             rotation: 0,
             next,
             last_rotation: now,
+            last_flush: now,
             last_rescan: 0,
             ring_capacity: 0,
             lane_late_max_ns: 0,
@@ -177,8 +187,8 @@ impl State {
         if !self.to_follow.is_empty() {
             return 0;
         }
-        let rotation = if self.rotation_wanted { self.last_rotation + ROTATION_GAP } else { n.rotation };
-        let fixed = [n.lane, n.base, n.rescan, n.offset, rotation, n.minute];
+        let flush = if self.flush_wanted { self.last_flush + FLUSH_GAP } else { n.flush };
+        let fixed = [n.lane, n.base, n.rescan, n.offset, flush, n.rotation, n.minute];
         let moving = [self.trigger.next_due(), self.story.next_deadline()];
         fixed.into_iter().chain(moving.into_iter().flatten()).min().unwrap_or(n.lane)
     }
@@ -213,27 +223,63 @@ impl State {
             self.revise(incident);
         }
         if self.next.minute <= now {
-            self.next.minute = now + MINUTE;
-            let stamp = self.stamp(now);
-            self.pending.ledger.extend(self.ledger.close_period(stamp));
+            self.close_ledger(now);
+        }
+        let gap_is_over = now >= self.last_rotation + ROTATION_GAP;
+        if self.next.rotation <= now || (gap_is_over && self.moving.wants_rotation()) {
+            return Some(self.rotate(now));
         }
         let full = self.pending.bytes() > MAX_PENDING_BYTES;
-        let wanted = self.rotation_wanted && now >= self.last_rotation + ROTATION_GAP;
-        (self.next.rotation <= now || wanted || full).then(|| self.rotate(now))
+        let wanted = self.flush_wanted && now >= self.last_flush + FLUSH_GAP;
+        (self.next.flush <= now || wanted || full).then(|| self.flush(now))
     }
 
-    /// Hands all rows over.
+    fn close_ledger(&mut self, now: u64) {
+        self.next.minute = now + MINUTE;
+        let stamp = self.stamp(now);
+        self.pending.ledger.extend(self.ledger.close_period(stamp));
+    }
+
+    /// Hands all rows over to the journal.
+    fn flush(&mut self, now: u64) -> Job {
+        self.flush_wanted = false;
+        self.last_flush = now;
+        self.next.flush = now + FLUSH_EVERY;
+        Job {
+            pending: Arc::new(std::mem::take(&mut self.pending)),
+            at: self.stamp(now),
+            account: self.ledger.flush(),
+            rotation: None,
+            clock_offset_ns: self.offset.as_ns(),
+        }
+    }
+
+    /// Hands all rows over and ends a rotation. Its ledger is whole: the account of its rows ends with it.
     pub fn rotate(&mut self, now: u64) -> Job {
         self.rotation += 1;
-        self.rotation_wanted = false;
         self.last_rotation = now;
         self.next.rotation = now + self.config.rotation.every_s * SECOND;
-        let pending = Arc::new(std::mem::take(&mut self.pending));
-        Job {
-            rotation: self.rotation,
-            pending,
-            ledger: self.ledger.totals(),
-            clock_offset_ns: self.offset.as_ns(),
+        for (table, reason, rows) in self.moving.take_lost().into_iter().filter(|(t, ..)| *t != Table::Ledger)
+        {
+            self.ledger.lost_later(table, reason, rows);
+        }
+        self.close_ledger(now);
+        Job { rotation: Some(self.rotation), ..self.flush(now) }
+    }
+
+    /// Takes the time in which no agent ran into the account.
+    pub fn note_outage(&mut self, outage: Outage) {
+        let now = clock::ktime_ns();
+        let down_ns = now.saturating_sub(outage.last_ktime_ns);
+        let rows = outage.cgroups * (down_ns / (self.config.sampling.base_period_ms * MS));
+        if rows > 0 {
+            tracing::warn!(
+                seconds = down_ns / SECOND,
+                rows,
+                "no agent recorded since the last sample in the store"
+            );
+            self.ledger.lost(Table::Samples, "agent_down", rows);
+            self.close_ledger(now);
         }
     }
 
@@ -243,13 +289,11 @@ impl State {
         for incident in self.story.close_all(now) {
             self.revise(incident);
         }
-        let stamp = self.stamp(now);
-        self.pending.ledger.extend(self.ledger.close_period(stamp));
         self.rotate(now)
     }
 
     /// A revision of an incident: a row, which is announced once it is on disk. One that is not handed over yet gives
-    /// way to its successor, which says all that it said: a storm of kills makes no more revisions than rotations.
+    /// way to its successor, which says all that it said: a storm of kills makes no more revisions than flushes.
     pub(super) fn revise(&mut self, incident: crate::incident::Incident) {
         if let Some(earlier) = self.pending.incidents.iter_mut().find(|i| i.id == incident.id) {
             *earlier = incident;
@@ -257,7 +301,7 @@ impl State {
             self.ledger.written(Table::Incidents, 1);
             self.pending.incidents.push(incident);
         }
-        self.rotation_wanted = true;
+        self.flush_wanted = true;
     }
 
     /// Starts to follow a cgroup and takes its first sample at once: it may not live long.

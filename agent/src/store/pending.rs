@@ -3,6 +3,7 @@
 //! Plain values, no clock, no file, no lock. When the writer is behind (a slow or a full disk) the list grows to its
 //! bound; beyond it the oldest batch that belongs to no incident goes first, and every row that goes is counted.
 
+use crate::journal::JournalName;
 use crate::names::Table;
 use crate::segment::Segment;
 use crate::store::writer::SealResult;
@@ -74,6 +75,8 @@ pub struct Rotation {
     pub dropped_rows: u64,
     pub metadata: Vec<(String, String)>,
     pub done: Option<Sender<SealResult>>,
+    /// Goes when nothing of the rotation waits any more.
+    pub journal: Option<JournalName>,
 }
 
 /// What the writer is given to write.
@@ -176,6 +179,11 @@ impl Pending {
         self.rotations.iter().flat_map(|r| &r.items)
     }
 
+    /// Whether all that waits is in a journal.
+    pub fn is_journaled(&self) -> bool {
+        self.rotations.iter().all(|r| r.journal.is_some())
+    }
+
     pub fn newest_metadata(&self) -> Vec<(String, String)> {
         self.rotations.back().map(|r| r.metadata.clone()).unwrap_or_default()
     }
@@ -223,7 +231,7 @@ mod tests {
 
     fn rotation(number: u64, items: Vec<Item>) -> Rotation {
         let (written, metadata) = (Vec::new(), Vec::new());
-        Rotation { number, items, written, dropped_rows: 0, metadata, done: None }
+        Rotation { number, items, written, dropped_rows: 0, metadata, done: None, journal: None }
     }
 
     #[test]

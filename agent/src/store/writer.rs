@@ -5,15 +5,19 @@
 //! at all. A disk that refuses is not an end: batches stay, the attempt is repeated, the change of state is logged once.
 //! Never touches the pipeline; only the pipeline holds a [`Writer`].
 
+use crate::accumulator::Stamp;
+use crate::journal::{self, Frame, JournalName};
+use crate::ledger::Accounts;
 use crate::names::Table;
 use crate::segment::{self, Disk, Io, Segment, SegmentError};
-use crate::store::pending::{Begun, Item, Rotation};
-use crate::store::{Store, StoreError, folder};
+use crate::store::journaling::{Journaling, Kept};
+use crate::store::pending::{Begun, Dropped, Item, Rotation};
+use crate::store::{Held, State, Store, StoreError, folder};
 use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -32,12 +36,37 @@ pub enum SealResult {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{rows} rows are lost, since they could not be written before the end: {reason}; what was closed before is whole"
-)]
-pub struct ShutdownError {
-    pub rows: u64,
-    pub reason: String,
+pub enum ShutdownError {
+    #[error(
+        "{rows} rows are lost, since they could not be written before the end: {reason}; what was closed before is whole"
+    )]
+    Lost { rows: u64, reason: String },
+    #[error("{rows} rows are in the journal alone: {reason}; the next start makes files of them")]
+    Journaled { rows: u64, reason: String },
+}
+
+/// The rows of one flush.
+pub struct Chunk<'a> {
+    pub at: Stamp,
+    /// What happened since the flush before.
+    pub account: &'a Accounts,
+    pub rows: Vec<(Table, RecordBatch)>,
+    /// What each file of the run says of it.
+    pub metadata: &'a [(String, String)],
+}
+
+/// A flush that queries see and that is not in the journal yet.
+#[must_use = "give it to Writer::journal"]
+pub struct Unjournaled {
+    /// Number of the flush.
+    pub seq: u64,
+    at: Stamp,
+    journal: JournalName,
+    /// For the journal's first frame.
+    metadata: Vec<(String, String)>,
+    accounts: Accounts,
+    given: BTreeMap<Table, u64>,
+    rows: Vec<(Table, RecordBatch)>,
 }
 
 enum Call {
@@ -51,6 +80,7 @@ pub struct Writer {
     stop: Sender<()>,
     stopped: Receiver<()>,
     thread: JoinHandle<()>,
+    journaling: Journaling,
 }
 
 impl Writer {
@@ -67,17 +97,84 @@ impl Writer {
         let (stop, stopping) = bounded(1);
         let (tell, stopped) = bounded(1);
         let inner = store.clone();
+        let journaling = Journaling::start(&store, &io)?;
+        let journals = journaling.removals();
         let thread = std::thread::Builder::new()
             .name("fgm-writer".to_owned())
             .spawn(move || {
-                run(&inner, io.as_ref(), &woken, &stopping);
+                run(&inner, io.as_ref(), &|name| journals.remove(name), &woken, &stopping);
+                drop(journals);
                 let _ = tell.try_send(());
             })
             .map_err(|source| StoreError::Thread { source })?;
-        Ok(Self { store, wake, stop, stopped, thread })
+        Ok(Self { store, wake, stop, stopped, thread, journaling })
     }
 
-    /// Hands a rotation's rows over. Never waits. Batches of one table become one file. `done` hears of each attempt.
+    /// Takes the rows of a flush: from now on queries see them. Never waits; the caller may hold a lock.
+    pub fn keep(&self, chunk: Chunk<'_>) -> Unjournaled {
+        let rows = chunk.rows.iter().filter(|(_, b)| b.num_rows() > 0);
+        let rows: Vec<_> = rows.map(|(t, b)| (*t, journal::slim(b))).collect();
+        let mut state = self.store.state();
+        let seq = state.take_seq();
+        if state.held.journal.is_none() {
+            state.held.journal = Some(JournalName { seq: state.take_seq(), boot: state.boot.clone() });
+            state.held.metadata = chunk.metadata.to_vec();
+        }
+        let held = &mut state.held;
+        held.accounts.add(chunk.account);
+        for (table, batch) in &rows {
+            *held.given.entry(*table).or_default() += batch.num_rows() as u64;
+            held.bytes += batch.get_array_memory_size();
+        }
+        held.rows.extend(rows.iter().cloned());
+        Unjournaled {
+            seq,
+            at: chunk.at,
+            journal: held.journal.clone().unwrap_or_else(|| JournalName { seq, boot: String::new() }),
+            metadata: held.metadata.clone(),
+            accounts: held.accounts.clone(),
+            given: held.given.clone(),
+            rows,
+        }
+    }
+
+    /// Frames a flush and gives it to the threads of the journal. Waits for no disk. `done` hears what became of it.
+    pub fn journal(&self, flush: Unjournaled, done: Option<Sender<Kept>>) {
+        let Unjournaled { seq, at, journal, metadata, accounts, given, rows } = flush;
+        match (Frame { at, accounts: &accounts, given: &given, rows: &rows }).encode() {
+            Ok(frame) => self.journaling.give(journal, &metadata, seq, frame, done),
+            Err(error) => self.journaling.failed(seq, &error.to_string(), done.as_ref()),
+        }
+    }
+
+    /// See [`Store::dropped`].
+    pub fn dropped(&self) -> Vec<Dropped> {
+        self.store.dropped()
+    }
+
+    /// Bytes of the rows that were kept since the last rotation.
+    pub fn held_bytes(&self) -> usize {
+        self.store.state().held.bytes
+    }
+
+    /// Hands all rows that were kept over to become segments, and their journal to be removed then. Never waits.
+    pub fn rotate(
+        &self,
+        rotation: u64,
+        mut metadata: Vec<(String, String)>,
+        done: Option<Sender<SealResult>>,
+    ) {
+        let mut state = self.store.state();
+        let held = std::mem::take(&mut state.held);
+        metadata.push(("fgm.ledger".to_owned(), held.accounts.to_json().to_string()));
+        if let Some(name) = &held.journal {
+            metadata.push((segment::JOURNAL.to_owned(), name.to_string()));
+        }
+        self.push(state, rotation, held, metadata, done);
+    }
+
+    /// Hands a rotation's rows over, past the journal. Never waits. Batches of one table become one file. `done` hears of
+    /// each attempt.
     pub fn seal(
         &self,
         rotation: u64,
@@ -85,29 +182,27 @@ impl Writer {
         metadata: Vec<(String, String)>,
         done: Option<Sender<SealResult>>,
     ) {
+        let rows = batches.into_iter().filter(|(_, b)| b.num_rows() > 0).collect();
+        self.push(self.store.state(), rotation, Held { rows, ..Held::default() }, metadata, done);
+    }
+
+    fn push(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        number: u64,
+        held: Held,
+        metadata: Vec<(String, String)>,
+        done: Option<Sender<SealResult>>,
+    ) {
         let mut tables: BTreeMap<Table, Vec<RecordBatch>> = BTreeMap::new();
-        for (table, batch) in batches {
-            if batch.num_rows() > 0 {
-                tables.entry(table).or_default().push(batch);
-            }
+        for (table, batch) in held.rows {
+            tables.entry(table).or_default().push(batch);
         }
-        {
-            let mut state = self.store.state();
-            let mut items = Vec::new();
-            for (table, batches) in tables {
-                items.push(Item::new(state.next_seq, table, batches));
-                state.next_seq += 1;
-            }
-            let written = Vec::new();
-            state.pending.push(Rotation {
-                number: rotation,
-                items,
-                written,
-                dropped_rows: 0,
-                metadata,
-                done,
-            });
-        }
+        let items = tables.into_iter().map(|(table, batches)| Item::new(state.take_seq(), table, batches));
+        let items = items.collect();
+        let (written, journal) = (Vec::new(), held.journal);
+        state.pending.push(Rotation { number, items, written, dropped_rows: 0, metadata, done, journal });
+        drop(state);
         // A full channel means that the thread has been told already.
         let _ = self.wake.try_send(());
     }
@@ -121,6 +216,8 @@ impl Writer {
             let _ = self.thread.join();
         }
         let (_, rows, _) = self.store.state().pending.size();
+        // The journal's threads end when the last removal is done; they are given what is left of the time, and a moment.
+        let journal_is_over = is_over && self.journaling.finish(limit);
         if rows == 0 && is_over {
             return Ok(());
         }
@@ -129,14 +226,25 @@ impl Writer {
         let reason = self.store.degraded().map_or_else(slow, |why| {
             why.rsplit_once("; ").map_or(why.as_str(), |(reason, _)| reason).to_owned()
         });
-        Err(ShutdownError { rows, reason })
+        let is_journaled = self.store.journal_holds_what_waits() && (journal_is_over || !is_over);
+        Err(if is_journaled {
+            ShutdownError::Journaled { rows, reason }
+        } else {
+            ShutdownError::Lost { rows, reason }
+        })
     }
 }
 
-fn run(store: &Store, io: &dyn Io, woken: &Receiver<()>, stopping: &Receiver<()>) {
+fn run(
+    store: &Store,
+    io: &dyn Io,
+    forget: &dyn Fn(JournalName),
+    woken: &Receiver<()>,
+    stopping: &Receiver<()>,
+) {
     loop {
         let call = next_call(store, woken, stopping);
-        write_all(store, io);
+        write_all(store, io, forget);
         if matches!(call, Call::Stop) {
             return;
         }
@@ -154,9 +262,9 @@ fn next_call(store: &Store, woken: &Receiver<()>, stopping: &Receiver<()>) -> Ca
 }
 
 /// Writes until nothing waits or an attempt fails.
-fn write_all(store: &Store, io: &dyn Io) {
+fn write_all(store: &Store, io: &dyn Io, forget: &dyn Fn(JournalName)) {
     loop {
-        complete(store);
+        complete(store, forget);
         let begun = store.state().pending.begin();
         let Some(Begun { item, metadata: mut pairs, rotation }) = begun else { return };
         let boot = store.boot();
@@ -184,7 +292,7 @@ fn write_all(store: &Store, io: &dyn Io) {
 }
 
 /// Logs and reports the rotations of which everything is closed. The sizes are read after the close.
-fn complete(store: &Store) {
+fn complete(store: &Store, forget: &dyn Fn(JournalName)) {
     let (complete, total_bytes) = {
         let mut state = store.state();
         let total: u64 = state.segments.iter().map(|s| s.bytes).sum();
@@ -194,6 +302,9 @@ fn complete(store: &Store) {
         let file_size_bytes =
             rotation.written.iter().map(|s| size_of_file(&s.path).unwrap_or(s.bytes)).sum::<u64>();
         tracing::info!(rotation = rotation.number, file_size_bytes, total_bytes, "File rotation completed");
+        if let Some(journal) = rotation.journal {
+            forget(journal);
+        }
         if let Some(done) = rotation.done {
             let _ = done.try_send(SealResult::Stored {
                 rotation: rotation.number,

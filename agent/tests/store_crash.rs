@@ -1,0 +1,257 @@
+//! A process that writes is killed at any point, within each file operation too, again and again in one folder: what was
+//! acknowledged is there, nothing is there twice, and the ledger accounts for each row. The process is this test binary.
+
+#[path = "support/rows.rs"]
+mod rows;
+
+use arrow::array::RecordBatch;
+use crossbeam_channel::unbounded;
+use fgm::accumulator::{NodeNames, Pending, Stamp};
+use fgm::ledger::{Accounts, Ledger};
+use fgm::names::Table;
+use fgm::query::{self, Filter};
+use fgm::segment::{self, Disk, Io};
+use fgm::store::{Chunk, Kept, Store, View, Writer};
+use rows::{BOOT_ID, KILL_US, KILLED, QUIET, batch, row_of, text};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What the child is told: folder, number of the run, and the file operation in which it is to die (0: none).
+const CHILD: &str = "FGM_TEST_CRASH";
+const WAIT: Duration = Duration::from_secs(20);
+const FLUSHES: u64 = 24;
+/// Crashes in one folder, so that recoveries are crashed as well.
+const IN_ONE_FOLDER: u64 = 6;
+
+/// A disk on which the process dies: at an odd operation before it is done, at an even one after it.
+struct Deadly {
+    left: AtomicU64,
+}
+
+impl Deadly {
+    fn at<T>(&self, operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let left = self.left.fetch_sub(1, Ordering::SeqCst);
+        if left == 1 {
+            die();
+        }
+        let done = operation();
+        if left == 2 {
+            die();
+        }
+        done
+    }
+}
+
+fn die() {
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("SIGKILL");
+}
+
+impl Io for Deadly {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        self.at(|| Disk.create(path))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.at(|| Disk.rename(from, to))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.at(|| Disk.sync_dir(dir))
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        self.at(|| Disk.sync(file))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.at(|| Disk.remove(path))
+    }
+}
+
+/// The rows of one flush; each has an instant of its own.
+fn flush_of(run: u64, n: u64) -> Vec<(Table, RecordBatch)> {
+    let at = KILL_US + i64::try_from(run * 1_000_000 + n * 1000).expect("small");
+    let samples = [rows::base(KILLED, at), rows::base(QUIET, at), rows::base(KILLED, at + 1)];
+    let mut event = row_of(KILLED, at);
+    event.extend([("event_id", text(format!("{run}-{n}"))), ("kind", text("exit"))]);
+    let mut out = vec![
+        (Table::Samples, batch(Table::Samples, &samples)),
+        (Table::Events, batch(Table::Events, &[event])),
+    ];
+    if n % 5 == 0 {
+        let mut incident = rows::incident(1);
+        (incident.id, incident.ts_us) = (format!("{run}-{n}"), at);
+        out.push((Table::Incidents, batch(Table::Incidents, &[rows::incident_row(&incident)])));
+    }
+    out
+}
+
+/// Not a test: what the test runs, and says what is acknowledged.
+#[test]
+fn child() {
+    let Ok(told) = std::env::var(CHILD) else { return };
+    let told: Vec<&str> = told.split('\n').collect();
+    let (dir, run, die_at): (_, u64, u64) =
+        (Path::new(told[0]), told[1].parse().expect("a run"), told[2].parse().expect("an operation"));
+    let io: Arc<dyn Io> =
+        Arc::new(Deadly { left: AtomicU64::new(if die_at == 0 { u64::MAX / 2 } else { die_at }) });
+    let store = Store::open_on(dir, io.as_ref()).expect("opens");
+    let writer = Writer::start_on(store, BOOT_ID, io).expect("starts");
+    let (tell, kept) = unbounded();
+    let mut say = io::stdout();
+    let (mut ledger, mut given) = (Ledger::default(), std::collections::BTreeMap::new());
+    let names = NodeNames { cluster: None, node: rows::NODE.into(), boot_id: BOOT_ID.into() };
+    let mut acknowledge = |given: &std::collections::BTreeMap<u64, u64>, kept: &Kept| {
+        let Kept::Durable { seq } = kept else { panic!("{kept:?}") };
+        writeln!(say, "durable {}", given[seq]).and_then(|()| say.flush()).expect("a parent that listens");
+    };
+    for n in 1..=FLUSHES {
+        let mut chunk = flush_of(run, n);
+        for (table, batch) in &chunk {
+            ledger.written(*table, batch.num_rows() as u64);
+        }
+        ledger.lost(Table::Samples, "late", n % 3);
+        let wall_us = KILL_US + i64::try_from(run * 1_000_000 + n * 1000).expect("small");
+        let at = Stamp { ktime_ns: run * 1_000_000 + n, wall_us };
+        let is_rotation = n % 8 == 0;
+        // a minute and a rotation, as the loop has them
+        if is_rotation || n % 5 == 0 {
+            let pending = Pending { ledger: ledger.close_period(at), ..Pending::default() };
+            chunk.push((Table::Ledger, pending.batch(Table::Ledger, &names).expect("a batch")));
+        }
+        let metadata = rows::metadata();
+        let flush = writer.keep(Chunk { at, account: &ledger.flush(), rows: chunk, metadata: &metadata });
+        given.insert(flush.seq, n);
+        writer.journal(flush, Some(tell.clone()));
+        if is_rotation {
+            writer.rotate(n, metadata, None);
+        }
+        for k in kept.try_iter() {
+            acknowledge(&given, &k);
+        }
+        std::thread::sleep(Duration::from_millis(n % 3));
+    }
+    writer.shutdown(WAIT).expect("in time");
+    kept.try_iter().for_each(|k| acknowledge(&given, &k));
+}
+
+/// Runs the child until it dies; the flushes that it said are durable.
+fn run(dir: &Path, run: u64, die_at: u64, kill_after: Option<Duration>) -> (bool, Vec<u64>) {
+    let mut child = Command::new(std::env::current_exe().expect("this binary"))
+        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+        .env(CHILD, format!("{}\n{run}\n{die_at}", dir.display()))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a child");
+    if let Some(after) = kill_after {
+        std::thread::sleep(after);
+        child.kill().expect("SIGKILL");
+    }
+    let (mut said, mut complaint) = (String::new(), String::new());
+    child.stdout.take().expect("a pipe").read_to_string(&mut said).expect("text");
+    child.stderr.take().expect("a pipe").read_to_string(&mut complaint).expect("text");
+    let status = child.wait().expect("wait");
+    assert!(status.success() || status.code().is_none(), "{status}: {said}{complaint}");
+    let durable = said.lines().filter_map(|l| l.strip_prefix("durable ")?.parse().ok()).collect();
+    (status.success(), durable)
+}
+
+/// All rows of a table, as (cgroup, instant in ns).
+fn instants(view: &View, table: Table) -> Vec<(Option<i64>, i64)> {
+    let all = Filter::range(i64::MIN, i64::MAX);
+    let (batches, lost) = query::rows(view, table, &all, None, u64::MAX).expect("readable");
+    assert_eq!(lost, []);
+    let of = |b: &RecordBatch| -> Vec<_> {
+        let at = |i| (query::int(b, "cgroup_id", i), query::int(b, "ktime_ns", i).expect("an instant"));
+        (0..b.num_rows()).map(at).collect()
+    };
+    batches.iter().flat_map(of).collect()
+}
+
+fn ledger(view: &View) -> Accounts {
+    let all = Filter::range(i64::MIN, i64::MAX);
+    let (batches, _) = query::rows(view, Table::Ledger, &all, None, u64::MAX).expect("readable");
+    let mut sum = Accounts::default();
+    batches.iter().for_each(|b| sum.add(&Accounts::of_rows(b)));
+    sum
+}
+
+/// What holds of a folder at any instant at which nobody writes into it.
+fn check(view: &View, durable: &BTreeSet<(u64, u64)>, what: &str) {
+    for segment in &view.segments {
+        segment::verify(segment.table, &segment.path).expect("a closed file is whole");
+    }
+    for table in [Table::Samples, Table::Events, Table::Incidents] {
+        let rows = instants(view, table);
+        let different: BTreeSet<_> = rows.iter().collect();
+        assert_eq!(different.len(), rows.len(), "{what}: {} has rows twice", table.as_str());
+        for (run, n) in durable {
+            for (table, wanted) in flush_of(*run, *n).iter().filter(|(t, _)| *t == table) {
+                for i in 0..wanted.num_rows() {
+                    let at =
+                        (query::int(wanted, "cgroup_id", i), query::int(wanted, "ktime_ns", i).expect("one"));
+                    assert!(different.contains(&at), "{what}: {} of flush {run}-{n} is lost", table.as_str());
+                }
+            }
+        }
+        let written = ledger(view).of(table).map_or(0, |a| a.written);
+        assert_eq!(written, i64::try_from(rows.len()).expect("few"), "{what}: ledger of {}", table.as_str());
+    }
+}
+
+/// xorshift, so that a failure can be had again.
+fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+#[test]
+fn a_crash_at_any_point_loses_nothing_that_was_acknowledged_and_doubles_nothing() {
+    let points: u64 =
+        std::env::var("FGM_TEST_POINTS").map_or(36, |n| n.parse().expect("FGM_TEST_POINTS: a number"));
+    let mut seed = 0x5eed_u64;
+    let (mut done, mut died) = (0, 0);
+    while done < points {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut durable = BTreeSet::new();
+        for number in 0..IN_ONE_FOLDER {
+            let by_operation = !done.is_multiple_of(3);
+            let die_at = if by_operation { 1 + random(&mut seed) % 110 } else { 0 };
+            let after = (!by_operation).then(|| Duration::from_millis(5 + random(&mut seed) % 80));
+            let what = format!("point {done}, run {number}, operation {die_at}, {after:?}");
+            let (is_whole, acknowledged) = run(dir.path(), number, die_at, after);
+            died += u64::from(!is_whole);
+            durable.extend(acknowledged.into_iter().map(|n| (number, n)));
+            if dir.path().join("recent").is_dir() {
+                let before = Store::open_read_only(dir.path()).expect("readable").view();
+                check(&before, &durable, &what);
+                if number + 1 == IN_ONE_FOLDER {
+                    let after = Store::open(dir.path()).expect("opens").view();
+                    check(&after, &durable, &what);
+                    assert!(after.journaled.is_empty(), "{what}: all is in segments");
+                    for table in Table::ALL {
+                        let sorted = |view| BTreeSet::from_iter(instants(view, table));
+                        assert_eq!(
+                            sorted(&before),
+                            sorted(&after),
+                            "{what}: what is read is what is recovered"
+                        );
+                    }
+                    assert_eq!(fs::read_dir(dir.path().join("journal")).expect("a folder").count(), 0);
+                }
+            }
+            done += 1;
+        }
+        assert!(!durable.is_empty(), "nothing was acknowledged in a whole folder");
+    }
+    assert!(died * 2 > points, "only {died} of {points} died: the points are chosen badly");
+}

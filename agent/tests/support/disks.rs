@@ -1,0 +1,30 @@
+//! File operations that go wrong on purpose. Included by path; never in the product.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use fgm::segment::{Disk, Io};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Disk whose new files lead to `/dev/full` while it is full, which answers every write with ENOSPC as a full disk does.
+pub struct FullDisk {
+    pub is_full: AtomicBool,
+}
+
+impl Io for FullDisk {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return File::options().write(true).open("/dev/full");
+        }
+        Disk.create(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Disk.rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        Disk.sync_dir(dir)
+    }
+}
