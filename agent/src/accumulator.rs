@@ -4,10 +4,13 @@
 //! to be written and leaves nothing behind; `snapshot` is for queries. Nothing here reads a clock, a file or the disk.
 
 mod batch;
+mod narrow;
 mod samples;
 
+pub use narrow::{Metrics, Value};
 pub use samples::{SampleRow, Samples, Stamp};
 
+use crate::catalogue::DEVICE_KEYS;
 use crate::cgroup::Meta;
 use crate::event::Event;
 use crate::incident::Incident;
@@ -45,6 +48,19 @@ pub struct Process {
     pub is_init: bool,
 }
 
+/// One row of the `io_devices` table: what a cgroup did on one device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// `major:minor`.
+    pub number: Arc<str>,
+    pub name: Option<Arc<str>>,
+    /// In the order of [`DEVICE_KEYS`].
+    pub values: [Option<u64>; DEVICE_KEYS.len()],
+}
+
+/// One row of the `node` table, its values in the order of `catalogue::node::columns`.
+pub type NodeRow = (Stamp, Vec<Option<u64>>);
+
 /// What a row of these tables holds outside itself: an event's id, comm and detail (a kill's is the longest, an exit's
 /// 300 bytes), a process's comm, an incident with its lists full.
 const EVENT_TEXT_BYTES: usize = 500;
@@ -58,6 +74,9 @@ pub struct Pending {
     pub events: Vec<(Event, Option<Arc<Meta>>)>,
     pub incidents: Vec<Incident>,
     pub processes: Vec<(Stamp, Arc<Meta>, Process)>,
+    pub devices: Vec<(Stamp, Arc<Meta>, Device)>,
+    pub metrics: Metrics,
+    pub node: Vec<NodeRow>,
     pub ledger: Vec<LedgerRow>,
 }
 
@@ -97,6 +116,9 @@ impl Pending {
             Table::Events => batch::events(&self.events, names),
             Table::Incidents => batch::incidents(&self.incidents, names),
             Table::Processes => batch::processes(&self.processes, names),
+            Table::IoDevices => batch::devices(&self.devices, names),
+            Table::Metrics => batch::metrics(&self.metrics, names),
+            Table::Node => batch::node(&self.node, names),
             Table::Ledger => batch::ledger(&self.ledger, names),
         }
     }
@@ -110,6 +132,9 @@ impl Pending {
             Table::Events => Self { events: self.events.clone(), ..none },
             Table::Incidents => Self { incidents: self.incidents.clone(), ..none },
             Table::Processes => Self { processes: self.processes.clone(), ..none },
+            Table::IoDevices => Self { devices: self.devices.clone(), ..none },
+            Table::Metrics => Self { metrics: self.metrics.clone(), ..none },
+            Table::Node => Self { node: self.node.clone(), ..none },
             Table::Ledger => Self { ledger: self.ledger.clone(), ..none },
         }
     }
@@ -123,6 +148,9 @@ impl Pending {
         self.samples.bytes()
             + self.events.capacity() * (size_of::<(Event, Option<Arc<Meta>>)>() + EVENT_TEXT_BYTES)
             + self.processes.capacity() * (size_of::<(Stamp, Arc<Meta>, Process)>() + PROCESS_TEXT_BYTES)
+            + self.devices.capacity() * size_of::<(Stamp, Arc<Meta>, Device)>()
+            + self.metrics.bytes()
+            + self.node.iter().map(|(_, v)| v.capacity() * size_of::<Option<u64>>()).sum::<usize>()
             + self.incidents.len() * INCIDENT_BYTES
     }
 
@@ -131,6 +159,9 @@ impl Pending {
             + self.events.len()
             + self.incidents.len()
             + self.processes.len()
+            + self.devices.len()
+            + self.metrics.len()
+            + self.node.len()
             + self.ledger.len()
     }
 }

@@ -1,8 +1,9 @@
 //! What a cgroup's path says: container, pod, service, and the ids in it.
 //!
 //! Pure text work. Identity comes from the path alone (all runtimes, both cgroup drivers); Kubernetes only adds names.
-//! `parse` below reads the files' text. `discovery` calls this file for each directory it sees.
+//! `parse` and `loose` below read the files' text. `discovery` calls this file for each directory it sees.
 
+pub mod loose;
 pub mod parse;
 
 use crate::names::{CgroupId, Qos, Scope};

@@ -115,11 +115,23 @@ pub enum Table {
     Events,
     Incidents,
     Processes,
+    IoDevices,
+    Metrics,
+    Node,
     Ledger,
 }
 
 impl Table {
-    pub const ALL: [Self; 5] = [Self::Samples, Self::Events, Self::Incidents, Self::Processes, Self::Ledger];
+    pub const ALL: [Self; 8] = [
+        Self::Samples,
+        Self::Events,
+        Self::Incidents,
+        Self::Processes,
+        Self::IoDevices,
+        Self::Metrics,
+        Self::Node,
+        Self::Ledger,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -127,6 +139,9 @@ impl Table {
             Self::Events => "events",
             Self::Incidents => "incidents",
             Self::Processes => "processes",
+            Self::IoDevices => "io_devices",
+            Self::Metrics => "metrics",
+            Self::Node => "node",
             Self::Ledger => "ledger",
         }
     }

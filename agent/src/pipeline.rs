@@ -102,7 +102,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     stop_on_signals(outside).context("cannot listen for signals")?;
 
     let sampler = Sampler::new(&config.cgroup_root, series.clone(), machine.descriptor_limit);
-    let mut state = State::new(config, names, tree, sampler, lane, has_events);
+    let mut state = State::new(config, names, tree, sampler, series.clone(), lane, has_events);
     state.set_moving(sealer.moving());
     state.set_notices(notices);
     outage.into_iter().for_each(|outage| state.note_outage(outage));
@@ -315,6 +315,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
         },
         "descriptors": {"kept": kept, "limit": may},
         "files": {"unparsed": state.sampler.faults.unparsed, "unread": state.sampler.faults.unread},
+        "node_files": {"unparsed": state.node.faults.unparsed, "unread": state.node.faults.unread},
         "bursts": {
             "running": state.trigger.running(),
             "rows_per_second": state.trigger.rows_per_second(),

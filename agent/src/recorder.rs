@@ -1,9 +1,10 @@
 //! The `metrics` recorder: a container's values go through the facade straight into the slots of its pending row.
 //!
 //! Handles are registered once, when a cgroup is found; a value set through one is an atomic store. Whatever else is
-//! emitted through the facade (the agent's own metrics) goes on to Prometheus. `prove` is the canary that sampling
+//! emitted through the facade (the agent's own metrics) goes on to Prometheus and, by `own`, into the `metrics` table. `prove` is the canary that sampling
 //! waits for: values set with no recorder installed vanish silently, and a recorder is only as good as its row.
 
+use crate::catalogue::loose::Metric;
 use crate::catalogue::{self, COLUMNS, ColumnIndex, Kind};
 use crate::names::CgroupId;
 use metrics::{
@@ -14,6 +15,10 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+mod own;
+
+use own::Own;
 
 /// Words of a set-bit mask over all columns.
 pub const MASK_WORDS: usize = COLUMNS.div_ceil(64);
@@ -140,12 +145,14 @@ impl Rows {
 #[derive(Clone)]
 pub struct Series {
     rows: Arc<Rows>,
+    own: Arc<Own>,
     prometheus: PrometheusHandle,
 }
 
 /// The recorder itself, given to the facade.
 pub struct FgmRecorder {
     rows: Arc<Rows>,
+    own: Arc<Own>,
     columns: HashMap<&'static str, (ColumnIndex, Kind)>,
     rest: PrometheusRecorder,
 }
@@ -174,15 +181,19 @@ impl Recorder for FgmRecorder {
     }
 
     fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
-        self.slot(key).map_or_else(|| self.rest.register_counter(key, metadata), Counter::from_arc)
+        self.slot(key).map_or_else(
+            || self.own.counter(key, self.rest.register_counter(key, metadata)),
+            Counter::from_arc,
+        )
     }
 
     fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
-        self.slot(key).map_or_else(|| self.rest.register_gauge(key, metadata), Gauge::from_arc)
+        self.slot(key)
+            .map_or_else(|| self.own.gauge(key, self.rest.register_gauge(key, metadata)), Gauge::from_arc)
     }
 
     fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
-        self.rest.register_histogram(key, metadata)
+        self.own.histogram(key, self.rest.register_histogram(key, metadata))
     }
 }
 
@@ -190,9 +201,10 @@ impl Recorder for FgmRecorder {
 pub fn build() -> (FgmRecorder, Series) {
     let rest = PrometheusBuilder::new().build_recorder();
     let rows = Arc::new(Rows::default());
-    let series = Series { rows: rows.clone(), prometheus: rest.handle() };
+    let own = Arc::new(Own::default());
+    let series = Series { rows: rows.clone(), own: own.clone(), prometheus: rest.handle() };
     let columns = catalogue::columns().map(|(i, _, c)| (c.name, (i, c.kind))).collect();
-    (FgmRecorder { rows, columns, rest }, series)
+    (FgmRecorder { rows, own, columns, rest }, series)
 }
 
 /// Installs the recorder for the whole process and proves that it is the installed one.
@@ -232,6 +244,11 @@ impl Series {
 
     pub fn open_series(&self) -> usize {
         self.rows.lock().len()
+    }
+
+    /// The metrics of the agent itself as rows of the `metrics` table; gives the number of those that had no room.
+    pub fn own(&self, out: &mut Vec<(Arc<Metric>, f64)>) -> u64 {
+        self.own.read(out)
     }
 
     /// The agent's own metrics in Prometheus' text format.

@@ -2,11 +2,20 @@
 //! the row.
 //!
 //! Hot files stay open and are read by `pread`; slow ones are opened when they are due. A cgroup that has gone is an
-//! ordinary result. A file that cannot be read or parsed leaves its columns NULL, its bit clear and a count. Called by
-//! `pipeline`, which decides when.
+//! ordinary result. A file that cannot be read or parsed leaves its columns NULL, its bit clear and a count. What has no
+//! column goes into the `metrics` table. `node` and `network` below read of /proc. Called by `pipeline`, which decides when.
 
-use crate::accumulator::{SampleRow, Samples, Stamp};
-use crate::catalogue::{COLUMNS, FILES, FileIndex, Tier, columns};
+mod devices;
+mod loose;
+mod network;
+mod node;
+
+pub use network::Network;
+pub use node::Node;
+
+use crate::accumulator::{Device, Pending, SampleRow, Stamp, Value};
+use crate::catalogue::loose::is_loose;
+use crate::catalogue::{COLUMNS, FILES, File, FileIndex, Format, Tier, columns};
 use crate::cgroup::Meta;
 use crate::cgroup::parse::{Hints, parse};
 use crate::clock;
@@ -15,7 +24,9 @@ use crate::lane::{Reading, Ring};
 use crate::names::{Cause, CgroupId};
 use crate::recorder::{Handle, Row, Series};
 use crate::warn::Watch;
-use rustix::fs::{Mode, OFlags};
+use devices::Devices;
+use loose::{Loose, LooseIndex};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -32,6 +43,9 @@ const RESERVED_DESCRIPTORS: usize = 256;
 /// Hot files are kept open up to this share of the descriptors: the rest is for the lane's files of cgroups to come, as
 /// each has ten hot files and only one of the lane's, which without a descriptor is not read at all.
 const HOT_SHARE: (usize, usize) = (7, 8);
+
+/// The files of a directory are listed anew after this long: a module may have brought a controller.
+const LIST_EVERY_NS: u64 = 300_000_000_000;
 
 /// The cgroup is no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +85,11 @@ pub struct Target {
     row: Arc<Row>,
     handles: Vec<Handle>,
     files: Vec<FileState>,
+    /// Files that go into the `metrics` table, and when they are looked for again.
+    loose: Arc<[LooseIndex]>,
+    next_listing_ns: u64,
+    /// As last written into `io_devices`.
+    devices: Vec<Device>,
 }
 
 /// Why a row is taken, and whether the slow files belong to it.
@@ -80,17 +99,46 @@ pub struct Plan<'a> {
     pub period_ms: u32,
     pub burst: Option<&'a str>,
     pub slow: bool,
+    /// What has no column is read as well.
+    pub loose: bool,
     /// The row's memory.current takes the place of a lane reading.
     pub in_lane: bool,
+}
+
+/// What a reading left: its instant, and its rows besides the one of `samples`.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    pub at: Stamp,
+    pub metrics: u64,
+    pub devices: u64,
+    /// Values that found no room among the series.
+    pub cut: u64,
 }
 
 /// What went wrong with files, since the start.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     /// By file name: text that did not parse.
-    pub unparsed: BTreeMap<&'static str, u64>,
+    pub unparsed: BTreeMap<String, u64>,
     /// By file name: reads that failed for another reason than the end of the cgroup.
-    pub unread: BTreeMap<&'static str, u64>,
+    pub unread: BTreeMap<String, u64>,
+}
+
+impl Faults {
+    fn count(of: &mut BTreeMap<String, u64>, file: &str) {
+        match of.get_mut(file) {
+            Some(n) => *n += 1,
+            None => _ = of.insert(file.to_owned(), 1),
+        }
+    }
+
+    fn unparsed(&mut self, file: &str) {
+        Self::count(&mut self.unparsed, file);
+    }
+
+    fn unread(&mut self, file: &str) {
+        Self::count(&mut self.unread, file);
+    }
 }
 
 pub struct Sampler {
@@ -102,6 +150,12 @@ pub struct Sampler {
     max_kept: usize,
     memory_max_column: usize,
     is_short: bool,
+    loose: Loose,
+    /// The listing of the latest cgroup: most have the same, and share it.
+    listing: Arc<[LooseIndex]>,
+    devices: Devices,
+    values: Vec<Value>,
+    changed: Vec<Device>,
     pub faults: Faults,
 }
 
@@ -123,6 +177,11 @@ impl Sampler {
             max_kept: descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS),
             memory_max_column: columns().find(|(_, _, c)| c.name == "memory_max").map_or(0, |(i, _, _)| i),
             is_short: false,
+            loose: Loose::default(),
+            listing: Arc::default(),
+            devices: Devices::default(),
+            values: Vec::new(),
+            changed: Vec::new(),
             faults: Faults::default(),
         }
     }
@@ -149,6 +208,9 @@ impl Sampler {
             row,
             handles,
             files: FILES.iter().map(|_| FileState::default()).collect(),
+            loose: Arc::default(),
+            next_listing_ns: 0,
+            devices: Vec::new(),
         };
         if self.open_kept(&mut target).is_err() {
             self.series.close(meta.id);
@@ -175,7 +237,7 @@ impl Sampler {
             Ok(dir) => dir,
             Err(Errno::NOENT | Errno::NODEV) => return Err(Vanished),
             Err(_) => {
-                *self.faults.unread.entry("directory").or_default() += 1;
+                self.faults.unread("directory");
                 return Ok(None);
             }
         };
@@ -260,9 +322,9 @@ impl Sampler {
         target: &mut Target,
         plan: Plan<'_>,
         offset: clock::Offset,
-        out: &mut Samples,
-    ) -> Result<Stamp, Vanished> {
-        let Plan { cause, period_ms, burst, slow, in_lane } = plan;
+        out: &mut Pending,
+    ) -> Result<Taken, Vanished> {
+        let Plan { cause, period_ms, burst, slow, loose, in_lane } = plan;
         let started = clock::ktime_ns();
         let look_again = slow || started.saturating_sub(target.first_seen_ns) < YOUNG_NS;
         if look_again {
@@ -291,7 +353,7 @@ impl Sampler {
                     state.absent = false;
                     self.pairs.clear();
                     if parse(index, &mut state.hints, &self.buffer[..n], &mut self.pairs).is_err() {
-                        *self.faults.unparsed.entry(file.name).or_default() += 1;
+                        self.faults.unparsed(file.name);
                         continue;
                     }
                     files_read |= 1 << index;
@@ -305,22 +367,106 @@ impl Sampler {
                     if let Some(reading) = &mut reading {
                         reading.take(index, &self.pairs);
                     }
+                    if file.format == Format::PerDevice && cause == Cause::Base {
+                        let text = &self.buffer[..n];
+                        self.devices.changed(text, slow, &mut target.devices, &mut self.changed);
+                    }
+                    if loose {
+                        self.rest_of(file, n);
+                    }
                 }
                 Read::Absent => target.files[index].absent = true,
-                Read::Vanished => {
-                    target.row.take(&mut Vec::new());
-                    return Err(Vanished);
-                }
-                Read::Failed => *self.faults.unread.entry(file.name).or_default() += 1,
+                Read::Vanished => return Err(self.vanished(target)),
+                Read::Failed => self.faults.unread(file.name),
             }
+        }
+        if let Some(dir) = dir.filter(|_| loose)
+            && self.loose_files(target, &dir, at).is_err()
+        {
+            return Err(self.vanished(target));
         }
         if let Some(reading) = reading.filter(|r| !r.is_empty()) {
             target.ring.push_written(reading);
         }
         let stamp = Stamp { ktime_ns: at, wall_us: offset.wall_us(at) };
-        out.commit(&target.meta, SampleRow { at: stamp, cause, period_ms, burst, files_read }, &target.row);
+        let row = SampleRow { at: stamp, cause, period_ms, burst, files_read };
+        out.samples.commit(&target.meta, row, &target.row);
+        let devices = self.changed.len() as u64;
+        out.devices.extend(self.changed.drain(..).map(|d| (stamp, target.meta.clone(), d)));
+        let metrics = out.metrics.commit(stamp, Some(&target.meta), &mut self.values);
         target.last_row_ns = at;
-        Ok(stamp)
+        Ok(Taken { at: stamp, metrics, devices, cut: std::mem::take(&mut self.loose.cut) })
+    }
+
+    /// Nothing of a reading stays that met the end of its cgroup.
+    fn vanished(&mut self, target: &Target) -> Vanished {
+        target.row.take(&mut Vec::new());
+        self.values.clear();
+        self.changed.clear();
+        Vanished
+    }
+
+    /// The values of a file of the catalogue for which it has no column: a newer kernel's, another machine's.
+    fn rest_of(&mut self, file: &'static File, length: usize) {
+        let known = |key: &[u8], sub: &[u8]| match file.format {
+            Format::KeyValue => file.columns.iter().any(|c| c.key.as_bytes() == key),
+            Format::PerDevice => file.columns.iter().any(|c| c.key.as_bytes() == sub),
+            Format::Single | Format::Pair | Format::Pressure => true,
+        };
+        if matches!(file.format, Format::KeyValue | Format::PerDevice) {
+            let index = self.loose.file(file.name);
+            if self.loose.take(index, &self.buffer[..length], known, &mut self.values).is_err() {
+                self.faults.unparsed(file.name);
+            }
+        }
+    }
+
+    /// Reads the files that the catalogue does not have.
+    fn loose_files(&mut self, target: &mut Target, dir: &OwnedFd, now: u64) -> Result<(), Vanished> {
+        if target.next_listing_ns <= now {
+            self.list(target, dir)?;
+            // controllers are often switched on just after a directory is made
+            let is_young = now.saturating_sub(target.first_seen_ns) < YOUNG_NS;
+            target.next_listing_ns = if is_young { now } else { now + LIST_EVERY_NS };
+        }
+        for &index in &*target.loose.clone() {
+            let name = self.loose.name(index);
+            let read = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .and_then(|fd| rustix::io::pread(&fd, &mut self.buffer[..], 0));
+            match read {
+                Ok(n) if n < BUFFER => {
+                    let text = &self.buffer[..n];
+                    if self.loose.take(index, text, |_, _| false, &mut self.values).is_err() {
+                        self.faults.unparsed(self.loose.name(index));
+                    }
+                }
+                Err(Errno::NODEV) => return Err(Vanished),
+                Err(Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL | Errno::ACCESS) => {}
+                Ok(_) | Err(_) => self.faults.unread(self.loose.name(index)),
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, target: &mut Target, dir: &OwnedFd) -> Result<(), Vanished> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::openat(dir, ".", flags, Mode::empty()).and_then(rustix::fs::Dir::new);
+        let Ok(entries) = open else { return Err(Vanished) };
+        let mut found = Vec::new();
+        for entry in entries.flatten() {
+            if entry.file_type() != FileType::Directory
+                && let Ok(name) = entry.file_name().to_str()
+                && is_loose(name)
+            {
+                found.push(self.loose.file(name));
+            }
+        }
+        found.sort_unstable();
+        if *self.listing != *found {
+            self.listing = found.into();
+        }
+        target.loose = self.listing.clone();
+        Ok(())
     }
 
     /// Reads the lane's file of a cgroup into its ring. `None` where the cgroup has no such file.
@@ -334,7 +480,7 @@ impl Sampler {
                 self.pairs.clear();
                 let parsed = parse(0, &mut target.files[0].hints, &self.buffer[..n], &mut self.pairs);
                 let Some(&(_, memory_current)) = parsed.ok().and(self.pairs.first()) else {
-                    *self.faults.unparsed.entry(FILES[0].name).or_default() += 1;
+                    self.faults.unparsed(FILES[0].name);
                     return Ok(None);
                 };
                 target.last_memory = Some(memory_current);
@@ -345,7 +491,7 @@ impl Sampler {
             Read::Vanished => Err(Vanished),
             Read::Absent => Ok(None),
             Read::Failed => {
-                *self.faults.unread.entry(FILES[0].name).or_default() += 1;
+                self.faults.unread(FILES[0].name);
                 Ok(None)
             }
         }
@@ -353,136 +499,4 @@ impl Sampler {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::accumulator::{NodeNames, Pending};
-    use crate::cgroup::identify;
-    use crate::recorder;
-    use arrow::array::{Array, AsArray, RecordBatch};
-    use arrow::datatypes::Int64Type;
-    use std::fs;
-    use std::os::unix::fs::MetadataExt;
-
-    /// A cgroup made of ordinary files: what the parsers and the policy need, not what the kernel does.
-    fn fake(dir: &Path, files: &[(&str, &str)]) -> Arc<Meta> {
-        let path = dir.join("web.service");
-        fs::create_dir_all(&path).expect("mkdir");
-        for (name, text) in files {
-            fs::write(path.join(name), text).expect("write");
-        }
-        let id = CgroupId(fs::metadata(&path).expect("stat").ino());
-        Arc::new(Meta {
-            id,
-            parent_id: None,
-            path: "/web.service".into(),
-            identity: identify("/web.service"),
-        })
-    }
-
-    const SLOW: Plan<'_> =
-        Plan { cause: Cause::Base, period_ms: 1000, burst: None, slow: true, in_lane: false };
-    const HOT: Plan<'_> = Plan { slow: false, ..SLOW };
-
-    fn with_sampler<T>(dir: &Path, descriptors: usize, test: impl FnOnce(&mut Sampler) -> T) -> T {
-        let (recorder, series) = recorder::build();
-        metrics::with_local_recorder(&recorder, || test(&mut Sampler::new(dir, series, descriptors)))
-    }
-
-    fn batch(samples: Samples) -> RecordBatch {
-        let names = NodeNames { cluster: None, node: "n".into(), boot_id: "b".into() };
-        Pending { samples, ..Pending::default() }.batches(&names).expect("builds").remove(0).1
-    }
-
-    fn cell(batch: &RecordBatch, column: &str, row: usize) -> Option<i64> {
-        let a = batch.column_by_name(column).expect("column").as_primitive::<Int64Type>();
-        a.is_valid(row).then(|| a.value(row))
-    }
-
-    fn bit(batch: &RecordBatch, file: &str) -> bool {
-        let mask = cell(batch, "files_read", 0).expect("a mask");
-        mask >> crate::catalogue::file(file).expect("known") & 1 == 1
-    }
-
-    #[test]
-    fn max_is_null_with_its_bit_and_junk_is_null_without() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let meta = fake(
-            dir.path(),
-            &[("memory.current", "8192\n"), ("memory.max", "max\n"), ("pids.current", "many\n")],
-        );
-        with_sampler(dir.path(), 1024, |s| {
-            let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
-            let mut out = Samples::default();
-            s.sample(&mut target, SLOW, clock::Offset::measure(), &mut out).expect("there");
-            let b = batch(out);
-            assert_eq!(cell(&b, "memory_current", 0), Some(8192));
-            assert_eq!((cell(&b, "memory_max", 0), bit(&b, "memory.max")), (None, true));
-            assert_eq!((cell(&b, "pids_current", 0), bit(&b, "pids.current")), (None, false));
-            assert!(!bit(&b, "cpu.stat"), "a file that is not there was not read");
-            assert_eq!(s.faults.unparsed.get("pids.current"), Some(&1));
-        });
-    }
-
-    #[test]
-    fn a_directory_made_anew_under_the_old_name_is_another_cgroup() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let meta = fake(dir.path(), &[("memory.current", "1\n")]);
-        with_sampler(dir.path(), 1024, |s| {
-            let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
-            fs::rename(dir.path().join("web.service"), dir.path().join("old")).expect("rename");
-            fake(dir.path(), &[("memory.current", "2\n")]);
-            let mut out = Samples::default();
-            assert!(s.sample(&mut target, SLOW, clock::Offset::measure(), &mut out).is_err());
-            assert!(out.is_empty(), "no row of a cgroup that has gone");
-        });
-    }
-
-    #[test]
-    fn a_file_that_is_not_there_is_no_failed_read() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let meta = fake(dir.path(), &[("memory.current", "4096\n")]);
-        with_sampler(dir.path(), 1024, |s| {
-            let mut target = s.open(&meta, Ring::new(1000, u64::MAX), clock::ktime_ns()).expect("there");
-            let mut out = Samples::default();
-            s.sample(&mut target, HOT, clock::Offset::measure(), &mut out).expect("there");
-            assert!(s.faults.unread.is_empty(), "{:?}", s.faults.unread);
-        });
-    }
-
-    #[test]
-    fn the_reserve_of_descriptors_is_kept_and_the_lane_goes_before_hot_files() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let hot = ["memory.swap.current", "memory.events", "cpu.stat", "io.stat", "pids.current"];
-        let mut files = vec![("memory.current", "1\n")];
-        files.extend(hot.map(|f| (f, "")));
-        let meta = fake(dir.path(), &files);
-        with_sampler(dir.path(), RESERVED_DESCRIPTORS + 16, |s| {
-            let open: Vec<_> =
-                (0..20).map(|_| s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there")).collect();
-            assert_eq!(s.descriptors(), (16, 16));
-            let lanes = open.iter().filter(|t| t.files[0].kept.is_some()).count();
-            assert_eq!(lanes, 5, "hot files stop at 14, so that two more lanes find room");
-        });
-    }
-
-    #[test]
-    fn short_of_descriptors_it_still_reads_everything() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let meta = fake(
-            dir.path(),
-            &[("memory.current", "4096\n"), ("cpu.stat", "usage_usec 7\n"), ("pids.current", "3\n")],
-        );
-        with_sampler(dir.path(), RESERVED_DESCRIPTORS + 1, |s| {
-            // one descriptor is all there is: it is the lane's
-            let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
-            assert_eq!(s.descriptors().0, 1);
-            let mut out = Samples::default();
-            s.sample(&mut target, HOT, clock::Offset::measure(), &mut out).expect("there");
-            assert_eq!(s.lane(&mut target, 50).map(|r| r.and_then(|r| r.memory_current())), Ok(Some(4096)));
-            let b = batch(out);
-            assert_eq!((cell(&b, "cpu_stat_usage_usec", 0), cell(&b, "pids_current", 0)), (Some(7), Some(3)));
-            s.close(&target);
-            assert_eq!(s.descriptors().0, 0);
-        });
-    }
-}
+mod tests;

@@ -3,14 +3,14 @@
 //! Rules for later versions: columns may be added at the end, never reused with another meaning; `VERSION` grows then.
 //! No I/O. `accumulator` fills these, `segment` writes them, `query` reads them.
 
-use crate::catalogue::{self, Kind};
+use crate::catalogue::{self, Column, node};
 use crate::names::Table;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
 /// Version of the tables, in each file's metadata as `fgm.schema_version`.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 fn text(name: &str) -> Field {
     Field::new(name, DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8)), true)
@@ -38,19 +38,36 @@ fn samples() -> Schema {
     f.push(int("period_ms"));
     f.push(text("burst_id"));
     f.push(int("files_read"));
-    for (_, file, column) in catalogue::columns() {
-        let kind = match column.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Limit => "limit",
-        };
-        f.push(int(column.name).with_metadata(HashMap::from([
-            ("unit".to_owned(), column.unit.as_str().to_owned()),
-            ("kind".to_owned(), kind.to_owned()),
-            ("file".to_owned(), file.name.to_owned()),
-        ])));
-    }
+    f.extend(catalogue::columns().map(|(_, file, column)| sampled(file.name, column)));
     Schema::new(f)
+}
+
+/// A column of the catalogue, with what it is in its metadata.
+fn sampled(file: &str, column: &Column) -> Field {
+    let about = [("unit", column.unit.as_str()), ("kind", column.kind.as_str()), ("file", file)];
+    let about: HashMap<_, _> = about.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    int(column.name).with_metadata(about)
+}
+
+fn io_devices() -> Schema {
+    let mut f = vec![text("device"), text("device_name")];
+    f.extend(catalogue::DEVICE_KEYS.map(int));
+    with_common(f)
+}
+
+/// The labels of a metric: a map, as Parquet and Arrow both call its parts.
+fn labels() -> Field {
+    let entry = [Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Utf8, true)];
+    let entries = Field::new("key_value", DataType::Struct(entry.to_vec().into()), false);
+    Field::new("labels", DataType::Map(Arc::new(entries), false), true)
+}
+
+fn metrics() -> Schema {
+    with_common(vec![text("name"), text("kind"), labels(), Field::new("value", DataType::Float64, true)])
+}
+
+fn node_table() -> Schema {
+    with_common(node::columns().map(|(_, file, column)| sampled(file.path, column)).collect())
 }
 
 fn with_common(more: Vec<Field>) -> Schema {
@@ -102,16 +119,20 @@ fn ledger() -> Schema {
 
 /// The schema of a table.
 pub fn of(table: Table) -> Arc<Schema> {
-    static ALL: LazyLock<[Arc<Schema>; 5]> =
-        LazyLock::new(|| [samples(), events(), incidents(), processes(), ledger()].map(Arc::new));
-    let i = match table {
-        Table::Samples => 0,
-        Table::Events => 1,
-        Table::Incidents => 2,
-        Table::Processes => 3,
-        Table::Ledger => 4,
-    };
-    ALL[i].clone()
+    static ALL: LazyLock<HashMap<Table, Arc<Schema>>> = LazyLock::new(|| {
+        let of = |table| match table {
+            Table::Samples => samples(),
+            Table::Events => events(),
+            Table::Incidents => incidents(),
+            Table::Processes => processes(),
+            Table::IoDevices => io_devices(),
+            Table::Metrics => metrics(),
+            Table::Node => node_table(),
+            Table::Ledger => ledger(),
+        };
+        Table::ALL.map(|table| (table, Arc::new(of(table)))).into()
+    });
+    ALL[&table].clone()
 }
 
 #[cfg(test)]

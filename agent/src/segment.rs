@@ -238,6 +238,14 @@ fn properties(schema: &Schema, ndv: [(&str, u64); 2], metadata: Vec<KeyValue>) -
         let path = ColumnPath::from(field.name().as_str());
         p = match field.data_type() {
             DataType::Dictionary(_, _) => p.set_column_dictionary_enabled(path, true),
+            DataType::Map(entries, _) => {
+                let part = |of: &str| {
+                    ColumnPath::new(vec![field.name().clone(), entries.name().clone(), of.to_owned()])
+                };
+                p.set_column_dictionary_enabled(part("key"), true)
+                    .set_column_dictionary_enabled(part("value"), true)
+            }
+            DataType::Float64 => p.set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT),
             _ => p.set_column_encoding(path, Encoding::DELTA_BINARY_PACKED),
         };
         if matches!(field.name().as_str(), "cgroup_id" | "ts") {

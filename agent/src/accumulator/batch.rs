@@ -1,16 +1,17 @@
 //! Pending rows as Arrow record batches of `schema`. Runs off the sampling thread.
 
 use super::samples::{Header, Samples, Stamp};
-use super::{LedgerRow, NodeNames, Process};
-use crate::catalogue::COLUMNS;
+use super::{Device, LedgerRow, Metrics, NodeNames, NodeRow, Process};
+use crate::catalogue::{COLUMNS, node};
 use crate::cgroup::Meta;
 use crate::event::Event;
 use crate::incident::Incident;
-use crate::names::{CgroupId, Table};
+use crate::names::{CgroupId, Scope, Table};
 use crate::recorder::MASK_WORDS;
 use crate::schema;
 use arrow::array::{
-    ArrayRef, Int64Builder, RecordBatch, StringDictionaryBuilder, TimestampMicrosecondBuilder, new_null_array,
+    ArrayRef, Float64Array, Int64Builder, MapBuilder, MapFieldNames, RecordBatch, StringBuilder,
+    StringDictionaryBuilder, TimestampMicrosecondBuilder, new_null_array,
 };
 use arrow::datatypes::{DataType, Int32Type};
 use arrow::error::ArrowError;
@@ -200,6 +201,65 @@ pub(super) fn processes(
         int(rows.iter().map(|(_, _, p)| Some(i64::from(p.is_init)))),
     ]);
     batch(Table::Processes, columns)
+}
+
+pub(super) fn devices(
+    rows: &[(Stamp, Arc<Meta>, Device)],
+    names: &NodeNames,
+) -> Result<RecordBatch, ArrowError> {
+    let stamps: Vec<_> = rows.iter().map(|(at, m, _)| (*at, Some(&**m))).collect();
+    let mut columns = common(&stamps, names);
+    columns.push(text(rows.iter().map(|(_, _, d)| Some(&*d.number))));
+    columns.push(text(rows.iter().map(|(_, _, d)| d.name.as_deref())));
+    columns.extend(
+        (0..crate::catalogue::DEVICE_KEYS.len()).map(|i| int(rows.iter().map(|(_, _, d)| d.values[i]))),
+    );
+    batch(Table::IoDevices, columns)
+}
+
+/// The common columns of rows of the node as a whole.
+fn of_node(stamps: &[(Stamp, Option<&Meta>)], names: &NodeNames) -> Vec<ArrayRef> {
+    let mut columns = common(stamps, names);
+    let scope = |meta: &Option<&Meta>| meta.map_or(Scope::Node, |m| m.identity.scope);
+    columns[5] = text(stamps.iter().map(|(_, m)| Some(scope(m).as_str())));
+    columns
+}
+
+pub(super) fn metrics(rows: &Metrics, names: &NodeNames) -> Result<RecordBatch, ArrowError> {
+    let mut stamps = Vec::with_capacity(rows.len());
+    for head in &rows.heads {
+        stamps.resize(head.end, (head.at, head.meta.as_deref()));
+    }
+    let mut columns = of_node(&stamps, names);
+    let parts = ["key_value", "key", "value"].map(str::to_owned);
+    let [entry, key, value] = parts;
+    let mut labels = MapBuilder::new(
+        Some(MapFieldNames { entry, key, value }),
+        StringBuilder::new(),
+        StringBuilder::new(),
+    );
+    for (metric, _) in &rows.values {
+        for (key, value) in &metric.labels {
+            labels.keys().append_value(key);
+            labels.values().append_value(value);
+        }
+        labels.append(true)?;
+    }
+    let values = rows.values.iter().map(|(_, v)| Some(*v).filter(|v| !v.is_nan()));
+    columns.extend([
+        text(rows.values.iter().map(|(m, _)| Some(m.name.as_str()))),
+        text(rows.values.iter().map(|(m, _)| m.kind)),
+        Arc::new(labels.finish()) as ArrayRef,
+        Arc::new(values.collect::<Float64Array>()),
+    ]);
+    batch(Table::Metrics, columns)
+}
+
+pub(super) fn node(rows: &[NodeRow], names: &NodeNames) -> Result<RecordBatch, ArrowError> {
+    let stamps: Vec<_> = rows.iter().map(|(at, _)| (*at, None)).collect();
+    let mut columns = of_node(&stamps, names);
+    columns.extend(node::columns().map(|(i, ..)| int(rows.iter().map(|(_, v)| v.get(i).copied().flatten()))));
+    batch(Table::Node, columns)
 }
 
 pub(super) fn ledger(rows: &[LedgerRow], names: &NodeNames) -> Result<RecordBatch, ArrowError> {

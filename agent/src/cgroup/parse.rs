@@ -3,7 +3,7 @@
 //! Each parser goes over the bytes once and allocates nothing. "max" gives no pair: the column stays NULL while the
 //! file counts as read. Junk is an error and gives no value at all, since half a file would be half a truth.
 
-use crate::catalogue::{ColumnIndex, FILES, File, FileIndex, Format, first_column};
+use crate::catalogue::{ColumnIndex, DEVICE_KEYS, FILES, File, FileIndex, Format, first_column};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
@@ -20,8 +20,13 @@ pub struct Hints {
     lines: Vec<Option<u16>>,
 }
 
-/// A decimal number that fits 64 bits, all of `text`.
-fn number(text: &[u8]) -> Result<u64, ParseError> {
+/// What the kernel prints ends with the end of a line; what does not was cut, and so may be its last number.
+pub(super) fn whole(text: &[u8]) -> Result<(), ParseError> {
+    if text.is_empty() || text.ends_with(b"\n") { Ok(()) } else { Err(ParseError::Layout) }
+}
+
+/// A decimal number that fits the signed 64 bits of a column, all of `text`.
+pub fn number(text: &[u8]) -> Result<u64, ParseError> {
     if text.is_empty() {
         return Err(ParseError::Number);
     }
@@ -32,11 +37,11 @@ fn number(text: &[u8]) -> Result<u64, ParseError> {
         }
         v = v.checked_mul(10).and_then(|v| v.checked_add(u64::from(b - b'0'))).ok_or(ParseError::Number)?;
     }
-    Ok(v)
+    if v > i64::MAX as u64 { Err(ParseError::Number) } else { Ok(v) }
 }
 
 /// `12.34` → 1234; PSI prints two decimals always.
-fn hundredths(text: &[u8]) -> Result<u64, ParseError> {
+pub fn hundredths(text: &[u8]) -> Result<u64, ParseError> {
     let dot = text.iter().position(|&b| b == b'.').ok_or(ParseError::Number)?;
     let (whole, part) = (number(&text[..dot])?, &text[dot + 1..]);
     if part.len() != 2 {
@@ -65,6 +70,14 @@ fn single(
     }
 }
 
+/// A key that stands twice has no value.
+fn once(seen: &mut u128, key: usize) -> Result<(), ParseError> {
+    let bit = 1 << key;
+    let is_new = *seen & bit == 0;
+    *seen |= bit;
+    is_new.then_some(()).ok_or(ParseError::Layout)
+}
+
 fn key_value(
     file: &File,
     base: ColumnIndex,
@@ -72,6 +85,7 @@ fn key_value(
     text: &[u8],
     out: &mut Vec<(ColumnIndex, u64)>,
 ) -> Result<(), ParseError> {
+    let mut seen = 0u128;
     for (n, line) in lines(text).enumerate() {
         let space = line.iter().position(|&b| b == b' ').ok_or(ParseError::Layout)?;
         let (key, value) = (&line[..space], &line[space + 1..]);
@@ -90,9 +104,10 @@ fn key_value(
                 None => continue,
             },
         };
+        once(&mut seen, column)?;
         out.push((base + column, number(value)?));
     }
-    Ok(())
+    if text.is_empty() { Err(ParseError::Layout) } else { Ok(()) }
 }
 
 fn pressure(
@@ -101,6 +116,7 @@ fn pressure(
     text: &[u8],
     out: &mut Vec<(ColumnIndex, u64)>,
 ) -> Result<(), ParseError> {
+    let mut seen = 0u128;
     for line in lines(text) {
         let mut words = line.split(|&b| b == b' ');
         let side = words.next().ok_or(ParseError::Layout)?;
@@ -112,31 +128,62 @@ fn pressure(
                 c.key.as_bytes().strip_prefix(side).and_then(|k| k.strip_prefix(b".")) == Some(name)
             });
             if let Some(i) = found {
+                once(&mut seen, i)?;
                 out.push((base + i, v));
             }
         }
+    }
+    if text.is_empty() { Err(ParseError::Layout) } else { Ok(()) }
+}
+
+/// Devices of which a second line is noticed.
+const DEVICES: usize = 64;
+
+/// Each device of io.stat's text with its values, in the order of [`DEVICE_KEYS`].
+///
+/// # Errors
+/// Text that the kernel would not print; `each` may have been called for what stood before it.
+pub fn devices<'a>(
+    text: &'a [u8],
+    mut each: impl FnMut(&'a [u8], [Option<u64>; DEVICE_KEYS.len()]),
+) -> Result<(), ParseError> {
+    whole(text)?;
+    let mut names: [&[u8]; DEVICES] = [b""; DEVICES];
+    for (n, line) in lines(text).enumerate() {
+        // `8:0 rbytes=1 …`; old kernels print a device of no activity with nothing behind its number
+        let mut words = line.split(|&b| b == b' ').filter(|w| !w.is_empty());
+        let name = words.next().ok_or(ParseError::Layout)?;
+        if names.iter().take(n).any(|other| *other == name) || name.contains(&b'=') {
+            return Err(ParseError::Layout);
+        }
+        if let Some(place) = names.get_mut(n) {
+            *place = name;
+        }
+        let mut values = [None; DEVICE_KEYS.len()];
+        for word in words {
+            let eq = word.iter().position(|&b| b == b'=').ok_or(ParseError::Layout)?;
+            if let Some(i) = DEVICE_KEYS.iter().position(|k| k.as_bytes() == &word[..eq]) {
+                if values[i].replace(number(&word[eq + 1..])?).is_some() {
+                    return Err(ParseError::Layout);
+                }
+            }
+        }
+        each(name, values);
     }
     Ok(())
 }
 
 /// Sums over devices. A file with no device gives no value: nothing was counted yet, which the kernel shows as nothing.
-fn per_device(
-    file: &File,
-    base: ColumnIndex,
-    text: &[u8],
-    out: &mut Vec<(ColumnIndex, u64)>,
-) -> Result<(), ParseError> {
-    let mut sums = [None::<u64>; 16];
-    let sums = sums.get_mut(..file.columns.len()).ok_or(ParseError::Layout)?;
-    for line in lines(text) {
-        // `8:0 rbytes=1 …`; old kernels print a device of no activity with nothing behind its number
-        for word in line.split(|&b| b == b' ').skip(1).filter(|w| !w.is_empty()) {
-            let eq = word.iter().position(|&b| b == b'=').ok_or(ParseError::Layout)?;
-            if let Some(i) = file.columns.iter().position(|c| c.key.as_bytes() == &word[..eq]) {
-                let v = number(&word[eq + 1..])?;
-                sums[i] = Some(sums[i].unwrap_or(0).checked_add(v).ok_or(ParseError::Number)?);
-            }
+fn per_device(base: ColumnIndex, text: &[u8], out: &mut Vec<(ColumnIndex, u64)>) -> Result<(), ParseError> {
+    let mut sums = [None::<u64>; DEVICE_KEYS.len()];
+    devices(text, |_, values| {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            // beyond 64 bits it stays there, and is refused below
+            *sum = value.map(|v| sum.unwrap_or(0).saturating_add(v)).or(*sum);
         }
+    })?;
+    if sums.iter().flatten().any(|s| *s > i64::MAX as u64) {
+        return Err(ParseError::Number);
     }
     out.extend(sums.iter().enumerate().filter_map(|(i, s)| s.map(|s| (base + i, s))));
     Ok(())
@@ -163,13 +210,13 @@ pub fn parse(
     out: &mut Vec<(ColumnIndex, u64)>,
 ) -> Result<(), ParseError> {
     let (file, base, before) = (&FILES[index], first_column(index), out.len());
-    let result = match file.format {
+    let result = whole(text).and_then(|()| match file.format {
         Format::Single => single(file, base, text, out),
         Format::KeyValue => key_value(file, base, hints, text, out),
         Format::Pressure => pressure(file, base, text, out),
-        Format::PerDevice => per_device(file, base, text, out),
+        Format::PerDevice => per_device(base, text, out),
         Format::Pair => pair(base, text, out),
-    };
+    });
     if result.is_err() {
         out.truncate(before);
     }

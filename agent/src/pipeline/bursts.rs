@@ -66,7 +66,7 @@ impl State {
     fn burst_plan<'a>(&self, period_ns: u64, id: &'a str) -> Plan<'a> {
         let period_ms = u32::try_from(period_ns / MS).unwrap_or(u32::MAX);
         let in_lane = self.in_place_of_lane(Some(period_ns));
-        Plan { cause: Cause::Burst, period_ms, burst: Some(id), slow: false, in_lane }
+        Plan { cause: Cause::Burst, period_ms, burst: Some(id), slow: false, loose: false, in_lane }
     }
 
     fn burst_lost(&mut self, owner: CgroupId, reason: &'static str, rows: u64) {
@@ -144,7 +144,7 @@ impl State {
                 let members: Vec<_> = members.iter().map(|m| m.id).collect();
                 // the row at the event, with limits and peaks: as near to it as can be
                 let mut first_row = None;
-                let plan = Plan { slow: true, ..self.burst_plan(settings.period_ns, &id) };
+                let plan = Plan { slow: true, loose: true, ..self.burst_plan(settings.period_ns, &id) };
                 for &member in &members {
                     let stamp = self.sample(member, plan);
                     first_row = first_row.or(stamp.filter(|_| member == owner.id));

@@ -17,7 +17,8 @@ use crate::ledger::Ledger;
 use crate::names::{Cause, CgroupId, Scope, Table};
 use crate::probes::{KindLoss, Losses};
 use crate::processes;
-use crate::sampler::{Plan, Sampler, Target, Vanished};
+use crate::recorder::Series;
+use crate::sampler::{Network, Node, Plan, Sampler, Target, Vanished};
 use crate::story::{Blame, Story};
 use crate::trigger::Trigger;
 use std::cmp::Reverse;
@@ -53,6 +54,9 @@ const MINUTE: u64 = 60 * SECOND;
 /// the lane of the others does not wait for thousands of them.
 const FOLLOW_FOR: u64 = 5 * MS;
 const FOLLOW_AT_LEAST: usize = 4;
+const PROC: &str = "/proc";
+/// How often the node as a whole is read.
+const NODE_EVERY: u64 = SECOND;
 
 /// Where in a period a cgroup has its turn: its own place, so that not all are due in the same instant.
 fn phase(id: CgroupId, period: u64) -> u64 {
@@ -75,6 +79,10 @@ pub struct State {
     pub(super) offset: Offset,
     pub(super) tree: Tree,
     pub(super) sampler: Sampler,
+    pub(super) node: Node,
+    pub(super) network: Network,
+    /// The agent's own metrics come from here.
+    series: Series,
     pub(super) targets: BTreeMap<CgroupId, Target>,
     pub(super) trigger: Trigger,
     pub(super) bursts: HashMap<CgroupId, Running>,
@@ -118,6 +126,9 @@ struct Next {
     flush: u64,
     rotation: u64,
     minute: u64,
+    node: u64,
+    /// What is read of the node less often.
+    node_slow: u64,
 }
 
 impl State {
@@ -126,6 +137,7 @@ impl State {
         names: NodeNames,
         tree: Tree,
         sampler: Sampler,
+        series: Series,
         lane: Lane,
         has_events: bool,
     ) -> Self {
@@ -140,6 +152,8 @@ impl State {
             flush: now + FLUSH_EVERY,
             rotation: now + config.rotation.every_s * SECOND,
             minute: now + MINUTE,
+            node: now,
+            node_slow: now,
         };
         Self {
             config,
@@ -147,6 +161,9 @@ impl State {
             offset: Offset::measure(),
             tree,
             sampler,
+            node: Node::new(Path::new(PROC)),
+            network: Network::new(Path::new(PROC)),
+            series,
             targets: BTreeMap::new(),
             trigger,
             bursts: HashMap::new(),
@@ -188,7 +205,7 @@ impl State {
             return 0;
         }
         let flush = if self.flush_wanted { self.last_flush + FLUSH_GAP } else { n.flush };
-        let fixed = [n.lane, n.base, n.rescan, n.offset, flush, n.rotation, n.minute];
+        let fixed = [n.lane, n.base, n.rescan, n.offset, flush, n.rotation, n.minute, n.node];
         let moving = [self.trigger.next_due(), self.story.next_deadline()];
         fixed.into_iter().chain(moving.into_iter().flatten()).min().unwrap_or(n.lane)
     }
@@ -213,6 +230,9 @@ impl State {
         if self.next.base <= now {
             self.base_tick(now);
             self.next.base = now + BASE_STEP;
+        }
+        if self.next.node <= now {
+            self.node_tick(now);
         }
         if self.next.rescan <= now || self.rescan_wanted {
             self.rescan(now);
@@ -310,7 +330,7 @@ impl State {
         let ring = self.ring();
         let Some(target) = self.sampler.open(meta, ring, now) else { return };
         self.targets.insert(meta.id, target);
-        let plan = Plan { slow: true, ..self.base_plan() };
+        let plan = Plan { slow: true, loose: true, ..self.base_plan() };
         self.sample(meta.id, plan);
         let period = self.config.sampling.base_period_ms * MS;
         if let Some(t) = self.targets.get_mut(&meta.id) {
@@ -383,19 +403,24 @@ impl State {
     /// How a base row without slow files is taken.
     pub(super) fn base_plan(&self) -> Plan<'static> {
         let period_ms = u32::try_from(self.config.sampling.base_period_ms).unwrap_or(u32::MAX);
-        Plan { cause: Cause::Base, period_ms, burst: None, slow: false, in_lane: false }
+        Plan { cause: Cause::Base, period_ms, burst: None, slow: false, loose: false, in_lane: false }
     }
 
     /// Takes one row of a cgroup. One that has gone is remembered and forgotten at the end of the round, when the
     /// kernel's last events about it are in.
     pub(super) fn sample(&mut self, id: CgroupId, plan: Plan<'_>) -> Option<Stamp> {
         let target = self.targets.get_mut(&id)?;
-        let taken = self.sampler.sample(target, plan, self.offset, &mut self.pending.samples);
+        let taken = self.sampler.sample(target, plan, self.offset, &mut self.pending);
         match taken {
-            Ok(_) => self.ledger.written(Table::Samples, 1),
+            Ok(taken) => {
+                self.ledger.written(Table::Samples, 1);
+                self.ledger.written(Table::Metrics, taken.metrics);
+                self.ledger.written(Table::IoDevices, taken.devices);
+                self.ledger.lost(Table::Metrics, "too_many", taken.cut);
+            }
             Err(Vanished) => self.vanished.push(id),
         }
-        taken.ok()
+        taken.ok().map(|t| t.at)
     }
 
     fn base_tick(&mut self, now: u64) {
@@ -418,20 +443,27 @@ impl State {
             target.next_base_ns += (missed + 1) * period;
             // limits are often written just after the directory is made: a young cgroup's are read with every row
             let age = now.saturating_sub(target.first_seen_ns);
-            let slow = target.next_slow_ns <= now || age < YOUNG;
-            if slow {
+            let loose = target.next_slow_ns <= now;
+            let slow = loose || age < YOUNG;
+            if loose {
                 target.next_slow_ns = now + slow_period;
             }
             let look_for_init = target.init_pid.is_none() && age < INIT_WITHIN;
-            due.push((*id, slow, missed, look_for_init && target.meta.identity.scope == Scope::Container));
+            due.push((
+                *id,
+                slow,
+                loose,
+                missed,
+                look_for_init && target.meta.identity.scope == Scope::Container,
+            ));
         }
-        for (id, slow, missed, look_for_init) in due {
+        for (id, slow, loose, missed, look_for_init) in due {
             self.ledger.lost(Table::Samples, "late", missed);
             self.story.lost(id, Table::Samples.as_str(), "late", missed);
             if look_for_init {
                 self.look_for_init(id);
             }
-            let plan = Plan { slow, ..self.base_plan() };
+            let plan = Plan { slow, loose, ..self.base_plan() };
             if let Some(stamp) = self.sample(id, plan) {
                 self.watch_base(id, stamp.ktime_ns);
                 self.check_kills(id, stamp.ktime_ns);
@@ -448,7 +480,7 @@ impl State {
         let Some(node) = self.tree.get(id) else { return };
         let path = self.tree.path(&node.meta);
         if let Some(target) = self.targets.get_mut(&id).filter(|t| t.born_here) {
-            target.init_pid = processes::first(Path::new("/proc"), &path);
+            target.init_pid = processes::first(Path::new(PROC), &path);
             self.new_inits.extend(target.init_pid.map(|pid| (pid, id)));
         }
     }
@@ -457,14 +489,48 @@ impl State {
         let Some(target) = self.targets.get(&id) else { return };
         let meta = target.meta.clone();
         let at = self.stamp(clock::ktime_ns());
-        let listing = processes::list(Path::new("/proc"), &self.tree.path(&meta), target.init_pid);
+        let listing = processes::list(Path::new(PROC), &self.tree.path(&meta), target.init_pid);
         self.ledger.written(Table::Processes, listing.processes.len() as u64);
         self.ledger.lost(Table::Processes, "too_many", listing.cut);
         self.story.lost(id, Table::Processes.as_str(), "too_many", listing.cut);
         // one a directory at the least, since how many are in it is what was not read
         self.ledger.lost(Table::Processes, "too_many_cgroups", listing.directories_cut);
         self.story.lost(id, Table::Processes.as_str(), "too_many_cgroups", listing.directories_cut);
+        // the first is the likeliest to be there at the next time as well
+        if let Some(process) = listing.processes.first() {
+            self.network(process.pid, Some(&meta), at);
+        }
         self.pending.processes.extend(listing.processes.into_iter().map(|p| (at, meta.clone(), p)));
+    }
+
+    /// Takes the counters of a process's network namespace, for its pod where it has one.
+    fn network(&mut self, pid: u32, container: Option<&Arc<Meta>>, at: Stamp) {
+        let owner = container.map(|c| self.tree.up_to_pod(c.id).pop().unwrap_or_else(|| c.clone()));
+        let mut values = Vec::new();
+        self.network.read(pid, owner.as_ref().map(|o| o.id), at.ktime_ns, PROCESSES_EVERY, &mut values);
+        self.ledger.lost(Table::Metrics, "too_many", std::mem::take(&mut self.network.cut));
+        let rows = self.pending.metrics.commit(at, owner.as_ref(), &mut values);
+        self.ledger.written(Table::Metrics, rows);
+    }
+
+    /// A row of the node, and every ten seconds what it has no column for, its network and the agent's own metrics.
+    fn node_tick(&mut self, now: u64) {
+        self.next.node = now + NODE_EVERY - now % NODE_EVERY;
+        let is_slow = self.next.node_slow <= now;
+        let mut rest = Vec::new();
+        let at = self.stamp(clock::ktime_ns());
+        let row = self.node.read(is_slow.then_some(&mut rest));
+        self.pending.node.push((at, row));
+        self.ledger.written(Table::Node, 1);
+        if !is_slow {
+            return;
+        }
+        self.next.node_slow = now + self.config.sampling.slow_period_ms * MS;
+        let cut = self.node.take_cut() + self.series.own(&mut rest);
+        self.ledger.lost(Table::Metrics, "too_many", cut);
+        let rows = self.pending.metrics.commit(at, None, &mut rest);
+        self.ledger.written(Table::Metrics, rows);
+        self.network(1, None, at);
     }
 
     pub(super) fn rescan(&mut self, now: u64) {

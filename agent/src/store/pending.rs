@@ -62,7 +62,7 @@ impl Item {
             Table::Samples => batches
                 .iter()
                 .any(|b| b.column_by_name("burst_id").is_some_and(|c| c.logical_null_count() < c.len())),
-            Table::Ledger => false,
+            Table::IoDevices | Table::Metrics | Table::Node | Table::Ledger => false,
         };
         Self { seq, table, batches, rows, bytes, is_evidence }
     }

@@ -1,0 +1,140 @@
+//! Numbers without a column: which series a key of a file is, found once and remembered by its place in the text.
+//!
+//! The kernel prints keys in the same order for as long as it runs, so a comparison with the key that stood at this place
+//! last time is all that a value costs, and nothing is allocated. Bounded: beyond `MAX_SERIES` a value is cut and counted.
+
+use crate::accumulator::Value;
+use crate::catalogue::loose::{Metric, metric};
+use crate::cgroup::loose::visit;
+use crate::cgroup::parse::ParseError;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Series of all files together: a machine of 8 NUMA nodes has 400.
+const MAX_SERIES: usize = 4096;
+
+struct Slot {
+    key: Box<[u8]>,
+    sub: Box<[u8]>,
+    /// `None` = the catalogue has a column for it.
+    metric: Option<Arc<Metric>>,
+}
+
+struct Kept {
+    name: Box<str>,
+    slots: Vec<Slot>,
+}
+
+/// A file whose keys are remembered.
+pub type LooseIndex = usize;
+
+#[derive(Default)]
+pub struct Loose {
+    files: Vec<Kept>,
+    by_name: HashMap<Box<str>, LooseIndex>,
+    series: usize,
+    /// Values that found no room since the last look.
+    pub cut: u64,
+}
+
+impl Loose {
+    /// The place of a file by its name; it is made room for at the first time.
+    pub fn file(&mut self, name: &str) -> LooseIndex {
+        if let Some(&i) = self.by_name.get(name) {
+            return i;
+        }
+        self.files.push(Kept { name: name.into(), slots: Vec::new() });
+        self.by_name.insert(name.into(), self.files.len() - 1);
+        self.files.len() - 1
+    }
+
+    pub fn name(&self, file: LooseIndex) -> &str {
+        &self.files[file].name
+    }
+
+    /// Appends the values of a file's text, without those that `is_known` has a column for.
+    ///
+    /// # Errors
+    /// The text is not made of numbers; `out` is then as it was before.
+    pub fn take(
+        &mut self,
+        file: LooseIndex,
+        text: &[u8],
+        is_known: impl Fn(&[u8], &[u8]) -> bool,
+        out: &mut Vec<Value>,
+    ) -> Result<(), ParseError> {
+        let before = out.len();
+        let Kept { name, slots } = &mut self.files[file];
+        let (series, cut) = (&mut self.series, &mut self.cut);
+        let mut place = 0;
+        let result = visit(text, |key, sub, value| {
+            let is = |s: &Slot| *s.key == *key && *s.sub == *sub;
+            let at = match slots.get(place) {
+                Some(slot) if is(slot) => place,
+                _ => slots.iter().position(is).unwrap_or_else(|| {
+                    let metric = (!is_known(key, sub) && *series < MAX_SERIES).then(|| {
+                        let text = String::from_utf8_lossy;
+                        Arc::new(metric(name, &text(key), &text(sub)))
+                    });
+                    if metric.is_none() && !is_known(key, sub) {
+                        // not remembered, so that memory has a bound
+                        *cut += 1;
+                        return usize::MAX;
+                    }
+                    *series += usize::from(metric.is_some());
+                    slots.push(Slot { key: key.into(), sub: sub.into(), metric });
+                    slots.len() - 1
+                }),
+            };
+            place = at.wrapping_add(1);
+            if let Some(metric) = slots.get(at).and_then(|s| s.metric.clone()) {
+                out.push((metric, value.unwrap_or(f64::NAN)));
+            }
+        });
+        if result.is_err() {
+            out.truncate(before);
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_find_their_series_in_any_order_and_known_keys_are_left_out() {
+        let mut loose = Loose::default();
+        let file = loose.file("cgroup.stat");
+        assert_eq!(loose.file("cgroup.stat"), file);
+        let mut read = |text: &str| {
+            let mut out = Vec::new();
+            loose.take(file, text.as_bytes(), |key, _| key == b"known", &mut out).expect("numbers");
+            out.into_iter().map(|(m, v)| (m.name.clone(), v)).collect::<Vec<_>>()
+        };
+        let (a, b) = ("cgroup_stat_a".to_owned(), "cgroup_stat_b".to_owned());
+        assert_eq!(read("known 1\na 2\nb 3\n"), [(a.clone(), 2.0), (b.clone(), 3.0)]);
+        assert_eq!(read("b 4\nknown 1\na 5\n"), [(b, 4.0), (a, 5.0)]);
+    }
+
+    #[test]
+    fn series_have_a_bound_and_what_is_cut_is_counted() {
+        let mut loose = Loose::default();
+        let file = loose.file("misc.current");
+        let mut out = Vec::new();
+        let text: String = (0..MAX_SERIES + 7).map(|n| format!("r{n} 1\n")).collect();
+        loose.take(file, text.as_bytes(), |_, _| false, &mut out).expect("numbers");
+        assert_eq!((out.len(), loose.cut, loose.files[file].slots.len()), (MAX_SERIES, 7, MAX_SERIES));
+    }
+
+    #[test]
+    fn junk_gives_nothing_and_max_is_no_number() {
+        let mut loose = Loose::default();
+        let file = loose.file("hugetlb.2MB.max");
+        let mut out = Vec::new();
+        assert!(loose.take(file, b"1\nx\n", |_, _| false, &mut out).is_err());
+        assert!(out.is_empty());
+        loose.take(file, b"max\n", |_, _| false, &mut out).expect("max");
+        assert!(out[0].1.is_nan());
+    }
+}

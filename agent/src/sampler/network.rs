@@ -1,0 +1,179 @@
+//! Network counters, once for each network namespace: the interfaces of /proc/PID/net/dev.
+//!
+//! Which namespace it is tells the inode of that very file: procfs gives each namespace files of its own with numbers that
+//! no other has, and to look at them needs no privilege, while /proc/PID/ns/net needs CAP_SYS_PTRACE. The number of
+//! /proc/PID/ns/net, as lsns(8) shows it, is a label where it may be read. A namespace has its rows under the first
+//! owner that it was met with, until that has not asked for three periods: the containers of a pod share one, so their pod
+//! owns it, and the node's own is the node's also where containers use it.
+
+use super::Faults;
+use crate::accumulator::Value;
+use crate::catalogue::Kind;
+use crate::catalogue::loose::Metric;
+use crate::cgroup::parse::number;
+use crate::names::CgroupId;
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What is kept of the eight numbers in and the eight out.
+const FIELDS: [(usize, &str); 8] = [
+    (0, "net_rx_bytes"),
+    (1, "net_rx_packets"),
+    (2, "net_rx_errors"),
+    (3, "net_rx_dropped"),
+    (8, "net_tx_bytes"),
+    (9, "net_tx_packets"),
+    (10, "net_tx_errors"),
+    (11, "net_tx_dropped"),
+];
+const NUMBERS: usize = 16;
+/// Interfaces of one namespace; a node with a bridge has one for each pod.
+const MAX_INTERFACES: usize = 64;
+
+/// A namespace as procfs numbers its files.
+type Namespace = u64;
+
+pub struct Network {
+    proc_root: PathBuf,
+    /// When each namespace was read last, and for whom. One that is not met any more is forgotten.
+    read: HashMap<Namespace, (u64, Option<CgroupId>)>,
+    /// Interfaces that were too many.
+    pub cut: u64,
+    pub faults: Faults,
+}
+
+impl Network {
+    pub fn new(proc_root: &Path) -> Self {
+        Self { proc_root: proc_root.to_owned(), read: HashMap::new(), cut: 0, faults: Faults::default() }
+    }
+
+    /// The namespace of a process: `None` when it has gone.
+    fn namespace(&self, pid: u32) -> Option<Namespace> {
+        fs::metadata(self.proc_root.join(pid.to_string()).join("net/dev")).ok().map(|m| m.ino())
+    }
+
+    /// The counters of a process's namespace, unless they are read for another owner, or were within the last period.
+    /// `owner` is the cgroup that the rows are to be of, `None` = the node.
+    pub fn read(
+        &mut self,
+        pid: u32,
+        owner: Option<CgroupId>,
+        now_ns: u64,
+        period_ns: u64,
+        out: &mut Vec<Value>,
+    ) {
+        let Some(namespace) = self.namespace(pid) else { return };
+        self.read.retain(|_, (last, _)| now_ns.saturating_sub(*last) < 3 * period_ns);
+        // a round is a little less than the period: an instant may come early, never a whole round
+        let age = |last: u64| now_ns.saturating_sub(last);
+        let is_due = |(last, of): &(u64, _)| *of == owner && age(*last) >= period_ns / 10 * 9;
+        if !self.read.get(&namespace).is_none_or(is_due) {
+            return;
+        }
+        let dir = self.proc_root.join(pid.to_string());
+        let Ok(text) = fs::read_to_string(dir.join("net/dev")) else { return };
+        // another process may have come under this number meanwhile
+        if self.namespace(pid) != Some(namespace) {
+            return;
+        }
+        self.read.insert(namespace, (now_ns, owner));
+        let number = fs::metadata(dir.join("ns/net")).ok().map(|m| m.ino().to_string());
+        let before = out.len();
+        for (n, line) in text.lines().skip(2).enumerate() {
+            if n >= MAX_INTERFACES {
+                self.cut += FIELDS.len() as u64;
+            } else if interface(line, number.as_deref(), out).is_none() {
+                out.truncate(before);
+                self.faults.unparsed("net/dev");
+                return;
+            }
+        }
+    }
+}
+
+/// `  eth0: 1 2 3 …`, sixteen numbers.
+fn interface(line: &str, netns: Option<&str>, out: &mut Vec<Value>) -> Option<()> {
+    let (name, rest) = line.rsplit_once(':')?;
+    let mut values = [0; NUMBERS];
+    let mut words = rest.split_ascii_whitespace();
+    for value in &mut values {
+        *value = number(words.next()?.as_bytes()).ok()?;
+    }
+    let mut labels = vec![("interface".to_owned(), name.trim().to_owned())];
+    labels.extend(netns.map(|n| ("netns".to_owned(), n.to_owned())));
+    for (at, name) in FIELDS {
+        let metric =
+            Metric { name: name.to_owned(), kind: Some(Kind::Counter.as_str()), labels: labels.clone() };
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 bytes, 9 PB through one interface")]
+        out.push((Arc::new(metric), values[at] as f64));
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEV: &str = "Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:       1       2    3    4    0     0          0         0        5       6    7    8    0     0       0          0
+eth0:0: 11 2 0 0 0 0 0 0 12 0 0 0 0 0 0 0
+";
+
+    fn process(root: &Path, pid: u32, text: &str) {
+        let dir = root.join(pid.to_string()).join("net");
+        fs::create_dir_all(&dir).expect("mkdir");
+        fs::write(dir.join("dev"), text).expect("write");
+    }
+
+    #[test]
+    fn a_namespace_is_read_once_a_round() {
+        let dir = tempfile::tempdir().expect("a folder");
+        process(dir.path(), 7, DEV);
+        fs::create_dir_all(dir.path().join("8/net")).expect("mkdir");
+        fs::hard_link(dir.path().join("7/net/dev"), dir.path().join("8/net/dev")).expect("one namespace");
+        process(dir.path(), 9, DEV);
+        let mut network = Network::new(dir.path());
+        let mut rows = |pid, owner, now| {
+            let mut out = Vec::new();
+            network.read(pid, Some(CgroupId(owner)), now, 100, &mut out);
+            out.len()
+        };
+        assert_eq!((rows(7, 1, 1000), rows(8, 1, 1010), rows(9, 2, 1010), rows(6, 3, 1010)), (16, 0, 16, 0));
+        assert_eq!((rows(8, 1, 1090), rows(7, 1, 1100)), (16, 0));
+        assert_eq!(
+            (rows(8, 3, 1200), rows(7, 1, 1200)),
+            (0, 16),
+            "another owner has to wait until this one is silent"
+        );
+        assert_eq!(rows(8, 3, 1500), 16);
+    }
+
+    #[test]
+    fn interfaces_have_their_numbers_and_junk_has_none() {
+        let dir = tempfile::tempdir().expect("a folder");
+        process(dir.path(), 7, DEV);
+        process(dir.path(), 8, &DEV.replace(" 11 ", " x "));
+        let mut network = Network::new(dir.path());
+        let mut out = Vec::new();
+        network.read(7, None, 1000, 100, &mut out);
+        let of = |interface: &str| {
+            let own = out.iter().filter(|(m, _)| m.labels[0].1 == interface);
+            own.map(|(m, v)| format!("{} {v}", m.name)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            of("lo")[..4],
+            ["net_rx_bytes 1", "net_rx_packets 2", "net_rx_errors 3", "net_rx_dropped 4"]
+        );
+        assert_eq!(
+            of("lo")[4..],
+            ["net_tx_bytes 5", "net_tx_packets 6", "net_tx_errors 7", "net_tx_dropped 8"]
+        );
+        assert_eq!(of("eth0:0")[4], "net_tx_bytes 12");
+        network.read(8, None, 1000, 100, &mut out);
+        assert_eq!((out.len(), network.faults.unparsed.get("net/dev")), (16, Some(&1)));
+    }
+}

@@ -1,0 +1,129 @@
+//! The sampler over cgroups made of ordinary files: what it reads, leaves out, keeps open and counts.
+
+use super::*;
+use crate::accumulator::NodeNames;
+use crate::cgroup::identify;
+use crate::names::Table;
+use crate::recorder;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+/// A cgroup made of ordinary files: what the parsers and the policy need, not what the kernel does.
+fn fake(dir: &Path, files: &[(&str, &str)]) -> Arc<Meta> {
+    let path = dir.join("web.service");
+    fs::create_dir_all(&path).expect("mkdir");
+    for (name, text) in files {
+        fs::write(path.join(name), text).expect("write");
+    }
+    let id = CgroupId(fs::metadata(&path).expect("stat").ino());
+    Arc::new(Meta { id, parent_id: None, path: "/web.service".into(), identity: identify("/web.service") })
+}
+
+const SLOW: Plan<'_> =
+    Plan { cause: Cause::Base, period_ms: 1000, burst: None, slow: true, loose: true, in_lane: false };
+const HOT: Plan<'_> = Plan { slow: false, loose: false, ..SLOW };
+
+fn with_sampler<T>(dir: &Path, descriptors: usize, test: impl FnOnce(&mut Sampler) -> T) -> T {
+    let (recorder, series) = recorder::build();
+    metrics::with_local_recorder(&recorder, || test(&mut Sampler::new(dir, series, descriptors)))
+}
+
+fn batch(pending: &Pending) -> RecordBatch {
+    let names = NodeNames { cluster: None, node: "n".into(), boot_id: "b".into() };
+    pending.batch(Table::Samples, &names).expect("builds")
+}
+
+fn cell(batch: &RecordBatch, column: &str, row: usize) -> Option<i64> {
+    let a = batch.column_by_name(column).expect("column").as_primitive::<Int64Type>();
+    a.is_valid(row).then(|| a.value(row))
+}
+
+fn bit(batch: &RecordBatch, file: &str) -> bool {
+    let mask = cell(batch, "files_read", 0).expect("a mask");
+    mask >> crate::catalogue::file(file).expect("known") & 1 == 1
+}
+
+#[test]
+fn max_is_null_with_its_bit_and_junk_is_null_without() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let meta = fake(
+        dir.path(),
+        &[("memory.current", "8192\n"), ("memory.max", "max\n"), ("pids.current", "many\n")],
+    );
+    with_sampler(dir.path(), 1024, |s| {
+        let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
+        let mut out = Pending::default();
+        s.sample(&mut target, SLOW, clock::Offset::measure(), &mut out).expect("there");
+        let b = batch(&out);
+        assert_eq!(cell(&b, "memory_current", 0), Some(8192));
+        assert_eq!((cell(&b, "memory_max", 0), bit(&b, "memory.max")), (None, true));
+        assert_eq!((cell(&b, "pids_current", 0), bit(&b, "pids.current")), (None, false));
+        assert!(!bit(&b, "cpu.stat"), "a file that is not there was not read");
+        assert_eq!(s.faults.unparsed.get("pids.current"), Some(&1));
+    });
+}
+
+#[test]
+fn a_directory_made_anew_under_the_old_name_is_another_cgroup() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let meta = fake(dir.path(), &[("memory.current", "1\n")]);
+    with_sampler(dir.path(), 1024, |s| {
+        let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
+        fs::rename(dir.path().join("web.service"), dir.path().join("old")).expect("rename");
+        fake(dir.path(), &[("memory.current", "2\n")]);
+        let mut out = Pending::default();
+        assert!(s.sample(&mut target, SLOW, clock::Offset::measure(), &mut out).is_err());
+        assert!(out.is_empty(), "no row of a cgroup that has gone");
+    });
+}
+
+#[test]
+fn a_file_that_is_not_there_is_no_failed_read() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let meta = fake(dir.path(), &[("memory.current", "4096\n")]);
+    with_sampler(dir.path(), 1024, |s| {
+        let mut target = s.open(&meta, Ring::new(1000, u64::MAX), clock::ktime_ns()).expect("there");
+        let mut out = Pending::default();
+        s.sample(&mut target, HOT, clock::Offset::measure(), &mut out).expect("there");
+        assert!(s.faults.unread.is_empty(), "{:?}", s.faults.unread);
+    });
+}
+
+#[test]
+fn the_reserve_of_descriptors_is_kept_and_the_lane_goes_before_hot_files() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let hot = ["memory.swap.current", "memory.events", "cpu.stat", "io.stat", "pids.current"];
+    let mut files = vec![("memory.current", "1\n")];
+    files.extend(hot.map(|f| (f, "")));
+    let meta = fake(dir.path(), &files);
+    with_sampler(dir.path(), RESERVED_DESCRIPTORS + 16, |s| {
+        let open: Vec<_> =
+            (0..20).map(|_| s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there")).collect();
+        assert_eq!(s.descriptors(), (16, 16));
+        let lanes = open.iter().filter(|t| t.files[0].kept.is_some()).count();
+        assert_eq!(lanes, 5, "hot files stop at 14, so that two more lanes find room");
+    });
+}
+
+#[test]
+fn short_of_descriptors_it_still_reads_everything() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let meta = fake(
+        dir.path(),
+        &[("memory.current", "4096\n"), ("cpu.stat", "usage_usec 7\n"), ("pids.current", "3\n")],
+    );
+    with_sampler(dir.path(), RESERVED_DESCRIPTORS + 1, |s| {
+        // one descriptor is all there is: it is the lane's
+        let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
+        assert_eq!(s.descriptors().0, 1);
+        let mut out = Pending::default();
+        s.sample(&mut target, HOT, clock::Offset::measure(), &mut out).expect("there");
+        assert_eq!(s.lane(&mut target, 50).map(|r| r.and_then(|r| r.memory_current())), Ok(Some(4096)));
+        let b = batch(&out);
+        assert_eq!((cell(&b, "cpu_stat_usage_usec", 0), cell(&b, "pids_current", 0)), (Some(7), Some(3)));
+        s.close(&target);
+        assert_eq!(s.descriptors().0, 0);
+    });
+}
