@@ -30,6 +30,7 @@ const LAYERS: &[&str] = &[
     "segment",
     "store",
     "query",
+    "timeseries",
     "report",
     "export",
     "viewer",

@@ -38,9 +38,9 @@ impl LiveSource {
 }
 
 impl Source for LiveSource {
-    async fn memory(&self, table: Table) -> Vec<RecordBatch> {
+    async fn memory(&self, table: Table, from_us: i64) -> Vec<RecordBatch> {
         let (reply, answer) = oneshot::channel();
-        if !self.outside.send(Input::Rows(table, reply)) {
+        if !self.outside.send(Input::Rows { table, from_us, reply }) {
             return Vec::new();
         }
         let Ok(Ok(pending)) = tokio::time::timeout(ANSWER_WITHIN, answer).await else { return Vec::new() };
