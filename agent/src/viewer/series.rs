@@ -12,7 +12,7 @@ use super::containers::{self, RANGE};
 use super::{App, Source, rows};
 use crate::catalogue::{self, Column, Kind};
 use crate::export::{Chooser, Containers, Problem, columns, duration_us};
-use crate::names::Table;
+use crate::names::{Cause, Table};
 use crate::query::{self, Filter};
 use crate::store::View;
 use crate::timeseries::{self, Buckets, Reading};
@@ -155,6 +155,9 @@ fn one(batch: &RecordBatch, range: Range<usize>, mut who: Map<String, Value>, wa
     }
     let inside: Vec<_> =
         moments.into_iter().filter(|(t, ..)| (wanted.from_us..=wanted.to_us).contains(t)).collect();
+    let period = |wanted| inside.iter().filter(|(_, cause, _)| *cause == wanted).map(|(_, _, ms)| *ms).min();
+    let periods = json!({"base": period(Cause::Base), "history": period(Cause::History), "burst": period(Cause::Burst)});
+    who.insert("periods_ms".to_owned(), periods);
     who.insert("rows".to_owned(), json!(inside.len()));
     who.insert("bands".to_owned(), json!(timeseries::bands(&inside)));
     who.insert("metrics".to_owned(), Value::Object(lines));
