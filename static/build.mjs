@@ -1,8 +1,8 @@
 /**
- * Bundles src/ into dist/report.html, the one file that the agent takes as its template. The same sources give the same
- * bytes: no time, no path, no version of the machine in it. It fails when the template breaks its contract (each
- * placeholder once, nothing that ends the script early, size). `--out FILE` writes elsewhere: the test compares.
- * Called by `npm run build` and by the tests.
+ * Bundles src/ into dist/report.html, the one file that the agent takes as its template, and dist/viewer.html, the page
+ * that it serves. The same sources give the same bytes: no time, no path, no version of the machine in it. It fails when
+ * a page breaks its contract (each placeholder once, nothing that ends the script early, size). Called by
+ * `npm run build` and by the tests.
  */
 
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
@@ -35,12 +35,26 @@ async function bundle(entry, options) {
   return result.outputFiles[0].text.trim();
 }
 
-/** @returns {Promise<string>} the template */
-export async function template() {
+/**
+ * @typedef {object} Page
+ * @property {string} name of the file in src/ and in dist/
+ * @property {string} entry
+ * @property {string} style
+ * @property {string[]} placeholders what the agent fills in
+ */
+
+/** @type {Record<'report' | 'viewer', Page>} */
+export const PAGES = {
+  report: { name: 'report.html', entry: 'src/main.js', style: 'src/styles.css', placeholders: PLACEHOLDERS },
+  viewer: { name: 'viewer.html', entry: 'src/viewer/main.js', style: 'src/viewer/viewer.css', placeholders: [] },
+};
+
+/** @param {Page} page @returns {Promise<string>} the file */
+export async function make(page) {
   const [html, style, code, licences] = await Promise.all([
-    readFile(join(HERE, 'src/report.html'), 'utf8'),
-    bundle('src/styles.css', {}),
-    bundle('src/main.js', { format: 'iife', target: 'es2022' }),
+    readFile(join(HERE, 'src', page.name), 'utf8'),
+    bundle(page.style, {}),
+    bundle(page.entry, { format: 'iife', target: 'es2022' }),
     notices(),
   ]);
   const script = `${licences}\n${code}`;
@@ -49,20 +63,21 @@ export async function template() {
   }
   // Functions, since "$&" in a bundle would be taken for a pattern.
   const out = html.replace('{{STYLE}}', () => style).replace('{{SCRIPT}}', () => script);
-  for (const placeholder of PLACEHOLDERS) {
+  for (const placeholder of page.placeholders) {
     const times = out.split(placeholder).length - 1;
-    if (times !== 1) throw new Error(`${placeholder} stands ${times} times in the template; the agent needs it exactly once`);
+    if (times !== 1) throw new Error(`${placeholder} stands ${times} times in ${page.name}; the agent needs it exactly once`);
   }
   const bytes = Buffer.byteLength(out);
-  if (bytes > MOST_BYTES) throw new Error(`the template has ${bytes} bytes, more than ${MOST_BYTES}: drop something or raise MOST_BYTES with a reason`);
+  if (bytes > MOST_BYTES) throw new Error(`${page.name} has ${bytes} bytes, more than ${MOST_BYTES}: drop something or raise MOST_BYTES with a reason`);
   return out;
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const at = process.argv.indexOf('--out');
-  const file = at > 0 ? process.argv[at + 1] : join(HERE, 'dist/report.html');
-  const text = await template();
-  await mkdir(dirname(file), { recursive: true });
-  await writeFile(file, text);
-  console.log(`${file}: ${Buffer.byteLength(text)} bytes`);
+  for (const page of Object.values(PAGES)) {
+    const file = join(HERE, 'dist', page.name);
+    const text = await make(page);
+    await mkdir(dirname(file), { recursive: true });
+    await writeFile(file, text);
+    console.log(`${file}: ${Buffer.byteLength(text)} bytes`);
+  }
 }

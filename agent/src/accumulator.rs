@@ -123,12 +123,13 @@ impl Pending {
         }
     }
 
-    /// A copy with the rows of one table only: a question about events must not copy the samples.
+    /// A copy with the rows of one table only, and of the samples those not before `from_us`: a question about the last
+    /// seconds must not copy a minute and a half.
     #[must_use]
-    pub fn only(&self, table: Table) -> Self {
+    pub fn only(&self, table: Table, from_us: i64) -> Self {
         let none = Self::default();
         match table {
-            Table::Samples => Self { samples: self.samples.clone(), ..none },
+            Table::Samples => Self { samples: self.samples.since(from_us), ..none },
             Table::Events => Self { events: self.events.clone(), ..none },
             Table::Incidents => Self { incidents: self.incidents.clone(), ..none },
             Table::Processes => Self { processes: self.processes.clone(), ..none },

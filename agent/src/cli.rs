@@ -1,12 +1,14 @@
-//! The command line: `fgm agent | export | incidents`.
+//! The command line: `fgm agent | view | export | events | incidents`.
 //!
 //! Turns arguments into a call of the library and its outcome into an exit code. Output goes to stdout or the named file,
-//! everything else to stderr. `export` and `incidents` work on a running agent (`--server`) or on a data folder (`--data`),
+//! everything else to stderr. `export`, `events` and `incidents` work on a running agent (`--server`) or on a data folder (`--data`),
 //! which they never change. Called by `main` only.
 
+mod events;
 mod fetch;
 mod local;
 mod output;
+mod view;
 
 use crate::config::{Config, ConfigError};
 use crate::discovery::DiscoveryError;
@@ -18,6 +20,7 @@ use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -45,6 +48,10 @@ enum Command {
     Export(Box<ExportArgs>),
     /// List the recorded incidents, newest first.
     Incidents(IncidentsArgs),
+    /// List what the kernel told, or follow it.
+    Events(events::EventsArgs),
+    /// Serve the viewer over a data folder or a copy of one; no agent, no root.
+    View(ViewArgs),
 }
 
 #[derive(Args)]
@@ -60,14 +67,30 @@ struct AgentArgs {
 
 /// Where the data is.
 #[derive(Args)]
-#[group(multiple = false)]
 struct Place {
     /// Address of a running agent.
-    #[arg(long, value_name = "URL", default_value = DEFAULT_SERVER)]
+    #[arg(long, value_name = "URL", default_value = DEFAULT_SERVER, conflicts_with = "data")]
     server: String,
     /// A data folder (what data_dir names, or a copy of it); read only, no agent needed.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// File with the token of that agent, where it asks for one.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+struct ViewArgs {
+    /// A data folder (what data_dir names, or a copy of it), as it is at the start.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Address to serve on; port 0 = any free one. The address is printed.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8050")]
+    listen: SocketAddr,
+    /// File with a token that requests must bring; needed beyond loopback.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -106,7 +129,7 @@ struct ExportArgs {
     /// Kubernetes namespace.
     #[arg(short, long)]
     namespace: Option<String>,
-    /// Pod labels, such as app=cart,tier=web.
+    /// Kubernetes label selector, such as app=cart,tier in (web,api).
     #[arg(short, long)]
     labels: Option<String>,
     /// Container names, container ids or globs of cgroup paths, comma-separated.
@@ -169,8 +192,9 @@ fn chain(error: &anyhow::Error) -> String {
 
 impl From<anyhow::Error> for Failure {
     fn from(e: anyhow::Error) -> Self {
-        let is_configuration = matches!(e.downcast_ref(), Some(ServeError::Open { .. }))
-            || matches!(e.downcast_ref(), Some(DiscoveryError::Glob { .. }));
+        let is_configuration =
+            matches!(e.downcast_ref(), Some(ServeError::Open { .. } | ServeError::Token { .. }))
+                || matches!(e.downcast_ref(), Some(DiscoveryError::Glob { .. }));
         if is_configuration { Self::Usage(chain(&e)) } else { Self::Failed(e) }
     }
 }
@@ -191,6 +215,14 @@ pub fn main() -> ExitCode {
         Command::Agent(args) => agent(&args),
         Command::Export(args) => export(&args),
         Command::Incidents(args) => incidents(&args),
+        Command::Events(args) => {
+            log_to_stderr("warn");
+            events::run(&args)
+        }
+        Command::View(args) => {
+            log_to_stderr("warn");
+            view::run(&args.dir, args.listen, args.token_file)
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -241,7 +273,7 @@ fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
     let all: Vec<Incident> = if let Some(dir) = &args.place.data {
         local::incidents(dir)?
     } else {
-        let mut answer: Value = fetch::json(&args.place.server, "/api/incidents")?;
+        let mut answer: Value = fetch::json(&args.place, "/api/incidents")?;
         serde_json::from_value(answer["incidents"].take())
             .map_err(|e| anyhow::anyhow!("{} gave incidents of another version: {e}", args.place.server))?
     };
@@ -284,7 +316,7 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
     pairs.push(("format".to_owned(), format.as_str().to_owned()));
     let bytes = match &args.place.data {
         Some(dir) => local::export(dir, &pairs)?,
-        None => fetch::export(&args.place.server, &pairs)?,
+        None => fetch::export(&args.place, &pairs)?,
     };
     output::write(&args.output, format == Format::Parquet, &bytes)
 }

@@ -7,12 +7,17 @@
 
 mod choose;
 mod document;
+mod labels;
 mod problem;
 mod selection;
 
+pub use choose::{Chooser, Named};
 pub use document::{EVENT_COLUMNS, row};
+pub use labels::Labels;
 pub use problem::{MEDIA_TYPE, Problem};
-pub use selection::{Containers, Format, Rows, Selection, time_range};
+pub use selection::{
+    Containers, Format, PARAMETERS, Rows, Selection, columns, duration_us, instant, time_range,
+};
 
 use crate::incident::{Incident, Lost};
 use crate::names::Table;
@@ -188,7 +193,7 @@ const NARROW: &str =
 
 fn attempt(evidence: &Evidence, selection: &Selection) -> Result<Exported, Failure> {
     let found = choose::find_rows(evidence, &selection.rows)?;
-    let names = columns(selection);
+    let names = wanted_columns(selection);
     let stem = match &found.incident {
         Some(incident) => format!("incident-{}", file_stem(&incident.id)),
         None => format!("samples-{}-{}", found.filter.from_us, found.filter.to_us),
@@ -244,7 +249,7 @@ fn file_stem(id: &str) -> String {
         .collect()
 }
 
-fn columns(selection: &Selection) -> Option<Vec<&str>> {
+fn wanted_columns(selection: &Selection) -> Option<Vec<&str>> {
     let metrics = selection.metrics.as_ref()?;
     let mut names: Vec<&str> = ALWAYS.to_vec();
     names.extend(metrics);

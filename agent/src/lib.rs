@@ -30,6 +30,7 @@ pub mod schema;
 pub mod segment;
 pub mod store;
 pub mod story;
+pub mod timeseries;
 pub mod trigger;
 pub mod viewer;
 pub mod warn;

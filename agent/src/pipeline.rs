@@ -223,8 +223,8 @@ fn turn(
         }
         while let Ok(input) = inbox.inputs.try_recv() {
             match input {
-                Input::Rows(table, reply) => {
-                    let _ = reply.send(state.rows(table));
+                Input::Rows { table, from_us, reply } => {
+                    let _ = reply.send(state.rows(table, from_us));
                 }
                 Input::Shutdown => {
                     // what the kernel told until now belongs to this run

@@ -1,15 +1,22 @@
-//! HTTP: the JSON API, the exports and the list of incidents on `listen`; health and metrics alone on `health_listen`.
+//! HTTP: the viewer, the JSON API and the exports on `listen`; health and metrics alone on `health_listen`.
 //!
-//! Owns its runtime, so that its shutdown waits for what it started. It reads the running agent through [`Source`] and
-//! the data folder through a view of the store; it changes neither. What is heavy runs on blocking threads, a few at a
-//! time. `listen` beyond loopback is refused: there are no tokens yet. A request for a host name that is not ours is
-//! refused too, since a page elsewhere could point its name here (DNS rebinding). `pipeline` starts and stops it.
+//! Owns its runtime, so that its shutdown waits for what it started. It reads the running agent (or, for `fgm view`, a
+//! copied folder) through [`Source`] and the data folder through a view of the store; it changes neither. What is heavy
+//! runs on blocking threads, a few at a time. `listen` beyond loopback needs a token. `pipeline` and `cli` start and stop it.
 
 mod answers;
+mod api;
+mod containers;
+mod guard;
+mod live;
 mod page;
+mod rows;
+mod series;
 
+pub use answers::events_of as events;
 pub use page::path_segment;
 
+use crate::clock;
 use crate::config::Config;
 use crate::export::{Limits, Problem};
 use crate::incident::Incident;
@@ -17,22 +24,24 @@ use crate::names::Table;
 use crate::store::Store;
 use arrow::array::RecordBatch;
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, header};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::middleware;
 use axum::routing::get;
+use guard::Token;
 use serde_json::Value;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 /// Exports made at once: each holds up to some 200 MB and a core.
 const EXPORTS_AT_ONCE: usize = 2;
+/// Questions for rows (series, containers) worked on at once, and how long one waits for its turn.
+const QUERIES_AT_ONCE: usize = 4;
+const TURN_WITHIN: Duration = Duration::from_secs(30);
 /// Threads that wait on sockets. The work is done on blocking threads.
 const SOCKET_THREADS: usize = 2;
 const BLOCKING_THREADS: usize = 8;
@@ -41,9 +50,13 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the HTTP side sees of the running agent. `pipeline` implements it.
 pub trait Source: Send + Sync + 'static {
-    /// Rows that are in no segment and do not wait in the store. `Err` = why they cannot be had now: an answer without
-    /// them would look whole.
-    fn memory(&self, table: Table) -> impl Future<Output = Result<Vec<RecordBatch>, String>> + Send;
+    /// Rows that are in no segment and do not wait in the store; of the samples none before `from_us` need be there.
+    /// `Err` = why they cannot be had now: an answer without them would look whole.
+    fn memory(
+        &self,
+        table: Table,
+        from_us: i64,
+    ) -> impl Future<Output = Result<Vec<RecordBatch>, String>> + Send;
     /// Newest first, the latest revision of each, bounded.
     fn incidents(&self) -> Vec<Incident>;
     /// Instance, ladder, rates, cost, ledger. Members named as in a report's `provenance` go into reports of rows that
@@ -53,6 +66,14 @@ pub trait Source: Send + Sync + 'static {
     fn ready(&self) -> Result<(), String>;
     /// Prometheus text.
     fn metrics(&self) -> String;
+    /// False for a folder that nobody writes.
+    fn is_live(&self) -> bool {
+        true
+    }
+    /// Where a range "up to now" ends.
+    fn now_us(&self) -> i64 {
+        clock::wall_us()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -62,9 +83,11 @@ pub enum ServeError {
     #[error("cannot listen on {address} ({key}): {source}; name an address of this machine with {key}")]
     Bind { key: &'static str, address: SocketAddr, source: io::Error },
     #[error(
-        "listen = {address} would let everybody on the network read what runs here, and this version has no tokens; listen on 127.0.0.1 (kubectl port-forward and ssh -L reach it), health_listen may be open"
+        "listen = {address} would let everybody on the network read what runs here; name a file with a token as token_file, or listen on 127.0.0.1 (kubectl port-forward and ssh -L reach it), health_listen may be open"
     )]
     Open { address: SocketAddr },
+    #[error("cannot take a token from {} (token_file): {why}; `openssl rand -hex 32` makes one", path.display())]
+    Token { path: PathBuf, why: String },
     #[error("cannot start the threads of the HTTP server: {source}")]
     Threads { source: io::Error },
 }
@@ -76,15 +99,43 @@ pub struct App<S> {
     limits: Limits,
     /// Addresses by which a request may name us, besides loopback.
     bound: Option<IpAddr>,
+    token: Option<Token>,
+    requests: Arc<Semaphore>,
     exports: Arc<Semaphore>,
+    queries: Arc<Semaphore>,
+    listeners: Arc<Semaphore>,
+    stop: watch::Sender<bool>,
 }
 
 impl<S: Source> App<S> {
-    pub fn new(source: Arc<S>, store: Arc<Store>, config: &Config) -> Arc<Self> {
+    /// Reads the token, if there is to be one.
+    pub fn new(source: Arc<S>, store: Arc<Store>, config: &Config) -> Result<Arc<Self>, ServeError> {
         let limits =
             Limits { max_rows: config.export.max_rows, max_containers: config.export.max_containers };
-        let bound = Some(config.listen.ip());
-        Arc::new(Self { source, store, limits, bound, exports: Arc::new(Semaphore::new(EXPORTS_AT_ONCE)) })
+        let places = |n| Arc::new(Semaphore::new(n));
+        Ok(Arc::new(Self {
+            source,
+            store,
+            limits,
+            bound: Some(config.listen.ip()),
+            token: Token::read(&config.token_file)?,
+            requests: places(guard::REQUESTS_AT_ONCE),
+            exports: places(EXPORTS_AT_ONCE),
+            queries: places(QUERIES_AT_ONCE),
+            listeners: places(live::CLIENTS),
+            stop: watch::Sender::new(false),
+        }))
+    }
+
+    fn now_us(&self) -> i64 {
+        self.source.now_us()
+    }
+
+    async fn query_turn(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        match tokio::time::timeout(TURN_WITHIN, self.queries.clone().acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(Problem::unavailable("other questions are being answered; try again in some seconds")),
+        }
     }
 }
 
@@ -94,7 +145,7 @@ pub struct Server {
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
     address: SocketAddr,
-    health_address: SocketAddr,
+    health_address: Option<SocketAddr>,
 }
 
 impl Server {
@@ -102,7 +153,7 @@ impl Server {
         self.address
     }
 
-    pub fn health_address(&self) -> SocketAddr {
+    pub fn health_address(&self) -> Option<SocketAddr> {
         self.health_address
     }
 
@@ -126,11 +177,31 @@ impl Server {
 
 /// Binds both addresses, then serves. Must not be called inside another runtime.
 pub fn serve<S: Source>(source: Arc<S>, store: Arc<Store>, config: &Config) -> Result<Server, ServeError> {
-    if !config.listen.ip().is_loopback() {
+    start(source, store, config, Some(config.health_listen))
+}
+
+/// The viewer and the API alone, with no second address.
+pub fn serve_folder<S: Source>(
+    source: Arc<S>,
+    store: Arc<Store>,
+    config: &Config,
+) -> Result<Server, ServeError> {
+    start(source, store, config, None)
+}
+
+fn start<S: Source>(
+    source: Arc<S>,
+    store: Arc<Store>,
+    config: &Config,
+    health: Option<SocketAddr>,
+) -> Result<Server, ServeError> {
+    let app = App::new(source, store, config)?;
+    if !config.listen.ip().is_loopback() && app.token.is_none() {
         return Err(ServeError::Open { address: config.listen });
     }
     let (listener, address) = bind("listen", config.listen)?;
-    let (health_listener, health_address) = bind("health_listen", config.health_listen)?;
+    let health = health.map(|address| bind("health_listen", address)).transpose()?;
+    let health_address = health.as_ref().map(|(_, address)| *address);
     let runtime = Builder::new_multi_thread()
         .worker_threads(SOCKET_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -138,11 +209,12 @@ pub fn serve<S: Source>(source: Arc<S>, store: Arc<Store>, config: &Config) -> R
         .enable_all()
         .build()
         .map_err(|source| ServeError::Threads { source })?;
-    let (stop, stopping) = watch::channel(false);
-    let app = App::new(source, store, config);
+    let stop = app.stop.clone();
+    let mut served = vec![(listener, router(app.clone()))];
+    served.extend(health.map(|(listener, _)| (listener, health_router(app))));
     let mut tasks = Vec::new();
-    for (listener, routes) in [(listener, router(app.clone())), (health_listener, health_router(app))] {
-        let mut stopping = stopping.clone();
+    for (listener, routes) in served {
+        let mut stopping = stop.subscribe();
         let listener = {
             let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener).map_err(|source| ServeError::Threads { source })?
@@ -173,7 +245,7 @@ fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAd
 /// Everything, for `listen`.
 pub fn router<S: Source>(app: Arc<App<S>>) -> Router {
     Router::new()
-        .route("/", get(page::index::<S>))
+        .route("/", get(page::index))
         .route("/healthz", get(answers::healthz))
         .route("/readyz", get(answers::readyz::<S>))
         .route("/metrics", get(answers::metrics::<S>))
@@ -182,10 +254,16 @@ pub fn router<S: Source>(app: Arc<App<S>>) -> Router {
         .route("/api/incidents/{id}", get(answers::incident::<S>))
         .route("/api/events", get(answers::events::<S>))
         .route("/api/export", get(answers::export::<S>))
+        .route("/api/metrics", get(answers::catalogue))
+        .route("/api/containers", get(containers::list::<S>))
+        .route("/api/filters", get(containers::filters::<S>))
+        .route("/api/timeseries", get(series::timeseries::<S>))
+        .route("/api/live", get(live::live::<S>))
+        .route("/api/openapi.json", get(answers::openapi))
         .fallback(answers::no_such_path)
         .method_not_allowed_fallback(answers::no_such_method)
-        .layer(middleware::from_fn(harden))
-        .layer(middleware::from_fn_with_state(app.clone(), own_host_only::<S>))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::admit::<S>))
+        .layer(middleware::from_fn(guard::harden))
         .with_state(app)
 }
 
@@ -197,63 +275,6 @@ pub fn health_router<S: Source>(app: Arc<App<S>>) -> Router {
         .route("/metrics", get(answers::metrics::<S>))
         .fallback(answers::no_such_path)
         .method_not_allowed_fallback(answers::no_such_method)
-        .layer(middleware::from_fn(harden))
+        .layer(middleware::from_fn(guard::harden))
         .with_state(app)
-}
-
-async fn harden(request: Request, next: Next) -> Response {
-    let is_head = request.method() == Method::HEAD;
-    let mut response = next.run(request).await;
-    let headers = response.headers_mut();
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    if !is_head {
-        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    }
-    response
-}
-
-async fn own_host_only<S: Source>(State(app): State<Arc<App<S>>>, request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).map(|h| h.to_str().unwrap_or("?").to_owned());
-    match host {
-        Some(host) if !is_own_host(&host, app.bound) => {
-            let detail = format!("the host {host:?} is not this agent; use localhost or 127.0.0.1");
-            answers::Refusal(Problem::refused(detail)).into_response()
-        }
-        // Every browser sends one: a request without is no page's.
-        _ => next.run(request).await,
-    }
-}
-
-fn is_own_host(host: &str, bound: Option<IpAddr>) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
-        _ => host,
-    };
-    let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
-    let is_known = |ip: IpAddr| ip.is_loopback() || Some(ip) == bound;
-    bare.eq_ignore_ascii_case("localhost") || bare.parse().is_ok_and(is_known)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_our_own_names_are_ours() {
-        let bound = Some(IpAddr::from([10, 1, 2, 3]));
-        for ours in ["localhost", "LOCALHOST:8050", "127.0.0.1:8050", "[::1]:8050", "[::1]", "10.1.2.3:1"] {
-            assert!(is_own_host(ours, bound), "{ours}");
-        }
-        for other in [
-            "evil.example",
-            "evil.example:8050",
-            "localhost.evil.example",
-            "10.1.2.4",
-            "",
-            "127.0.0.1.nip.io:80",
-        ] {
-            assert!(!is_own_host(other, bound), "{other}");
-        }
-    }
 }

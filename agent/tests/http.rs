@@ -40,7 +40,7 @@ struct Agent {
 }
 
 impl Source for Agent {
-    fn memory(&self, table: Table) -> impl Future<Output = Result<Vec<RecordBatch>, String>> + Send {
+    fn memory(&self, table: Table, _: i64) -> impl Future<Output = Result<Vec<RecordBatch>, String>> + Send {
         let busy = self.busy;
         let mut memory = self.memory.lock().expect("not poisoned");
         let rows = memory.iter().filter(|(t, _)| *t == table).map(|(_, b)| b.clone()).collect();
@@ -93,7 +93,7 @@ impl Setup {
     }
 
     fn router(&self, agent: Agent) -> Router {
-        viewer::router(App::new(Arc::new(agent), self.store.clone(), &self.config))
+        viewer::router(App::new(Arc::new(agent), self.store.clone(), &self.config).expect("no token to read"))
     }
 }
 
@@ -139,7 +139,9 @@ fn rows_of(body: Bytes) -> usize {
 #[test]
 fn health_readiness_and_metrics() {
     let s = setup();
-    let health = |agent| viewer::health_router(App::new(Arc::new(agent), s.store.clone(), &s.config));
+    let health = |agent| {
+        viewer::health_router(App::new(Arc::new(agent), s.store.clone(), &s.config).expect("no token"))
+    };
     for router in [s.router(Agent::default()), health(Agent::default())] {
         assert_eq!(ask(&router, "/healthz").0, 200);
         assert_eq!(ask(&router, "/readyz").0, 200);
@@ -328,7 +330,7 @@ fn a_bad_query_is_400_with_what_is_accepted() {
     let p = problem(&router, "/api/export?rnage=5m", 400);
     assert!(p["accepted"].as_array().is_some_and(|a| a.contains(&json!("range"))));
     problem(&router, "/api/export", 400);
-    problem(&router, "/api/export?range=5m&labels=app%20notin%20(a)", 400);
+    problem(&router, "/api/export?range=5m&labels=app%20within%20(a)", 400);
     problem(&router, "/api/export?incident=unknown", 404);
     problem(&router, "/api/nothing", 404);
     let request =

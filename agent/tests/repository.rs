@@ -32,6 +32,7 @@ const LAYERS: &[&str] = &[
     "segment",
     "store",
     "query",
+    "timeseries",
     "report",
     "export",
     "viewer",

@@ -36,13 +36,14 @@ export function gutters() {
  * @property {View} view
  * @property {() => Clock} clock
  * @property {(id: string) => string} nameOf
+ * @property {Panel[]} [panels] what to draw, when it is more than the panels of one cgroup
  */
 
 /** @param {HTMLElement} stack @param {Scene} scene */
 export function createCharts(stack, scene) {
   const { group, view, originUs } = scene;
-  const panels = panelsOf(group, scene.incident, scene.nameOf);
-  const bands = series.bands(group);
+  const panels = scene.panels ?? panelsOf(group, scene.incident, scene.nameOf);
+  let bands = series.bands(group);
   const crosshair = h('div', { class: 'crosshair', hidden: true, 'aria-hidden': 'true' });
   const selection = h('div', { class: 'selection', hidden: true, 'aria-hidden': 'true' });
   stack.replaceChildren(crosshair, selection);
@@ -62,8 +63,8 @@ export function createCharts(stack, scene) {
     return box.left - stack.getBoundingClientRect().left + ((t - view.range.from) / (view.range.to - view.range.from)) * box.width;
   };
 
-  const built = panels.map((panel, index) => buildPanel(stack, panel, scene, bands, index === 0, showSelection));
-  const instants = group.t;
+  const built = panels.map((panel, index) => buildPanel(stack, panel, scene, () => bands, index === 0, showSelection));
+  let instants = group.t;
   const neighbour = (/** @type {number} */ t, /** @type {1 | -1} */ direction) => {
     const at = series.indexAt(instants, direction > 0 ? t + 0.5 : t - 0.5);
     const next = Math.min(instants.length - 1, Math.max(0, direction > 0 ? at + 1 : at));
@@ -95,6 +96,19 @@ export function createCharts(stack, scene) {
   return {
     panels,
     redraw: () => built.forEach((panel) => panel.chart?.redraw(true, true)),
+    /** Draws other values in the same panels; false when these are others. @param {Panel[]} fresh @param {Group} newer */
+    replace(fresh, newer) {
+      const shape = (/** @type {Panel[]} */ list) => list.map((p) => [p.id, ...p.traces.map((t) => t.key), ...p.steps.map((s) => s.key)].join()).join(';');
+      if (shape(fresh) !== shape(panels)) return false;
+      bands = series.bands(newer);
+      instants = newer.t;
+      panels.forEach((panel, i) => {
+        panel.traces.forEach((trace, j) => (trace.line = fresh[i].traces[j].line));
+        panel.steps.forEach((step, j) => (step.readings = fresh[i].steps[j].readings));
+      });
+      onRange();
+      return true;
+    },
     destroy() {
       resize.disconnect();
       keys.abort();
@@ -110,7 +124,7 @@ export function createCharts(stack, scene) {
  * @param {HTMLElement} stack
  * @param {Panel} panel
  * @param {Scene} scene
- * @param {import('./series.js').Run[]} bands
+ * @param {() => import('./series.js').Run[]} bands
  * @param {boolean} first
  * @param {(from: number | null, to: number | null) => void} showSelection
  */
@@ -123,7 +137,7 @@ function buildPanel(stack, panel, scene, bands, first, showSelection) {
   stack.append(element);
   if (!panel.traces.length) {
     element.classList.add('panel-empty');
-    element.append(h('div', {}, head, h('p', { class: 'empty' }, `No ${panel.title} readings of this cgroup in this file.`)));
+    element.append(h('div', {}, head, h('p', { class: 'empty' }, `No ${panel.title} readings of this cgroup ${scene.panels ? 'in this range' : 'in this file'}.`)));
     return { chart: null, update() {}, resize() {}, read() {} };
   }
   const readout = buildReadout(panel, (index, show) => chart.setSeries(index, { show }));
@@ -180,7 +194,7 @@ function buildPanel(stack, panel, scene, bands, first, showSelection) {
             element.dataset.to = String(u.scales.x.max);
           },
         ],
-        drawClear: [(u) => drawBands(u, bands, originUs, first)],
+        drawClear: [(u) => drawBands(u, bands(), originUs, first)],
         drawSeries: [
           (u, index) => {
             const trace = visible[index - 1];

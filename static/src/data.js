@@ -15,6 +15,10 @@
  * @property {Uint8Array} cause index into series.CAUSES
  * @property {Float64Array} periodMs
  * @property {Record<string, Float64Array>} columns NaN where not read
+ * @property {Record<string, import('./series.js').Line>} [drawn] lines that the agent made of them, in place of columns
+ * @property {Record<string, import('./series.js').Mean[]>} [means] of drawn counters: rate and span of each bucket
+ * @property {import('./series.js').Run[]} [bands] with drawn lines: where history and bursts are
+ * @property {(number | null)[]} [periods] with drawn lines: the shortest period of each cause, ms
  */
 
 import { decompress } from 'fzstd';

@@ -57,6 +57,12 @@ export function percent(value) {
 }
 
 /** @param {unknown} value */
+export function perSecond(value) {
+  if (!isNumber(value)) return ABSENT;
+  return `${value < 100 ? Number(value.toFixed(value < 10 ? 2 : 1)) : Math.round(value).toLocaleString('en-US')}/s`;
+}
+
+/** @param {unknown} value */
 export function count(value) {
   return isNumber(value) ? Math.round(value).toLocaleString('en-US') : ABSENT;
 }

@@ -33,7 +33,7 @@ export function createOverview(mount, scene) {
   const track = h('div', { class: 'brush' }, shadeLeft, shadeRight, body, from, to);
   mount.replaceChildren(h('div', { class: 'overview-frame' }, plot, track));
 
-  const whole = series.gauge(series.readings(group, group.columns.memory_current));
+  const whole = group.drawn ? (group.drawn.memory_current ?? group.drawn.cpu_stat_usage_usec ?? series.NOTHING) : series.gauge(series.readings(group, group.columns.memory_current));
   const width = () => Math.max(120, Math.floor(plot.clientWidth));
   const data = () => /** @type {uPlot.AlignedData} */ (series.join([series.thin(whole, extent.from, extent.to, width())], [], originUs));
   const chart = new uPlot(

@@ -24,7 +24,7 @@
  * @property {string} id
  * @property {string} title
  * @property {string} hint what is drawn, in one line
- * @property {'bytes' | 'millicores' | 'percent' | 'bytesPerSecond' | 'count'} unit
+ * @property {'bytes' | 'millicores' | 'percent' | 'bytesPerSecond' | 'count' | 'perSecond' | 'milliseconds'} unit
  * @property {number} height
  * @property {Trace[]} traces
  * @property {Step[]} steps
@@ -35,9 +35,29 @@ import * as series from './series.js';
 /** A share of fewer scheduling periods than this would jump between 0 and 100 %. */
 const LEAST_PERIODS = 5;
 
-/** @param {Group} group @param {string} name */
+/** @param {Group} group @param {string} name @returns {Readings} */
 function read(group, name) {
+  // A line that the agent drew stands for its readings: only limits are read so, and those are as they were read.
+  if (group.drawn) return { ...(group.drawn[name] ?? series.NOTHING), periodMs: new Float64Array(group.drawn[name]?.t.length ?? 0) };
   return series.readings(group, group.columns[name]);
+}
+
+/** A gauge, as a line. @param {Group} group @param {string} name @param {number | null} eventUs @returns {Line} */
+function levelOf(group, name, eventUs) {
+  return group.drawn ? (group.drawn[name] ?? series.NOTHING) : series.gauge(read(group, name), eventUs);
+}
+
+/** A counter, as a rate. @param {Group} group @param {string} name @param {number} factor @returns {Line} */
+function speedOf(group, name, factor) {
+  if (!group.drawn) return series.rate(read(group, name), factor);
+  const drawn = group.drawn[name] ?? series.NOTHING;
+  return { ...drawn, v: drawn.v.map((v) => v * factor) };
+}
+
+/** One counter for each unit of another. @param {Group} group @param {string} over @param {string} under */
+function shareOf(group, over, under) {
+  if (!group.drawn) return series.share(read(group, over), read(group, under), 100, LEAST_PERIODS);
+  return series.ratio(group.means?.[over], group.means?.[under], 100, LEAST_PERIODS);
 }
 
 /** @param {number} from @param {number} to @param {number} value @returns {Readings} */
@@ -94,9 +114,9 @@ function limited(steps) {
  * @returns {Panel[]}
  */
 export function panelsOf(group, incident, nameOf) {
-  const level = (/** @type {string} */ name) => series.gauge(read(group, name), incident?.ts_us ?? null);
-  const speed = (/** @type {string} */ name, /** @type {number} */ factor) => series.rate(read(group, name), factor);
-  const kernel = group.columns.memory_stat_kernel?.some((v) => !Number.isNaN(v)) ? 'memory_stat_kernel' : 'memory_stat_slab';
+  const level = (/** @type {string} */ name) => levelOf(group, name, incident?.ts_us ?? null);
+  const speed = (/** @type {string} */ name, /** @type {number} */ factor) => speedOf(group, name, factor);
+  const kernel = group.drawn?.memory_stat_kernel || group.columns.memory_stat_kernel?.some((v) => !Number.isNaN(v)) ? 'memory_stat_kernel' : 'memory_stat_slab';
   // A counter of microseconds: a second's rise over 1000 is thousandths of a core, over 10,000 per cent of the time.
   const MILLI = 1e-3;
   const STALL = 1e-4;
@@ -126,7 +146,7 @@ export function panelsOf(group, incident, nameOf) {
         { key: 'cpu_usage', label: 'used', color: 'c-blue', fill: true, width: 2, line: speed('cpu_stat_usage_usec', MILLI) },
         { key: 'cpu_user', label: 'user', color: 'c-green', dash: [6, 3], line: speed('cpu_stat_user_usec', MILLI) },
         { key: 'cpu_system', label: 'system', color: 'c-purple', dash: [2, 3], line: speed('cpu_stat_system_usec', MILLI) },
-        { key: 'cpu_throttled', label: 'throttled, right axis', color: 'c-orange', scale: 'share', line: series.share(read(group, 'cpu_stat_nr_throttled'), read(group, 'cpu_stat_nr_periods'), 100, LEAST_PERIODS) },
+        { key: 'cpu_throttled', label: 'throttled, right axis', color: 'c-orange', scale: 'share', line: shareOf(group, 'cpu_stat_nr_throttled', 'cpu_stat_nr_periods') },
       ]),
       steps: limited(cpuLimit(group)),
     },
@@ -166,7 +186,7 @@ export function panelsOf(group, incident, nameOf) {
       height: 120,
       traces: drawable([{ key: 'pids_current', label: 'tasks', color: 'c-blue', fill: true, width: 2, line: level('pids_current') }]),
       // A limit of thousands over a dozen tasks would press the line flat: it is shown only when it is near.
-      steps: limited([{ key: 'pids_max', label: 'limit', readings: read(group, 'pids_max') }]).filter((step) => near(group.columns.pids_current, step.readings.v)),
+      steps: limited([{ key: 'pids_max', label: 'limit', readings: read(group, 'pids_max') }]).filter((step) => near(group.columns.pids_current ?? group.drawn?.pids_current?.v, step.readings.v)),
     },
   ];
 }

@@ -19,6 +19,7 @@
  * @property {Uint8Array} cut 1: no line between the point before and this one
  *
  * @typedef {{cause: number, from: number, to: number, periodMs: number, rows: number}} Run
+ * @typedef {{t: number, v: number, spanUs: number, cause: number, cut: number}} Mean a rate over a bucket
  */
 
 export const CAUSES = ['base', 'history', 'burst'];
@@ -79,8 +80,12 @@ export function runs(rows, cause, apart) {
   return out;
 }
 
-/** The stretches to shade: history and burst where they really have rows. @param {{t: Float64Array, cause: Uint8Array, periodMs: Float64Array}} rows */
+/** @type {Line} */
+export const NOTHING = { t: new Float64Array(0), v: new Float64Array(0), cause: new Uint8Array(0), cut: new Uint8Array(0) };
+
+/** The stretches to shade: history and burst where they really have rows. @param {{t: Float64Array, cause: Uint8Array, periodMs: Float64Array, bands?: Run[]}} rows */
 export function bands(rows) {
+  if (rows.bands) return rows.bands;
   const apart = (/** @type {number} */ periodMs) => periodMs * GAP_PERIODS;
   return [...runs(rows, 1, apart), ...runs(rows, 2, apart)];
 }
@@ -231,6 +236,33 @@ export function share(over, under, factor = 1, least = 1) {
       }
     }
     from = i;
+  }
+  return line(points);
+}
+
+/**
+ * The same of two counters that came as mean rates over the same buckets.
+ * @param {Mean[] | undefined} over
+ * @param {Mean[] | undefined} under
+ * @param {number} [factor]
+ * @param {number} [least]
+ * @returns {Line}
+ */
+export function ratio(over, under, factor = 1, least = 1) {
+  const at = new Map((over ?? []).map((mean) => [mean.t, mean]));
+  /** @type {{t: number, v: number, cause: number, cut: number}[]} */
+  const points = [];
+  let [part, whole, broken] = [0, 0, 0];
+  for (const mean of under ?? []) {
+    if (mean.cut) [part, whole, broken] = [0, 0, 1];
+    const above = at.get(mean.t);
+    if (!above) continue;
+    part += (above.v * above.spanUs) / 1e6;
+    whole += (mean.v * mean.spanUs) / 1e6;
+    // Half a period off: means are rounded, whole periods are not.
+    if (whole < least - 0.5) continue;
+    points.push({ t: mean.t, v: Math.min(1, part / whole) * factor, cause: mean.cause, cut: broken });
+    [part, whole, broken] = [0, 0, 0];
   }
   return line(points);
 }

@@ -98,7 +98,7 @@ export function createTimeline(mount, scene) {
   if (!events.length) {
     mount.strip.hidden = true;
     mount.list.replaceChildren(h('p', { class: 'empty' }, 'No events in this window.'));
-    return;
+    return { destroy() {} };
   }
   /** @type {Map<any, HTMLElement[]>} */
   const linked = new Map(events.map((event) => [event, []]));
@@ -124,10 +124,8 @@ export function createTimeline(mount, scene) {
       ),
     ),
   );
-  if (!view) {
-    mount.strip.hidden = true;
-    return;
-  }
+  mount.strip.hidden = !view;
+  if (!view) return { destroy() {} };
 
   const tip = h('div', { class: 'tip', role: 'status', hidden: true });
   const marks = events.map((event) => {
@@ -181,9 +179,16 @@ export function createTimeline(mount, scene) {
     const hiddenCount = events.length - inside.length;
     outside.textContent = inside.length ? '' : `No event in this range; ${hiddenCount} outside it, listed below.`;
   };
-  view.onRange(place);
-  new ResizeObserver(place).observe(mount.strip);
+  const dropRange = view.onRange(place);
+  const resize = new ResizeObserver(place);
+  resize.observe(mount.strip);
   place();
+  return {
+    destroy() {
+      dropRange();
+      resize.disconnect();
+    },
+  };
 }
 
 /** @param {View} view @param {number} t */

@@ -71,7 +71,7 @@ function chooseClock({ incident, clock, setClock }) {
  * @param {string} chosen
  * @param {(value: string) => void} set
  */
-function segments(name, label, choices, chosen, set) {
+export function segments(name, label, choices, chosen, set) {
   return h('fieldset', { class: 'segments', id: `choose-${name}` }, h('legend', { class: 'hidden' }, label), ...choices.map(({ value, text, title }) => h('label', { title: title ?? null }, h('input', { type: 'radio', name, value, checked: value === chosen, onchange: () => set(value) }), h('span', {}, ...text))));
 }
 
@@ -83,8 +83,10 @@ function presets({ incident, originUs, view }) {
 }
 
 /** What shading and marks mean, for the causes that are in the file. @param {Group[]} groups */
-function legend(groups) {
+export function legend(groups) {
   const rates = (/** @type {number} */ cause) => {
+    const told = groups.flatMap((group) => group.periods?.[cause] ?? []);
+    if (told.length) return Math.min(...told);
     const periods = groups.flatMap((group) => Array.from(group.periodMs).filter((_, i) => group.cause[i] === cause));
     return periods.length ? Math.min(...new Set(periods)) : null;
   };

@@ -5,14 +5,24 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { MOST_BYTES, PLACEHOLDERS, template } from '../build.mjs';
+import { MOST_BYTES, PAGES, PLACEHOLDERS, make } from '../build.mjs';
 
 const committed = await readFile(new URL('../dist/report.html', import.meta.url), 'utf8');
 
-test('the_committed_template_is_what_the_build_gives', async () => {
-  const built = await template();
-  assert.equal(built, await template(), 'two builds differ');
-  assert.ok(built === committed, 'dist/report.html is stale: run "npm run build" and commit it');
+for (const page of Object.values(PAGES)) {
+  test(`the_committed_${page.name}_is_what_the_build_gives`, async () => {
+    const built = await make(page);
+    assert.equal(built, await make(page), 'two builds differ');
+    const there = await readFile(new URL(`../dist/${page.name}`, import.meta.url), 'utf8');
+    assert.ok(built === there, `dist/${page.name} is stale: run "npm run build" and commit it`);
+  });
+}
+
+test('the_viewer_asks_its_own_agent_alone', async () => {
+  const page = await readFile(new URL('../dist/viewer.html', import.meta.url), 'utf8');
+  assert.ok(Buffer.byteLength(page) <= MOST_BYTES);
+  assert.match(page, /default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'/);
+  assert.doesNotMatch(page, /<(?:script|link|img|iframe)[^>]+(?:src|href)="(?!data:)/i, 'nothing is loaded from elsewhere');
 });
 
 test('the_template_keeps_the_contract', () => {

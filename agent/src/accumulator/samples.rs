@@ -124,6 +124,22 @@ impl Samples {
         self.values.get(header.start + before as usize).copied()
     }
 
+    /// A copy of the rows that are not before an instant.
+    pub(super) fn since(&self, from_us: i64) -> Self {
+        if from_us == i64::MIN {
+            return self.clone();
+        }
+        let (metas, meta_index) = (self.metas.clone(), self.meta_index.clone());
+        let mut out = Self { metas, meta_index, bursts: self.bursts.clone(), ..Self::default() };
+        for header in self.headers.iter().filter(|h| h.at.wall_us >= from_us) {
+            let held: u32 = header.mask.iter().map(|w| w.count_ones()).sum();
+            let start = out.values.len();
+            out.values.extend(self.values.iter().skip(header.start).take(held as usize));
+            out.headers.push(Header { start, ..header.clone() });
+        }
+        out
+    }
+
     pub fn len(&self) -> usize {
         self.headers.len()
     }

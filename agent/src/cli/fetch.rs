@@ -2,12 +2,14 @@
 //!
 //! Plain HTTP to the address that was given, never through a proxy: the agent listens on loopback.
 
-use super::Failure;
+use super::{Failure, Place};
 use crate::export::Problem;
 use crate::viewer::path_segment;
 use serde_json::Value;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
+use ureq::Body;
+use ureq::http::Response;
 
 /// The longest export takes some ten seconds; beyond this something hangs.
 const ANSWER_WITHIN: Duration = Duration::from_mins(3);
@@ -15,8 +17,9 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// More than the agent ever sends: 64 MiB, and a third more as base64.
 const MAX_ANSWER: u64 = 256 << 20;
 
-/// `is_file`: the answer must be one that the agent names as a file, since any page of another server would do as HTML.
-fn get(server: &str, path: &str, is_file: bool) -> Result<Vec<u8>, Failure> {
+/// One request; without `within` the answer may go on for ever.
+fn request(place: &Place, path: &str, within: Option<Duration>) -> Result<Response<Body>, Failure> {
+    let server = place.server.as_str();
     let host = server.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
     if !host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' '])) {
         let detail = format!(
@@ -26,23 +29,37 @@ fn get(server: &str, path: &str, is_file: bool) -> Result<Vec<u8>, Failure> {
     }
     let url = format!("{}{path}", server.trim_end_matches('/'));
     let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(ANSWER_WITHIN))
+        .timeout_global(within)
         .timeout_connect(Some(CONNECT_WITHIN))
         .http_status_as_error(false)
         .proxy(None)
         .build()
         .into();
-    let unreachable = |e: &dyn std::fmt::Display| {
-        anyhow::anyhow!(
-            "no answer from {server}: {e}; is the agent running there? (--server names another, --data reads its folder)"
-        )
-    };
-    let response = agent.get(&url).call().map_err(|e| unreachable(&e))?;
+    let mut request = agent.get(&url);
+    if let Some(file) = &place.token_file {
+        let token = std::fs::read_to_string(file)
+            .map_err(|e| Failure::Usage(format!("--token-file {}: {e}", file.display())))?;
+        request = request.header("authorization", format!("Bearer {}", token.trim()));
+    }
+    request.call().map_err(|e| unreachable(server, &e))
+}
+
+fn unreachable(server: &str, e: &dyn std::fmt::Display) -> Failure {
+    anyhow::anyhow!(
+        "no answer from {server}: {e}; is the agent running there? (--server names another, --data reads its folder)"
+    )
+    .into()
+}
+
+/// `is_file`: the answer must be one that the agent names as a file, since any page of another server would do as HTML.
+fn get(place: &Place, path: &str, is_file: bool) -> Result<Vec<u8>, Failure> {
+    let server = place.server.as_str();
+    let response = request(place, path, Some(ANSWER_WITHIN))?;
     let status = response.status().as_u16();
     let named = response.headers().contains_key("content-disposition");
     let mut body = Vec::new();
     let mut reader = response.into_body().into_reader().take(MAX_ANSWER + 1);
-    reader.read_to_end(&mut body).map_err(|e| unreachable(&e))?;
+    reader.read_to_end(&mut body).map_err(|e| unreachable(server, &e))?;
     if body.len() as u64 > MAX_ANSWER {
         return Err(anyhow::anyhow!("{server} sent more than {MAX_ANSWER} bytes: is it an fgm agent?").into());
     }
@@ -83,13 +100,50 @@ fn refused(server: &str, status: u16, body: &[u8]) -> Failure {
     }
 }
 
-pub fn json(server: &str, path: &str) -> Result<Value, Failure> {
-    let body = get(server, path, false)?;
+/// Calls `take` with the name and the data of each server-sent event, until it fails or the agent goes.
+pub fn follow(
+    place: &Place,
+    mut take: impl FnMut(&str, &Value) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let server = place.server.as_str();
+    let response = request(place, "/api/live", None)?;
+    let status = response.status().as_u16();
+    let mut body = response.into_body().into_reader();
+    if status != 200 {
+        let mut text = Vec::new();
+        body.take(MAX_ANSWER).read_to_end(&mut text).map_err(|e| unreachable(server, &e))?;
+        return Err(refused(server, status, &text));
+    }
+    let (mut name, mut data) = (String::new(), String::new());
+    for line in BufReader::new(&mut body).lines() {
+        let line = line.map_err(|e| unreachable(server, &e))?;
+        if let Some(text) = line.strip_prefix("event:") {
+            text.trim().clone_into(&mut name);
+        } else if let Some(text) = line.strip_prefix("data:") {
+            data.push_str(text.trim());
+        } else if line.is_empty() && !data.is_empty() {
+            if let Ok(value) = serde_json::from_str(&data) {
+                take(&name, &value)?;
+            }
+            data.clear();
+        }
+    }
+    Err(anyhow::anyhow!("{server} ended the stream: the agent stops, or was restarted").into())
+}
+
+/// A path with its query.
+pub fn path(path: &str, pairs: &[(String, String)]) -> String {
+    let query: Vec<String> = pairs.iter().map(|(k, v)| format!("{k}={}", path_segment(v))).collect();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) }
+}
+
+pub fn json(place: &Place, path: &str) -> Result<Value, Failure> {
+    let server = place.server.as_str();
+    let body = get(place, path, false)?;
     serde_json::from_slice(&body)
         .map_err(|e| anyhow::anyhow!("{server} sent no JSON ({e}): is it an fgm agent?").into())
 }
 
-pub fn export(server: &str, pairs: &[(String, String)]) -> Result<Vec<u8>, Failure> {
-    let query: Vec<String> = pairs.iter().map(|(k, v)| format!("{k}={}", path_segment(v))).collect();
-    get(server, &format!("/api/export?{}", query.join("&")), true)
+pub fn export(place: &Place, pairs: &[(String, String)]) -> Result<Vec<u8>, Failure> {
+    get(place, &path("/api/export", pairs), true)
 }

@@ -39,8 +39,8 @@ pub fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
             if !containers.is_everything() {
                 let around = query::plan(&evidence.view, Table::Samples, &filter, u64::MAX)?;
                 let identities = around.identities()?;
-                let labelled = labelled(&evidence.incidents, &containers.labels);
-                let chosen = identities.iter().filter(|(_, who)| is_chosen(who, containers, &labelled));
+                let chooser = Chooser::new(containers, &evidence.incidents);
+                let chosen = identities.iter().filter(|(key, who)| chooser.takes(key, who));
                 filter.cgroups = Some(chosen.filter_map(|(k, _)| k.cgroup_id).collect());
             }
             let found = found(evidence, None, filter)?;
@@ -68,7 +68,9 @@ fn nothing(view: &View, from_us: i64, to_us: i64, containers: &Containers) -> Pr
     let from = held.clone().map(|s| s.from_us).min();
     let to = held.map(|s| s.to_us).max();
     let store = match (from, to) {
-        (Some(from), Some(to)) => format!("closed segments reach from {} to {}", instant(from), instant(to)),
+        (Some(from), Some(to)) => {
+            format!("closed segments reach from {} to {}", instant(from, 0), instant(to, 0))
+        }
         _ => "no segment is closed yet".to_owned(),
     };
     let labels = if containers.labels.is_empty() {
@@ -76,7 +78,7 @@ fn nothing(view: &View, from_us: i64, to_us: i64, containers: &Containers) -> Pr
     } else {
         "; labels are known only of pods that an incident names"
     };
-    let (from, to) = (instant(from_us), instant(to_us));
+    let (from, to) = (instant(from_us, 0), instant(to_us, 0));
     Problem::not_found(format!("no sample from {from} to {to} matches; {store}{labels}"))
 }
 
@@ -108,34 +110,74 @@ fn is_at_or_above(path: &str, own: &str) -> bool {
     own.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Pods that have all the labels, by uid and by namespace and name, as far as incidents tell.
-fn labelled(incidents: &[Incident], labels: &[(String, String)]) -> BTreeSet<String> {
-    let mut pods = BTreeSet::new();
-    for incident in incidents {
-        let Some(has) = &incident.labels else { continue };
-        if !labels.is_empty() && labels.iter().all(|(k, v)| has.get(k) == Some(v)) {
-            pods.extend(incident.pod_uid.clone());
-            pods.extend(
-                incident.namespace.as_ref().zip(incident.pod.as_ref()).map(|(n, p)| format!("{n}/{p}")),
-            );
-        }
+/// How a cgroup is named across boots: its id, and the beginning of the boot's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Named(pub String);
+
+/// As much of a boot id as tells boots apart.
+const BOOT_PART: usize = 8;
+
+impl Named {
+    pub fn of(key: &Key) -> Option<Self> {
+        let boot = key.boot.get(..BOOT_PART).unwrap_or(&key.boot);
+        Some(Self(format!("{}@{boot}", CgroupId::from_i64(key.cgroup_id?))))
     }
-    pods
+
+    /// The id in it, when it is one.
+    pub fn cgroup_id(text: &str) -> Option<i64> {
+        let (id, boot) = text.split_once('@')?;
+        let is_boot = !boot.is_empty() && boot.bytes().all(|b| b.is_ascii_alphanumeric());
+        Some(CgroupId(id.parse().ok().filter(|_| is_boot)?).as_i64())
+    }
 }
 
-fn is_chosen(who: &Identity, containers: &Containers, labelled: &BTreeSet<String>) -> bool {
-    let in_namespace = containers.namespace.is_none() || who.namespace == containers.namespace;
-    let has_labels = containers.labels.is_empty()
-        || who.pod_uid.as_ref().is_some_and(|uid| labelled.contains(uid))
-        || who
-            .namespace
-            .as_ref()
-            .zip(who.pod.as_ref())
-            .is_some_and(|(n, p)| labelled.contains(&format!("{n}/{p}")));
-    let is_named = |name: &String| {
-        let id_begins = name.len() >= 12 && who.container_id.as_ref().is_some_and(|id| id.starts_with(name));
-        let path_matches = who.cgroup_path.as_ref().is_some_and(|path| glob(name, path));
-        who.container.as_ref() == Some(name) || id_begins || (name.starts_with(['/', '*']) && path_matches)
-    };
-    in_namespace && has_labels && (containers.names.is_empty() || containers.names.iter().any(is_named))
+/// Holds cgroups against what is asked for.
+pub struct Chooser<'a> {
+    containers: &'a Containers,
+    /// Pods whose labels are known and hold, by uid and by namespace and name.
+    labelled: BTreeSet<String>,
+}
+
+impl<'a> Chooser<'a> {
+    pub fn new(containers: &'a Containers, incidents: &[Incident]) -> Self {
+        let mut labelled = BTreeSet::new();
+        for incident in incidents.iter().filter(|_| !containers.labels.is_empty()) {
+            if incident.labels.as_ref().is_some_and(|has| containers.labels.hold(has)) {
+                labelled.extend(incident.pod_uid.clone());
+                labelled.extend(in_namespace(incident.namespace.as_ref(), incident.pod.as_ref()));
+            }
+        }
+        Self { containers, labelled }
+    }
+
+    /// The only ids that can be meant, when all are given by key: nothing else needs to be looked at.
+    pub fn ids(&self) -> Option<BTreeSet<i64>> {
+        let names = &self.containers.names;
+        let ids: Option<BTreeSet<i64>> = names.iter().map(|name| Named::cgroup_id(name)).collect();
+        ids.filter(|_| !names.is_empty())
+    }
+
+    pub fn takes(&self, key: &Key, who: &Identity) -> bool {
+        let wanted = self.containers;
+        let fits_namespace = wanted.namespace.is_none() || who.namespace == wanted.namespace;
+        let has_labels = wanted.labels.is_empty()
+            || who.pod_uid.as_ref().is_some_and(|uid| self.labelled.contains(uid))
+            || in_namespace(who.namespace.as_ref(), who.pod.as_ref())
+                .is_some_and(|n| self.labelled.contains(&n));
+        let own = Named::of(key);
+        let is_named = |name: &String| {
+            let id_begins =
+                name.len() >= 12 && who.container_id.as_ref().is_some_and(|id| id.starts_with(name));
+            let path_matches = who.cgroup_path.as_ref().is_some_and(|path| glob(name, path));
+            own.as_ref().is_some_and(|own| own.0 == *name)
+                || who.container.as_ref() == Some(name)
+                || id_begins
+                || (name.starts_with(['/', '*']) && path_matches)
+        };
+        fits_namespace && has_labels && (wanted.names.is_empty() || wanted.names.iter().any(is_named))
+    }
+}
+
+fn in_namespace(namespace: Option<&String>, pod: Option<&String>) -> Option<String> {
+    Some(format!("{}/{}", namespace?, pod?))
 }

@@ -61,6 +61,12 @@ impl Problem {
         Self::new(503, "unavailable", "Not now", detail)
     }
 
+    pub fn no_token() -> Self {
+        let detail =
+            "this agent asks for a token: send the header Authorization: Bearer TOKEN (fgm: --token-file)";
+        Self::new(401, "no-token", "No or another token", detail)
+    }
+
     pub fn refused(detail: impl Into<String>) -> Self {
         Self::new(403, "refused", "Refused", detail)
     }

@@ -13,8 +13,8 @@ const CAPACITY: usize = 64;
 
 /// All that the loop reacts to besides the kernel's ring and the clock.
 pub enum Input {
-    /// The rows of a table that are in no segment and wait for none.
-    Rows(Table, oneshot::Sender<Vec<Arc<Pending>>>),
+    /// The rows of a table that are in no segment and wait for none; of the samples none before `from_us` need be there.
+    Rows { table: Table, from_us: i64, reply: oneshot::Sender<Vec<Arc<Pending>>> },
     /// End: close what is open, hand over all rows.
     Shutdown,
 }

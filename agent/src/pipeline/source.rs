@@ -38,9 +38,9 @@ impl LiveSource {
 }
 
 impl Source for LiveSource {
-    async fn memory(&self, table: Table) -> Result<Vec<RecordBatch>, String> {
+    async fn memory(&self, table: Table, from_us: i64) -> Result<Vec<RecordBatch>, String> {
         let (reply, answer) = oneshot::channel();
-        if !self.outside.send(Input::Rows(table, reply)) {
+        if !self.outside.send(Input::Rows { table, from_us, reply }) {
             return Err("too many requests wait for the rows in memory; ask again in a moment".to_owned());
         }
         let pending = match tokio::time::timeout(ANSWER_WITHIN, answer).await {

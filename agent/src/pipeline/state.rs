@@ -571,9 +571,9 @@ impl State {
     }
 
     /// All rows of a table that the store does not know yet; those on their way to it come with their other tables.
-    pub fn rows(&self, table: Table) -> Vec<Arc<Pending>> {
+    pub fn rows(&self, table: Table, from_us: i64) -> Vec<Arc<Pending>> {
         let mut rows = self.moving.rows();
-        rows.push(Arc::new(self.pending.only(table)));
+        rows.push(Arc::new(self.pending.only(table, from_us)));
         rows
     }
 

@@ -1,31 +1,26 @@
 //! One function an endpoint. Each gathers its evidence, lets `export` or `query` do the work, and gives back JSON, bytes
 //! or a problem. No state of its own.
 
-use super::{App, Source};
-use crate::clock;
-use crate::export::{self, EVENT_COLUMNS, Evidence, MEDIA_TYPE, Problem, Selection};
-use crate::incident::Incident;
+use super::api::{self, Pairs};
+use super::{App, Source, TURN_WITHIN, rows};
+use crate::export::{self, Chooser, Containers, EVENT_COLUMNS, Evidence, MEDIA_TYPE, Problem, Selection};
+use crate::incident::{Incident, Lost};
 use crate::names::Table;
 use crate::query::{self, Filter, QueryError};
 use crate::store::{Loose, View};
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How long an export may wait for its turn.
-const TURN_WITHIN: Duration = Duration::from_secs(30);
 /// Attempts to see memory and store of one instant. A seal comes every 90 s or at an incident.
 const LOOKS: usize = 10;
 const MAX_EVENTS: u64 = 10_000;
 /// Range of `/api/events` when none is named.
 const EVENTS_RANGE: &str = "15m";
-
-type Params = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
 /// A problem as an answer.
 pub struct Refusal(pub Problem);
@@ -116,35 +111,114 @@ pub async fn incident<S: Source>(
     Ok(json_answer(&json!(export::find(&incidents, &id)?)))
 }
 
-pub async fn events<S: Source>(State(app): State<Arc<App<S>>>, params: Params) -> Result<Response, Refusal> {
-    let params = understood(params)?;
-    let accepted = ["range", "from", "to"];
-    if let Some((name, _)) = params.iter().find(|(n, _)| !accepted.contains(&n.as_str())) {
-        return Err(Problem::bad_query(format!("parameter {name} is not known"), &accepted).into());
-    }
-    let get = |name: &str| params.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-    let range = if params.is_empty() { Some(EVENTS_RANGE) } else { get("range") };
-    let (from_us, to_us) = export::time_range(range, get("from"), get("to"), clock::wall_us())?;
-    let view = look(&app, &[Table::Events]).await?;
-    let read = move || query::rows(&view, Table::Events, &Filter::range(from_us, to_us), None, MAX_EVENTS);
-    let (rows, lost) = on_a_blocking_thread(read).await?.map_err(|e| match e {
-        QueryError::TooMany { asked, limit, .. } => {
-            Problem::too_large("events of an answer", limit, asked, "a shorter range")
-        }
-        other => Problem::internal(other),
-    })?;
-    let columns: Vec<&str> = EVENT_COLUMNS.into_iter().chain(["detail"]).collect();
-    let mut events: Vec<Value> = rows
-        .iter()
-        .flat_map(|batch| (0..batch.num_rows()).map(|at| export::row(batch, at, &columns)))
-        .collect();
-    events.sort_by_key(|e| e["ktime_ns"].as_i64());
+pub async fn catalogue(pairs: Pairs) -> Result<Response, Refusal> {
+    let asked = api::understood(&api::METRICS_LIST, pairs)?;
+    Ok(json_answer(&api::metrics(asked.get("search"))))
+}
+
+pub async fn openapi() -> Response {
+    json_answer(&api::openapi())
+}
+
+pub async fn events<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> Result<Response, Refusal> {
+    let asked = api::understood(&api::EVENTS, pairs)?;
+    let (from_us, to_us) = asked.range(EVENTS_RANGE, app.now_us())?;
+    let kinds = kinds(asked.get("kind").unwrap_or_default());
+    let containers = Containers::parse(|name| asked.get(name))?;
+    let view = look(&app, &[Table::Events], from_us).await?;
+    let (events, lost) = on_a_blocking_thread(move || {
+        EventsFilter { kinds, containers: &containers }.read(&view, from_us, to_us)
+    })
+    .await??;
     Ok(json_answer(&json!({"from_us": from_us, "to_us": to_us, "events": events, "lost": lost})))
 }
 
-pub async fn export<S: Source>(State(app): State<Arc<App<S>>>, params: Params) -> Result<Response, Refusal> {
-    let now_us = clock::wall_us();
-    let selection = Selection::parse(&understood(params)?, now_us)?;
+fn kinds(list: &str) -> Vec<String> {
+    list.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_owned).collect()
+}
+
+/// The events of a view, as `/api/events` gives them.
+pub fn events_of(view: &View, kind: &str, (from_us, to_us): (i64, i64)) -> Result<Vec<Value>, Problem> {
+    let everything = Containers::default();
+    let filter = EventsFilter { kinds: kinds(kind), containers: &everything };
+    filter.read(view, from_us, to_us).map(|(events, _)| events)
+}
+
+/// Which events; what is empty does not narrow.
+pub(super) struct EventsFilter<'a> {
+    pub kinds: Vec<String>,
+    pub containers: &'a Containers,
+}
+
+impl EventsFilter<'_> {
+    /// In time order.
+    pub fn read(&self, view: &View, from_us: i64, to_us: i64) -> Result<(Vec<Value>, Vec<Lost>), Problem> {
+        let chooser = Chooser::new(self.containers, &[]);
+        let filter = Filter { cgroups: chooser.ids(), ..Filter::range(from_us, to_us) };
+        let plan = query::plan(view, Table::Events, &filter, u64::MAX).map_err(of_query)?;
+        let identities = plan.identities().map_err(of_query)?;
+        let columns: Vec<&str> = EVENT_COLUMNS.into_iter().chain(["detail"]).collect();
+        let mut events = Vec::new();
+        for batch in plan.chunks(None).map_err(of_query)? {
+            let batch = batch.map_err(of_query)?;
+            for (key, range) in rows::stretches(&batch) {
+                let is_taken = self.containers.is_everything()
+                    || identities.get(&key).is_some_and(|who| chooser.takes(&key, who));
+                for row in range.filter(|_| is_taken) {
+                    let kind = query::text(&batch, "kind", row).unwrap_or_default();
+                    if self.kinds.is_empty() || self.kinds.iter().any(|k| k == kind) {
+                        events.push(export::row(&batch, row, &columns));
+                    }
+                }
+            }
+            if events.len() as u64 > MAX_EVENTS {
+                let narrow = "a shorter range, kinds (kind=) or containers (containers=)";
+                return Err(Problem::too_large("events of an answer", MAX_EVENTS, plan.rows, narrow));
+            }
+        }
+        events.sort_by_key(|e| e["ktime_ns"].as_i64());
+        Ok((events, plan.lost))
+    }
+}
+
+/// A question for rows that cannot be answered.
+pub(super) fn of_query(error: QueryError) -> Problem {
+    match error {
+        QueryError::TooMany { asked, limit, .. } => {
+            Problem::too_large("export.max_rows", limit, asked, "a shorter range, or fewer containers")
+        }
+        other => Problem::internal(other),
+    }
+}
+
+/// Tells work on another thread that nobody waits for it any more: dropped with the future that waits.
+#[derive(Default)]
+pub(super) struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// The worker's side, whose end says nothing.
+    pub fn watched(&self) -> Watched {
+        Watched(self.0.clone())
+    }
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(super) struct Watched(Arc<AtomicBool>);
+
+impl Watched {
+    pub fn check(&self) -> Result<(), Problem> {
+        if self.0.load(Ordering::Relaxed) { Err(Problem::unavailable("the client has gone")) } else { Ok(()) }
+    }
+}
+
+pub async fn export<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> Result<Response, Refusal> {
+    let now_us = app.now_us();
+    let selection = Selection::parse(&api::understood(&api::EXPORT, pairs)?.0, now_us)?;
     let Ok(Ok(turn)) = tokio::time::timeout(TURN_WITHIN, app.exports.clone().acquire_owned()).await else {
         return Err(Problem::unavailable("other exports are being made; try again in some seconds").into());
     };
@@ -164,16 +238,11 @@ pub async fn export<S: Source>(State(app): State<Arc<App<S>>>, params: Params) -
     Ok((headers, made.bytes).into_response())
 }
 
-fn json_answer(value: &Value) -> Response {
+pub(super) fn json_answer(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
-fn understood(params: Params) -> Result<Vec<(String, String)>, Problem> {
-    let Query(pairs) = params.map_err(|e| Problem::bad_query(format!("the query string: {e}"), &[]))?;
-    Ok(pairs)
-}
-
-async fn on_a_blocking_thread<T: Send + 'static>(
+pub(super) async fn on_a_blocking_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work)
@@ -183,13 +252,13 @@ async fn on_a_blocking_thread<T: Send + 'static>(
 
 /// Store and memory of one instant. Rows go from memory into the store at a seal; when one came between the two looks,
 /// they are looked at again, so that no row is there twice and none is missing.
-pub(super) async fn look<S: Source>(app: &App<S>, tables: &[Table]) -> Result<View, Problem> {
+pub(super) async fn look<S: Source>(app: &App<S>, tables: &[Table], from_us: i64) -> Result<View, Problem> {
     for _ in 0..LOOKS {
         let before = app.store.sealed_seq();
         let mut loose = Vec::new();
         for table in tables {
             let boot = app.store.boot();
-            for batch in app.source.memory(*table).await.map_err(Problem::unavailable)? {
+            for batch in app.source.memory(*table, from_us).await.map_err(Problem::unavailable)? {
                 loose.push(Loose { table: *table, boot: boot.clone(), batch });
             }
         }
@@ -209,7 +278,7 @@ pub(super) async fn known_incidents<S: Source>(app: &App<S>) -> Result<Vec<Incid
 
 async fn evidence<S: Source>(app: &App<S>, now_us: i64) -> Result<Evidence, Problem> {
     let incidents = known_incidents(app).await?;
-    let view = look(app, &[Table::Samples, Table::Events, Table::Processes]).await?;
+    let view = look(app, &[Table::Samples, Table::Events, Table::Processes], i64::MIN).await?;
     let status = app.source.status();
     let provenance = status.get("provenance").unwrap_or(&status).as_object().cloned().unwrap_or_default();
     Ok(Evidence { view, incidents, provenance, limits: app.limits, now_us })

@@ -1,65 +1,34 @@
-//! The plain page at `/`: incidents, newest first, with links to their reports. No script.
+//! The page at `/`: the viewer's front end, one file with style and script inside, built from `static/` and committed.
+//!
+//! It holds no data, so everybody may have it; it asks the API, with the token where one is set.
 
-use super::answers::{Refusal, known_incidents};
-use super::{App, Source};
-use crate::incident::Incident;
-use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::LazyLock;
 
-const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;\
-color-scheme:light dark}li{margin:0 0 1rem}small{opacity:.7}";
+pub const PAGE: &str = include_str!("../../../static/dist/viewer.html");
+/// Nothing from elsewhere, no request but to us.
+const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-pub async fn index<S: Source>(State(app): State<Arc<App<S>>>) -> Result<Response, Refusal> {
-    let page = render(&known_incidents(&app).await?);
-    let headers = [
-        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
-    ];
-    Ok((headers, page).into_response())
-}
-
-fn render(incidents: &[Incident]) -> String {
-    let mut list = String::new();
-    for i in incidents {
-        let id = path_segment(&i.id);
-        let _ = write!(
-            list,
-            "<li>{summary}<br><small>{kind} · {severity} · {id_text}</small><br>\
-             <a href=\"/api/export?incident={id}&amp;format=html\">report</a> · \
-             <a href=\"/api/export?incident={id}&amp;format=parquet\">Parquet</a> · \
-             <a href=\"/api/incidents/{id}\">JSON</a></li>",
-            summary = text(&i.summary),
-            kind = text(&i.kind),
-            severity = text(&i.severity),
-            id_text = text(&i.id),
-        );
+pub async fn index(headers: HeaderMap) -> Response {
+    static TAG: LazyLock<String> = LazyLock::new(|| {
+        let digest = Sha256::digest(PAGE.as_bytes());
+        let hex = digest.iter().take(12).fold(String::new(), |mut hex, b| {
+            let _ = write!(hex, "{b:02x}");
+            hex
+        });
+        format!("\"{hex}\"")
+    });
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|h| h.to_str().ok());
+    let cached = [(header::ETAG, TAG.as_str()), (header::CACHE_CONTROL, "no-cache")];
+    if known.is_some_and(|tags| tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == *TAG)) {
+        return (StatusCode::NOT_MODIFIED, cached).into_response();
     }
-    if list.is_empty() {
-        list.push_str("<li>None so far.</li>");
-    }
-    format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>fgm</title><style>{STYLE}</style>\
-         <h1>Incidents</h1><ul>{list}</ul><p><a href=\"/api/status\">status</a> · <a href=\"/metrics\">metrics</a></p></html>"
-    )
-}
-
-fn text(raw: &str) -> String {
-    let mut out = String::with_capacity(raw.len());
-    for c in raw.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c if c.is_control() => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
+    let content =
+        [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, POLICY)];
+    (cached, content, PAGE).into_response()
 }
 
 /// Percent-encodes all but the unreserved characters of RFC 3986.
@@ -80,17 +49,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_incident_says_stays_text() {
-        let hostile = Incident {
-            id: "n\"><script>/1".into(),
-            summary: "<script>alert(1)</script> & '\"\u{0}".into(),
-            ..Incident::default()
-        };
-        let page = render(&[hostile]);
-        assert!(!page.contains("<script>"), "{page}");
-        assert!(
-            page.contains("&lt;script&gt;alert(1)") && page.contains("n%22%3E%3Cscript%3E%2F1"),
-            "{page}"
-        );
+    fn a_segment_holds_nothing_that_a_path_means() {
+        assert_eq!(path_segment("n\"><script>/1"), "n%22%3E%3Cscript%3E%2F1");
+        assert_eq!(path_segment("a-b_c.d~9"), "a-b_c.d~9");
     }
 }

@@ -1,0 +1,91 @@
+//! `fgm events`: what the kernel told, as lines; with `--follow` as it happens.
+
+use super::{Failure, Place, fetch, local, output};
+use crate::export::{Problem, instant};
+use clap::Args;
+use serde_json::Value;
+
+#[derive(Args)]
+#[command(after_help = super::EXIT_CODES)]
+pub struct EventsArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Go on with what happens from now on, until interrupted (of a running agent).
+    #[arg(short, long, conflicts_with_all = ["data", "range", "from", "to"])]
+    follow: bool,
+    /// The time up to now, such as 15m or 1h30m; default 15m, of a data folder all of it.
+    #[arg(long, conflicts_with_all = ["from", "to"])]
+    range: Option<String>,
+    /// Start of the range, RFC 3339 or Unix seconds.
+    #[arg(long)]
+    from: Option<String>,
+    /// End of the range; default: now.
+    #[arg(long)]
+    to: Option<String>,
+    /// Kinds, comma-separated, such as oom_kill,exit.
+    #[arg(short, long, value_name = "KIND")]
+    kind: Option<String>,
+    /// Print each event as a line of JSON, as the API gives it.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &EventsArgs) -> Result<(), Failure> {
+    if args.follow {
+        let kinds: Vec<&str> =
+            args.kind.as_deref().unwrap_or_default().split(',').filter(|k| !k.is_empty()).collect();
+        return fetch::follow(&args.place, |name, data| match name {
+            "events" => {
+                let wanted = |e: &&Value| kinds.is_empty() || kinds.iter().any(|k| e["kind"] == *k);
+                show(data["events"].as_array().into_iter().flatten().filter(wanted), args.json)
+            }
+            "lost" => {
+                let rows = &data["rows"];
+                tracing::warn!(%rows, "the agent told more at once than one message holds");
+                Ok(())
+            }
+            "problem" => Err(anyhow::anyhow!("the agent: {}", data["detail"].as_str().unwrap_or("?")).into()),
+            _ => Ok(()),
+        });
+    }
+    let named = [("range", &args.range), ("from", &args.from), ("to", &args.to), ("kind", &args.kind)];
+    let pairs: Vec<(String, String)> =
+        named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))).collect();
+    let events = match &args.place.data {
+        Some(dir) => local::events(dir, &pairs)?,
+        None => match fetch::json(&args.place, &fetch::path("/api/events", &pairs))?["events"].take() {
+            Value::Array(events) => events,
+            _ => return Err(anyhow::anyhow!("{} gave no list of events", args.place.server).into()),
+        },
+    };
+    if events.is_empty() {
+        return Err(Problem::not_found("no event in this range").into());
+    }
+    show(events.iter(), args.json)
+}
+
+fn show<'a>(events: impl Iterator<Item = &'a Value>, json: bool) -> Result<(), Failure> {
+    for event in events {
+        if json {
+            output::print(&format!("{event}\n"))?;
+            continue;
+        }
+        let text = |name: &str| event[name].as_str().unwrap_or("-");
+        let who = match (event["comm"].as_str(), event["pid"].as_i64()) {
+            (Some(comm), Some(pid)) => format!("{comm} ({pid})"),
+            (Some(comm), None) => comm.to_owned(),
+            (None, Some(pid)) => format!("pid {pid}"),
+            (None, None) => "-".to_owned(),
+        };
+        let line = format!(
+            "{}  {:8}  {:14}  {}  {}",
+            instant(event["ts_us"].as_i64().unwrap_or(0), 3),
+            text("severity"),
+            text("kind"),
+            who,
+            text("cgroup_path"),
+        );
+        output::print(&format!("{}\n", output::printable(&line)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! `fgm view DIR`: the viewer over a data folder or a copy of one, with no agent and no root. Nothing in it changes.
+
+use super::Failure;
+use crate::config::Config;
+use crate::incident::Incident;
+use crate::names::Table;
+use crate::query::{self, Filter, QueryError};
+use crate::store::{Store, View};
+use crate::viewer::{self, Source};
+use anyhow::Context;
+use arrow::array::RecordBatch;
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A folder that nobody writes: what is in it is all there is, and its newest row is now.
+struct Folder {
+    newest_us: i64,
+    status: Value,
+}
+
+impl Source for Folder {
+    async fn memory(&self, _: Table, _: i64) -> Vec<RecordBatch> {
+        Vec::new()
+    }
+
+    fn incidents(&self) -> Vec<Incident> {
+        Vec::new()
+    }
+
+    fn status(&self) -> Value {
+        self.status.clone()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn metrics(&self) -> String {
+        String::new()
+    }
+
+    fn is_live(&self) -> bool {
+        false
+    }
+
+    fn now_us(&self) -> i64 {
+        self.newest_us
+    }
+}
+
+/// Serves until SIGINT or SIGTERM.
+pub fn run(dir: &Path, listen: SocketAddr, token_file: Option<PathBuf>) -> Result<(), Failure> {
+    let store = Store::open_read_only(dir).map_err(anyhow::Error::new)?;
+    let view = store.view();
+    let Some(newest_us) = view.segments.iter().map(|s| s.to_us).max() else {
+        return Err(Failure::Nothing(format!("{} holds no closed segment", dir.display())));
+    };
+    let status = status(&view, newest_us).map_err(anyhow::Error::new)?;
+    let config = Config { listen, token_file: token_file.unwrap_or_default(), ..Config::default() };
+    let server = viewer::serve_folder(Arc::new(Folder { newest_us, status }), store, &config)
+        .map_err(anyhow::Error::new)?;
+    // Scripts read the address from here: with port 0 it is known only now.
+    super::output::print(&format!("http://{}/\n", server.address()))?;
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
+    signals.forever().next();
+    server.stop();
+    Ok(())
+}
+
+/// What the newest files say of the agent that wrote them.
+fn status(view: &View, newest_us: i64) -> Result<Value, QueryError> {
+    let plan = query::plan(view, Table::Samples, &Filter::range(i64::MIN, i64::MAX), u64::MAX)?;
+    let said = |key| plan.newest_metadata(key);
+    Ok(json!({
+        "mode": "folder",
+        "node": said("fgm.node"),
+        "kernel": said("fgm.kernel"),
+        "boot_id": said("fgm.boot_id"),
+        "agent_version": said("fgm.agent_version"),
+        "now_us": newest_us,
+    }))
+}

@@ -1,0 +1,317 @@
+//! Every path of the API with its parameters: the one list from which requests are checked and the description is made.
+//!
+//! A parameter that is not in it is refused with those that are, so neither can say what the other does not. Values only.
+//! Called by the handlers (`understood`) and for `/api/openapi.json`.
+
+use crate::catalogue;
+use crate::export::{Format, Problem, time_range};
+use axum::extract::Query;
+use axum::extract::rejection::QueryRejection;
+use serde_json::{Map, Value, json};
+
+/// What a handler gets: the pairs of the query string, or why there are none.
+pub type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
+
+pub struct Param {
+    pub name: &'static str,
+    about: &'static str,
+    example: &'static str,
+}
+
+pub struct Endpoint {
+    pub path: &'static str,
+    about: &'static str,
+    params: &'static [Param],
+    /// Media types of a good answer.
+    answers: &'static [&'static str],
+}
+
+const fn p(name: &'static str, about: &'static str, example: &'static str) -> Param {
+    Param { name, about, example }
+}
+
+const RANGE: Param = p("range", "The time up to now (of a copied folder: up to its newest row).", "15m");
+const FROM: Param = p("from", "Start of the range, RFC 3339 or Unix seconds.", "2026-01-31T12:00:00Z");
+const TO: Param = p("to", "End of the range; default: now.", "2026-01-31T12:15:00Z");
+const NAMESPACE: Param = p("namespace", "Kubernetes namespace.", "shop");
+const LABELS: Param = p(
+    "labels",
+    "Kubernetes label selector: a=b, a!=b, a in (b,c), a notin (b), a, !a. Labels are known only of pods that an incident names.",
+    "app=cart,tier in (web,api)",
+);
+const CONTAINERS: Param = p(
+    "containers",
+    "Comma-separated: keys as /api/containers gives them, container names, container ids (12 characters or more) or globs of cgroup paths.",
+    "cart,/system.slice/*",
+);
+const JSON: &[&str] = &["application/json"];
+const TEXT: &[&str] = &["text/plain"];
+
+pub static TIMESERIES: Endpoint = Endpoint {
+    path: "/api/timeseries",
+    about: "Buckets of metrics, one line for each container and metric. Each bucket has min, max and mean and the instants of min and max, so no spike is lost; counters are rates, with none from a first reading, across a gap or across a reset; `cut` marks a gap before a bucket. Times in the lists are µs from from_us.",
+    params: &[
+        p(
+            "metric",
+            "Names or globs of /api/metrics, comma-separated. Required.",
+            "memory_current,cpu_stat_*",
+        ),
+        CONTAINERS,
+        NAMESPACE,
+        LABELS,
+        RANGE,
+        FROM,
+        TO,
+        p("resolution", "Length of a bucket; default: a 600th of the range.", "250ms"),
+        p("rate", "false = counters as they stand.", "false"),
+    ],
+    answers: JSON,
+};
+pub static CONTAINERS_LIST: Endpoint = Endpoint {
+    path: "/api/containers",
+    about: "The cgroups of which there are rows in the range, with what their last rows say; live ones first.",
+    params: &[
+        p("search", "Part of a name, id or path, in any case.", "cart"),
+        p("scope", "container, pod, service, node or other.", "container"),
+        p("qos", "guaranteed, burstable or besteffort.", "burstable"),
+        p("state", "live or gone.", "gone"),
+        CONTAINERS,
+        NAMESPACE,
+        LABELS,
+        RANGE,
+        FROM,
+        TO,
+    ],
+    answers: JSON,
+};
+pub static FILTERS: Endpoint = Endpoint {
+    path: "/api/filters",
+    about: "The values by which the containers of a range can be narrowed, each with how many have it.",
+    params: &[RANGE, FROM, TO],
+    answers: JSON,
+};
+pub static METRICS_LIST: Endpoint = Endpoint {
+    path: "/api/metrics",
+    about: "The catalogue: every metric with its file, key, kind, unit and how often it is read.",
+    params: &[p("search", "Part of a name, file or key.", "throttled")],
+    answers: JSON,
+};
+pub static EVENTS: Endpoint = Endpoint {
+    path: "/api/events",
+    about: "What the kernel told, in time order.",
+    params: &[p("kind", "Kinds, comma-separated.", "oom_kill,exit"), CONTAINERS, NAMESPACE, RANGE, FROM, TO],
+    answers: JSON,
+};
+pub static LIVE: Endpoint = Endpoint {
+    path: "/api/live",
+    about: "Server-sent events, once a second: `samples` (rows of the named containers), `events`, `incidents` when one is new or was revised, `lost` when more came than one message holds, and a `tick`. Not for history, which is written later than it was read.",
+    params: &[
+        CONTAINERS,
+        NAMESPACE,
+        p(
+            "metric",
+            "Names or globs of /api/metrics; default: memory_current, cpu_stat_usage_usec.",
+            "memory_*",
+        ),
+    ],
+    answers: &["text/event-stream"],
+};
+pub static EXPORT: Endpoint = Endpoint {
+    path: "/api/export",
+    about: "A selection as one file. Over a limit it is refused before a byte: 413 says which limit, what was asked and how to narrow it.",
+    params: &[
+        p("incident", "An incident's id, or latest.", "latest"),
+        p("before", "Seconds (or 30s, 5m) before the incident; default: its own window.", "30"),
+        p("after", "Seconds (or 30s, 5m) after the incident; default: its own window.", "10"),
+        RANGE,
+        FROM,
+        TO,
+        NAMESPACE,
+        LABELS,
+        CONTAINERS,
+        p("metrics", "Columns or globs of columns, comma-separated; default: all.", "memory_*"),
+        p("format", "parquet, html, csv or json.", "parquet"),
+    ],
+    answers: &["application/vnd.apache.parquet", "text/html", "text/csv", "application/json"],
+};
+
+const fn plain(path: &'static str, about: &'static str, answers: &'static [&'static str]) -> Endpoint {
+    Endpoint { path, about, params: &[], answers }
+}
+
+pub static PLAIN: [Endpoint; 8] = [
+    plain("/", "The viewer.", &["text/html"]),
+    plain("/healthz", "Alive.", TEXT),
+    plain("/readyz", "Ready: the first round of sampling is done.", TEXT),
+    plain("/metrics", "Prometheus exposition.", TEXT),
+    plain("/api/status", "Instance, ladder, rates, cost, ledger totals, store size.", JSON),
+    plain("/api/incidents", "All incidents, newest first.", JSON),
+    plain("/api/incidents/{id}", "One incident; `latest` is the newest.", JSON),
+    plain("/api/openapi.json", "This description.", JSON),
+];
+
+/// All of them.
+pub fn endpoints() -> impl Iterator<Item = &'static Endpoint> {
+    let own = [&METRICS_LIST, &CONTAINERS_LIST, &FILTERS, &TIMESERIES, &EVENTS, &LIVE, &EXPORT];
+    PLAIN.iter().chain(own)
+}
+
+/// The query of a request that was held against the list.
+pub struct Asked(pub Vec<(String, String)>);
+
+impl Asked {
+    /// None when absent or empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty())
+    }
+
+    /// The range that is named, or the time up to now that stands for it.
+    pub fn range(&self, default: &str, now_us: i64) -> Result<(i64, i64), Problem> {
+        let (range, from, to) = (self.get("range"), self.get("from"), self.get("to"));
+        let range = if range.or(from).or(to).is_none() { Some(default) } else { range };
+        time_range(range, from, to, now_us)
+    }
+}
+
+pub fn understood(endpoint: &Endpoint, pairs: Pairs) -> Result<Asked, Problem> {
+    let Query(pairs) = pairs.map_err(|e| Problem::bad_query(format!("the query string: {e}"), &[]))?;
+    for (i, (name, _)) in pairs.iter().enumerate() {
+        if !endpoint.params.iter().any(|p| p.name == name) {
+            let accepted: Vec<&str> = endpoint.params.iter().map(|p| p.name).collect();
+            return Err(Problem::bad_query(format!("parameter {name} is not known"), &accepted));
+        }
+        if pairs[..i].iter().any(|(n, _)| n == name) {
+            return Err(Problem::bad_query(format!("parameter {name} stands twice"), &[]));
+        }
+    }
+    Ok(Asked(pairs))
+}
+
+/// OpenAPI 3.1 of [`endpoints`].
+pub fn openapi() -> Value {
+    let paths: Map<String, Value> =
+        endpoints().map(|e| (e.path.to_owned(), json!({"get": operation(e)}))).collect();
+    let problem = json!({
+        "type": "object",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string", "format": "uri"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "accepted": {"type": "array", "items": {"type": "string"}, "description": "What would have been understood."},
+            "limit": {"type": "object", "description": "Which limit, and its value."},
+            "asked": {"type": "integer"},
+            "narrow": {"type": "string", "description": "How to ask for less."},
+        },
+    });
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Fine-Grained Monitor",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "What one node's agent recorded. All times are µs since the Unix epoch, UTC; absent is null.",
+            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {"Problem": problem},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "Where token_file is set."}},
+        },
+        "security": [{}, {"token": []}],
+    })
+}
+
+fn operation(endpoint: &Endpoint) -> Value {
+    let named = endpoint.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let mut parameters: Vec<Value> = named
+        .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}, "description": "An id as /api/incidents has it, or latest.", "example": "latest"}))
+        .collect();
+    parameters.extend(endpoint.params.iter().map(|p| {
+        json!({"name": p.name, "in": "query", "required": p.name == "metric" && endpoint.path == TIMESERIES.path, "schema": schema(p.name), "description": p.about, "example": p.example})
+    }));
+    let content: Map<String, Value> = endpoint
+        .answers
+        .iter()
+        .map(|media| {
+            let kind = if *media == "application/json" {
+                json!({"type": ["object", "array"]})
+            } else {
+                json!({"type": "string"})
+            };
+            ((*media).to_owned(), json!({"schema": kind}))
+        })
+        .collect();
+    let problem = |about: &str| json!({"description": about, "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}});
+    json!({
+        "summary": endpoint.about,
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": "As asked.", "content": content},
+            "400": problem("The query is not understood; `accepted` says what would be."),
+            "401": problem("No token, or another."),
+            "403": problem("Another host or origin."),
+            "404": problem("No such thing."),
+            "413": problem("More than a limit allows; nothing was sent."),
+            "503": problem("Not now; Retry-After says when."),
+        },
+    })
+}
+
+fn schema(param: &str) -> Value {
+    match param {
+        "format" => json!({"type": "string", "enum": Format::NAMES}),
+        "state" => json!({"type": "string", "enum": ["live", "gone"]}),
+        "rate" => json!({"type": "string", "enum": ["true", "false"]}),
+        _ => json!({"type": "string"}),
+    }
+}
+
+/// `/api/metrics`: the catalogue, narrowed by a word.
+pub fn metrics(search: Option<&str>) -> Value {
+    let word = search.unwrap_or_default().to_lowercase();
+    let all = catalogue::columns().filter(|(_, file, column)| {
+        [file.name, column.name, column.key].iter().any(|text| text.to_lowercase().contains(&word))
+    });
+    let metrics: Vec<Value> = all
+        .map(|(_, file, column)| {
+            let kind = match column.kind {
+                catalogue::Kind::Counter => "counter",
+                catalogue::Kind::Gauge => "gauge",
+                catalogue::Kind::Limit => "limit",
+            };
+            let tier = match file.tier {
+                catalogue::Tier::Lane => "lane",
+                catalogue::Tier::Hot => "hot",
+                catalogue::Tier::Slow => "slow",
+            };
+            let key = (!column.key.is_empty()).then_some(column.key);
+            json!({"name": column.name, "file": file.name, "key": key, "kind": kind, "unit": column.unit.as_str(), "tier": tier})
+        })
+        .collect();
+    json!({"metrics": metrics})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_export_is_described_as_it_is_parsed() {
+        let described: std::collections::BTreeSet<&str> = EXPORT.params.iter().map(|p| p.name).collect();
+        assert_eq!(described, crate::export::PARAMETERS.into_iter().collect());
+    }
+
+    #[test]
+    fn what_is_not_in_the_list_is_refused() {
+        let pairs = |list: &[(&str, &str)]| {
+            Ok(Query(list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>()))
+        };
+        let e = understood(&FILTERS, pairs(&[("rnage", "5m")])).map(|_| ()).expect_err("unknown");
+        assert_eq!(e.more["accepted"], json!(["range", "from", "to"]));
+        let twice = pairs(&[("range", "5m"), ("range", "6m")]);
+        assert!(understood(&FILTERS, twice).is_err());
+        let asked = understood(&FILTERS, pairs(&[("range", "5m")])).map_err(|e| e.detail).expect("good");
+        assert_eq!(asked.range("15m", 600_000_000).expect("good"), (300_000_000, 600_000_000));
+    }
+}

@@ -1,0 +1,75 @@
+//! Record batches as the handlers walk over them: stretches of one cgroup, cells of integer columns, the names of who it is.
+//!
+//! Reads values that are there; NULL is None. Called by `containers`, `series` and `live`.
+
+use crate::export::Named;
+use crate::names::{Cause, CgroupId};
+use crate::query::{self, Identity, Key};
+use crate::segment;
+use arrow::array::{Array, AsArray, Int64Array, RecordBatch};
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use serde_json::{Map, Value, json};
+use std::ops::Range;
+
+/// The neighbouring rows of one cgroup of one boot; a batch is sorted by (cgroup_id, ts).
+pub fn stretches(batch: &RecordBatch) -> Vec<(Key, Range<usize>)> {
+    let mut out: Vec<(Key, Range<usize>)> = Vec::new();
+    let mut last: Option<(Option<i64>, &str)> = None;
+    for row in 0..batch.num_rows() {
+        let own =
+            (query::int(batch, "cgroup_id", row), query::text(batch, "boot_id", row).unwrap_or_default());
+        if let (Some((_, range)), true) = (out.last_mut(), last == Some(own)) {
+            range.end = row + 1;
+        } else {
+            let key = Key { cgroup_id: own.0, boot: segment::boot_of(own.1).into() };
+            out.push((key, row..row + 1));
+            last = Some(own);
+        }
+    }
+    out
+}
+
+/// A column of integers, if the batch has it.
+pub fn ints<'a>(batch: &'a RecordBatch, name: &str) -> Option<&'a Int64Array> {
+    batch.column_by_name(name)?.as_primitive_opt::<Int64Type>()
+}
+
+pub fn int(column: Option<&Int64Array>, row: usize) -> Option<i64> {
+    column.filter(|c| c.is_valid(row)).map(|c| c.value(row))
+}
+
+/// Instants, causes and periods (1 s where a row does not say) of some rows.
+pub fn moments(batch: &RecordBatch, rows: Range<usize>) -> Vec<(i64, Cause, i64)> {
+    let ts = batch.column_by_name("ts").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
+    let periods = ints(batch, "period_ms");
+    let cause = |row| match query::text(batch, "cause", row) {
+        Some("history") => Cause::History,
+        Some("burst") => Cause::Burst,
+        _ => Cause::Base,
+    };
+    let Some(ts) = ts else { return Vec::new() };
+    rows.map(|row| (ts.value(row), cause(row), int(periods, row).unwrap_or(1000))).collect()
+}
+
+/// Who a cgroup is, as every answer says it.
+pub fn who(key: &Key, who: &Identity) -> Map<String, Value> {
+    let id = |id: i64| CgroupId::from_i64(id).to_string();
+    let all = json!({
+        "key": Named::of(key).map(|n| n.0),
+        "cgroup_id": key.cgroup_id.map(id),
+        "boot": &*key.boot,
+        "parent_cgroup_id": who.parent_cgroup_id.map(id),
+        "cgroup_path": who.cgroup_path,
+        "scope": who.scope,
+        "container_id": who.container_id,
+        "pod_uid": who.pod_uid,
+        "qos": who.qos,
+        "namespace": who.namespace,
+        "pod": who.pod,
+        "container": who.container,
+    });
+    match all {
+        Value::Object(all) => all,
+        _ => Map::new(),
+    }
+}
