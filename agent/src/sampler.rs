@@ -5,6 +5,10 @@
 //! ordinary result. A file that cannot be read or parsed leaves its columns NULL, its bit clear and a count. Called by
 //! `pipeline`, which decides when.
 
+mod cost;
+
+pub use cost::{Cost, costs};
+
 use crate::accumulator::{SampleRow, Samples, Stamp};
 use crate::catalogue::{COLUMNS, FILES, FileIndex, Tier, columns};
 use crate::cgroup::Meta;

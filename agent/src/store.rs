@@ -5,9 +5,11 @@
 //! are removed, damaged files are set aside (never deleted), both are logged. [`Writer`] is the only thread that makes
 //! segments. No code here reads rows: `query` does. `pipeline` opens and seals, `viewer` and `cli` take views.
 
+mod look;
 mod pending;
 mod writer;
 
+pub use look::{Look, look};
 pub use pending::{DropReason, Dropped, PENDING_BYTES};
 pub use writer::{SealResult, ShutdownError, Writer};
 

@@ -124,13 +124,19 @@ impl Server {
     }
 }
 
-/// Binds both addresses, then serves. Must not be called inside another runtime.
-pub fn serve<S: Source>(source: Arc<S>, store: Arc<Store>, config: &Config) -> Result<Server, ServeError> {
+type Bound = (TcpListener, SocketAddr);
+
+/// Binds both addresses. Dropping them gives them back: `fgm doctor` asks no more than whether they can be had.
+pub fn bind_both(config: &Config) -> Result<[Bound; 2], ServeError> {
     if !config.listen.ip().is_loopback() {
         return Err(ServeError::Open { address: config.listen });
     }
-    let (listener, address) = bind("listen", config.listen)?;
-    let (health_listener, health_address) = bind("health_listen", config.health_listen)?;
+    Ok([bind("listen", config.listen)?, bind("health_listen", config.health_listen)?])
+}
+
+/// Binds both addresses, then serves. Must not be called inside another runtime.
+pub fn serve<S: Source>(source: Arc<S>, store: Arc<Store>, config: &Config) -> Result<Server, ServeError> {
+    let [(listener, address), (health_listener, health_address)] = bind_both(config)?;
     let runtime = Builder::new_multi_thread()
         .worker_threads(SOCKET_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -159,7 +165,7 @@ pub fn serve<S: Source>(source: Arc<S>, store: Arc<Store>, config: &Config) -> R
     Ok(Server { runtime, stop, tasks, address, health_address })
 }
 
-fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+fn bind(key: &'static str, address: SocketAddr) -> Result<Bound, ServeError> {
     let fail = |source: io::Error| match source.kind() {
         io::ErrorKind::AddrInUse => ServeError::Taken { key, address },
         _ => ServeError::Bind { key, address, source },
