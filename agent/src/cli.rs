@@ -1,9 +1,10 @@
-//! The command line: `fgm agent | view | export | events | incidents`.
+//! The command line: `fgm agent | view | export | events | incidents | doctor`.
 //!
 //! Turns arguments into a call of the library and its outcome into an exit code. Output goes to stdout or the named file,
 //! everything else to stderr. `export`, `events` and `incidents` work on a running agent (`--server`) or on a data folder (`--data`),
 //! which they never change. Called by `main` only.
 
+mod doctor;
 mod events;
 mod fetch;
 mod local;
@@ -21,7 +22,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -44,6 +45,8 @@ struct Cli {
 enum Command {
     /// Record this node until SIGTERM.
     Agent(AgentArgs),
+    /// Say what this machine offers the agent, what is missing, what that costs and how to mend it.
+    Doctor(doctor::DoctorArgs),
     /// Write an incident or a range of samples to a file.
     Export(Box<ExportArgs>),
     /// List the recorded incidents, newest first.
@@ -212,6 +215,10 @@ impl From<Problem> for Failure {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Doctor(args) => match doctor::run(&args) {
+            Ok(code) => return ExitCode::from(code),
+            Err(failure) => Err(failure),
+        },
         Command::Agent(args) => agent(&args),
         Command::Export(args) => export(&args),
         Command::Incidents(args) => incidents(&args),
@@ -260,12 +267,15 @@ fn agent(args: &AgentArgs) -> Result<(), Failure> {
         return output::print(&Config::help());
     }
     log_to_stderr("info");
+    Ok(crate::pipeline::run(configuration(args.config.as_deref())?)?)
+}
+
+/// The file, if one is named, and the environment.
+fn configuration(path: Option<&Path>) -> Result<Config, Failure> {
     let wrong = |e: ConfigError| Failure::Usage(e.to_string());
     let text = |value: OsString| value.to_string_lossy().into_owned();
     Config::check_variables(std::env::vars_os().map(|(name, _)| text(name))).map_err(wrong)?;
-    let config = Config::load(args.config.as_deref(), |name| std::env::var_os(name).map(text));
-    let config = config.map_err(wrong)?;
-    Ok(crate::pipeline::run(config)?)
+    Config::load(path, |name| std::env::var_os(name).map(text)).map_err(wrong)
 }
 
 fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {

@@ -1,7 +1,11 @@
 //! What this machine is and whether the agent can work here: cgroup v2, its controllers, names and limits.
 //!
 //! Read once at the start. An error names what is missing and the mend; a missing controller is a warning, since the
-//! rest still works.
+//! rest still works. `survey`, beside this file, has each thing that is looked at.
+
+mod survey;
+
+pub use survey::{Finding, Standing, missing_capabilities, survey};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
@@ -9,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
-/// Controllers that samples come from.
-const CONTROLLERS: [&str; 4] = ["memory", "cpu", "io", "pids"];
+/// A resource limit; `None` = unlimited.
+type Limit = Option<u64>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -88,33 +92,19 @@ fn raise_descriptor_limit() -> usize {
 }
 
 impl Machine {
+    pub fn kernel() -> String {
+        trimmed("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned())
+    }
+
     /// Looks at the machine.
     pub fn look(cgroup_root: &Path) -> Result<Self, MachineError> {
-        let v2 = is_cgroup2(cgroup_root)
-            .map_err(|source| MachineError::Missing { path: cgroup_root.to_owned(), source })?;
-        if !v2 {
-            let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-            let there = mount_of("cgroup2", &mounts).map(|v2| (controllers(&v2), v2));
-            return Err(refusal(cgroup_root, there, mount_of("cgroup", &mounts).is_some()));
-        }
-        let there = controllers(cgroup_root);
-        let mut lacks = Vec::new();
-        for c in CONTROLLERS.iter().filter(|c| !there.iter().any(|t| t == *c)) {
-            lacks.push(format!(
-                "the {c} controller is not in {}/cgroup.controllers: the columns {c}_* stay NULL but for what every cgroup has (pressure, CPU time)",
-                cgroup_root.display()
-            ));
-        }
-        if rustix::process::geteuid().as_raw() != 0 {
-            lacks.push(
-                "not running as root: the tables of other users' processes lack descriptors and some cgroups may be unreadable"
-                    .to_owned(),
-            );
-        }
+        survey::check_root(cgroup_root)?;
+        let degraded = |f: &Finding| f.standing == Standing::Degraded;
+        let lacks = survey(cgroup_root).iter().filter(|f| degraded(f)).map(Finding::line).collect();
         Ok(Self {
             host: trimmed("/proc/sys/kernel/hostname").unwrap_or_else(|| "unknown".to_owned()),
             boot_id: trimmed("/proc/sys/kernel/random/boot_id").unwrap_or_else(|| "unknown".to_owned()),
-            kernel: trimmed("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()),
+            kernel: Self::kernel(),
             lacks,
             descriptor_limit: raise_descriptor_limit(),
         })

@@ -71,12 +71,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let mut tree = Tree::new(&config.cgroup_root, rules, config.sampling.max_cgroups)?;
     let store = Store::open(&config.data_dir)?;
     let series = recorder::install()?;
-    let (mut probes, mut ladder) = start_probes(&config);
-    let lane = Lane::start(&config)?;
-    let has_events = ladder.hooks.iter().any(|h| h.event == "cgroup_start" && h.mechanism.is_some());
-    let notices = Notices::start(&ladder, &mut tree);
-    ladder.hooks.extend(notices.rungs());
-    ladder.hooks.push(lane.rung());
+    let Means { mut probes, lane, notices, ladder, has_events } = Means::find(&config, &mut tree)?;
     log_ladder(&ladder);
 
     let shared = Arc::new(Shared::default());
@@ -117,6 +112,37 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     sealer.finish().context("the last rows")?;
     tracing::info!("closed");
     outcome
+}
+
+/// What the agent can do its work with on this machine.
+struct Means {
+    probes: Option<Probes>,
+    lane: Lane,
+    notices: Notices,
+    ladder: Ladder,
+    has_events: bool,
+}
+
+impl Means {
+    fn find(config: &Config, tree: &mut Tree) -> anyhow::Result<Self> {
+        let (probes, mut ladder) = start_probes(config);
+        let lane = Lane::start(config)?;
+        let has_events = ladder.hooks.iter().any(|h| h.event == "cgroup_start" && h.mechanism.is_some());
+        let notices = Notices::start(&ladder, tree);
+        ladder.hooks.extend(notices.rungs());
+        ladder.hooks.push(lane.rung());
+        Ok(Self { probes, lane, notices, ladder, has_events })
+    }
+}
+
+/// The ladder that an agent would have here: all is loaded and attached as at its start, and let go of again.
+///
+/// # Errors
+/// What keeps an agent from starting.
+pub fn ladder(config: &Config) -> anyhow::Result<Ladder> {
+    let rules = Rules::new(&config.sampling.include, &config.sampling.exclude)?;
+    let mut tree = Tree::new(&config.cgroup_root, rules, config.sampling.max_cgroups)?;
+    Ok(Means::find(config, &mut tree)?.ladder)
 }
 
 fn start_probes(config: &Config) -> (Option<Probes>, Ladder) {

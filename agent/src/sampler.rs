@@ -5,11 +5,13 @@
 //! ordinary result. A file that cannot be read or parsed leaves its columns NULL, its bit clear and a count. What has no
 //! column goes into the `metrics` table. `node` and `network` below read of /proc. Called by `pipeline`, which decides when.
 
+mod cost;
 mod devices;
 mod loose;
 mod network;
 mod node;
 
+pub use cost::{Cost, costs};
 pub use network::Network;
 pub use node::Node;
 

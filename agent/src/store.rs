@@ -6,11 +6,13 @@
 //! becomes segments, all of it is logged. While an agent runs, [`Writer`] alone makes segments. No code here reads rows: `query` does. `pipeline` opens and seals, `viewer` and `cli` take views.
 
 mod journaling;
+mod look;
 mod pending;
 mod recovery;
 mod writer;
 
 pub use journaling::Kept;
+pub use look::{Look, look};
 pub use pending::{DropReason, Dropped, PENDING_BYTES};
 pub use writer::{Chunk, SealResult, ShutdownError, Unjournaled, Writer};
 

@@ -175,6 +175,22 @@ impl Server {
     }
 }
 
+type Bound = (TcpListener, SocketAddr);
+
+/// Binds both addresses. Dropping them gives them back: `fgm doctor` asks no more than whether they can be had.
+pub fn bind_both(config: &Config) -> Result<[Bound; 2], ServeError> {
+    closed_or_guarded(config, Token::read(&config.token_file)?.is_some())?;
+    Ok([bind("listen", config.listen)?, bind("health_listen", config.health_listen)?])
+}
+
+/// Beyond the loopback only with a token.
+fn closed_or_guarded(config: &Config, token: bool) -> Result<(), ServeError> {
+    if config.listen.ip().is_loopback() || token {
+        return Ok(());
+    }
+    Err(ServeError::Open { address: config.listen })
+}
+
 /// Binds both addresses, then serves. Must not be called inside another runtime.
 pub fn serve<S: Source>(source: Arc<S>, store: Arc<Store>, config: &Config) -> Result<Server, ServeError> {
     start(source, store, config, Some(config.health_listen))
@@ -196,9 +212,7 @@ fn start<S: Source>(
     health: Option<SocketAddr>,
 ) -> Result<Server, ServeError> {
     let app = App::new(source, store, config)?;
-    if !config.listen.ip().is_loopback() && app.token.is_none() {
-        return Err(ServeError::Open { address: config.listen });
-    }
+    closed_or_guarded(config, app.token.is_some())?;
     let (listener, address) = bind("listen", config.listen)?;
     let health = health.map(|address| bind("health_listen", address)).transpose()?;
     let health_address = health.as_ref().map(|(_, address)| *address);
@@ -231,7 +245,7 @@ fn start<S: Source>(
     Ok(Server { runtime, stop, tasks, address, health_address })
 }
 
-fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+fn bind(key: &'static str, address: SocketAddr) -> Result<Bound, ServeError> {
     let fail = |source: io::Error| match source.kind() {
         io::ErrorKind::AddrInUse => ServeError::Taken { key, address },
         _ => ServeError::Bind { key, address, source },

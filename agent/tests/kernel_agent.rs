@@ -6,6 +6,7 @@
 //! private tracefs instance.
 
 #[path = "kernel_agent/stage.rs"]
+#[expect(dead_code, reason = "some of it serves the tests without BPF alone")]
 mod stage;
 
 use fgm::clock::ktime_ns;

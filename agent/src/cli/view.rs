@@ -23,8 +23,8 @@ struct Folder {
 }
 
 impl Source for Folder {
-    async fn memory(&self, _: Table, _: i64) -> Vec<RecordBatch> {
-        Vec::new()
+    async fn memory(&self, _: Table, _: i64) -> Result<Vec<RecordBatch>, String> {
+        Ok(Vec::new())
     }
 
     fn incidents(&self) -> Vec<Incident> {

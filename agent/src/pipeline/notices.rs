@@ -6,11 +6,13 @@
 
 use super::state::State;
 use crate::catalogue::{self, ColumnIndex};
+use crate::clock;
 use crate::discovery::{Kills, News, Tree};
 use crate::event::{KernelEvent, Kind, What};
 use crate::names::{CgroupId, Severity, Table};
 use crate::notify::{Notice, Notify, Wants};
 use crate::probes::{Hook, Ladder};
+use crate::story::Evidence;
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -59,6 +61,7 @@ pub(super) struct Notices {
     next_ns: u64,
     column: Option<ColumnIndex>,
     counted: u64,
+    last_kill_ns: u64,
     /// When a probe last told of a kill in a cgroup.
     probed: HashMap<CgroupId, u64>,
     /// `oom_kill` of memory.events in the last base row.
@@ -330,12 +333,15 @@ impl State {
             self.rescan(now);
         }
         for kills in self.tree.kills(id) {
-            self.kills_counted(&kills, source, now);
+            self.kills_counted(&kills, source);
         }
     }
 
-    fn kills_counted(&mut self, kills: &Kills, source: &'static str, now: u64) {
+    fn kills_counted(&mut self, kills: &Kills, source: &'static str) {
         let id = kills.meta.id;
+        // an incident is named by its instant: two found at once have two
+        let now = clock::ktime_ns().max(self.notices.last_kill_ns + 1);
+        self.notices.last_kill_ns = now;
         self.notices.counted += kills.count;
         let Some(owner) = self.tree.owner(id).map(|n| n.meta.clone()) else {
             self.outside += 1;
@@ -349,7 +355,7 @@ impl State {
         });
         let mut event = self.event(Kind::OomKill, Severity::Critical, now, source, detail);
         event.cgroup_id = Some(id);
-        let evidence = crate::story::Evidence { limit, ..self.evidence_before(&owner, now, Some(id)) };
+        let evidence = Evidence { limit, ..self.evidence_before(&owner, now, Some(id)) };
         let started = self.start_burst(&owner, Kind::OomKill, limit_id, now);
         let incident = self.story.kills_counted(&owner, &event, kills.count, &evidence, started.first_row_ns);
         if let Some((why, rows)) = started.suppressed {

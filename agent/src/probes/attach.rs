@@ -13,11 +13,12 @@ use super::{
     },
     offsets::Facts,
 };
+use crate::machine::missing_capabilities;
 use aya::{
     Btf, Ebpf,
     programs::{BtfTracePoint, FEntry, FExit, ProgramError, RawTracePoint, TracePoint},
 };
-use std::{error::Error, fs, io};
+use std::{error::Error, io};
 
 /// Attaches what can be. The hooks around a kill come first, so that no kill is seen without them.
 pub fn attach_all(ebpf: &mut Ebpf, facts: &Facts, without: &[Mechanism]) -> (Vec<Hook>, ScopeHooks) {
@@ -226,42 +227,9 @@ fn mend(error: &(dyn Error + 'static), missing: &[&str]) -> Option<String> {
     }
 }
 
-/// Names of the needed capabilities that this process does not hold.
-pub fn missing_capabilities() -> Vec<&'static str> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    missing_from(&status)
-}
-
-fn missing_from(status: &str) -> Vec<&'static str> {
-    const SYS_ADMIN: u32 = 21;
-    const PERFMON: u32 = 38;
-    const BPF: u32 = 39;
-    let Some(effective) = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-    else {
-        return Vec::new();
-    };
-    let has = |bit: u32| effective >> bit & 1 == 1 || effective >> SYS_ADMIN & 1 == 1;
-    [("CAP_BPF", BPF), ("CAP_PERFMON", PERFMON)]
-        .into_iter()
-        .filter(|&(_, bit)| !has(bit))
-        .map(|(name, _)| name)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn missing_capabilities_are_named() {
-        assert_eq!(missing_from("CapEff:\t0000000000000000\n"), ["CAP_BPF", "CAP_PERFMON"]);
-        assert_eq!(missing_from("CapEff:\t0000008000000000\n"), ["CAP_PERFMON"]);
-        assert!(missing_from("CapEff:\t0000000000200000\n").is_empty(), "CAP_SYS_ADMIN stands for both");
-        assert!(missing_from("nothing").is_empty());
-    }
 
     #[test]
     fn a_refusal_names_what_is_missing() {

@@ -81,7 +81,11 @@ impl Cgroup {
     }
 
     pub fn events_local(&self, key: &str) -> u64 {
-        let text = fs::read_to_string(self.path.join("memory.events.local")).expect("memory.events.local");
+        self.count("memory.events.local", key)
+    }
+
+    fn count(&self, file: &str, key: &str) -> u64 {
+        let text = fs::read_to_string(self.path.join(file)).expect(file);
         let found = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')?.parse().ok());
         found.unwrap_or_else(|| panic!("no {key} in {text}"))
     }
@@ -135,6 +139,11 @@ impl Pod {
 
     pub fn events_local(&self, key: &str) -> u64 {
         self.cgroup.events_local(key)
+    }
+
+    /// Of the pod and all that is or was below it.
+    pub fn events(&self, key: &str) -> u64 {
+        self.cgroup.count("memory.events", key)
     }
 }
 
@@ -367,6 +376,11 @@ impl Agent {
         body
     }
 
+    /// The rows of an export, if it has any.
+    pub fn try_rows(&self, path: &str) -> Option<Vec<Row>> {
+        self.get(path).filter(|(code, _)| *code == 200).map(|(_, body)| rows(&body))
+    }
+
     pub fn status(&self) -> Value {
         serde_json::from_slice(&self.get_ok("/api/status")).expect("JSON")
     }
@@ -399,10 +413,17 @@ impl Agent {
 
     fn find_incident(&self, limit: Duration, good: impl Fn(&Value) -> bool) -> Value {
         let mut found = None;
-        wait("an incident", limit, || {
-            found = self.incidents().into_iter().find(|i| good(i));
-            found.is_some()
-        });
+        let end = fgm::clock::ktime_ns() + u64::try_from(limit.as_nanos()).expect("short");
+        while found.is_none() {
+            let all = self.incidents();
+            found = all.iter().find(|i| good(i)).cloned();
+            assert!(
+                found.is_some() || fgm::clock::ktime_ns() < end,
+                "the incident did not come within {limit:?}; there are {all:#?}\n{}",
+                self.status()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let found = found.expect("found");
         println!("{found}");
         found
