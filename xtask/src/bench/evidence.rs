@@ -220,7 +220,9 @@ fn show(
         println!("{key:>20}  {}", text(&result[key]));
     }
     println!("{:>20}  {} of {}", "right_trigger", score.right_trigger, score.triggers);
-    println!("{:>20}  {:.3} s", "history short by", score.history_short_s.max(0.0));
+    if let Some((short, whose)) = &score.history_short {
+        println!("{:>20}  {short:.3} s: {whose}", "history short by");
+    }
     println!("{:>20}  {} within a second", "storm", score.storm);
     for (reason, rows) in lost.iter().filter(|(_, rows)| **rows > 0) {
         println!("{:>20}  {rows} {reason}", "lost");

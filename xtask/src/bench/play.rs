@@ -45,21 +45,26 @@ pub fn play(w: &Words<'_>) -> Result<()> {
     let temp = TempDir::new("bench")?;
     let words = temp.path().join("words");
     fs::create_dir(&words).context("cannot create a folder")?;
+    // read by us, so that its pages are charged to us: the first container to touch them would be charged for them, and
+    // reclaim them again and again instead of being killed
+    let workload = temp.path().join("workload");
+    fs::copy(w.workload, &workload).with_context(|| format!("cannot copy {}", w.workload.display()))?;
     let keys = format!("cgroup_root = \"{CGROUP_ROOT}\"\nnode = \"bench\"\n");
     let mut agent = Agent::start(temp.path(), w.agent, &keys, TABLES)?;
     let lines = temp.path().join("truth.jsonl");
     let witness = Witness::start(w.truth, &lines)?;
-    for pid in [std::process::id(), agent.pid(), witness.process.0.id()] {
-        protect(pid)?;
-    }
     // held for the whole run, so that no case switches a controller off that another needs
     let mut base = Tree::new(Path::new(CGROUP_ROOT));
     base.make("kubepods.slice/kubepods-burstable.slice/fgm-bench.slice")?;
-    let stage = Stage { root: Path::new(CGROUP_ROOT), workload: w.workload, words: &words };
+    let stage = Stage { root: Path::new(CGROUP_ROOT), workload: &workload, words: &words };
     let mut cases = run(&stage, &mix::plan(w.kills), &mut agent)?;
     if w.node_kills > 0 {
         // what is asked for is more than there is: the kernel must promise it all the same
         fs::write("/proc/sys/vm/overcommit_memory", "1").context("overcommit_memory")?;
+        // only now: what we start inherits it
+        for pid in [std::process::id(), agent.pid(), witness.process.0.id()] {
+            protect(pid)?;
+        }
     }
     for n in 0..w.node_kills {
         let step = Step::begin(format!("the node runs out of memory ({} of {})", n + 1, w.node_kills));
