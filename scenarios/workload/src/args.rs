@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-const USAGE: &str = "usage: workload [--enter CGROUP] ROLE
+const USAGE: &str = "usage: workload [--enter CGROUP]… ROLE
   steady    [--bytes N] [--for S]
   ramp      --bytes N --over S [--after S] [--hold S]
   blast     --bytes N [--after S|stdin] [--hold S]
@@ -40,7 +40,7 @@ impl Args {
         if let [flag, cgroup, rest @ ..] = words
             && flag == "--enter"
         {
-            return Ok(Self { enter: Some((cgroup.into(), rest.to_vec())), ..Self::plain(rest)? });
+            return Ok(Self { enter: Some((cgroup.into(), rest.to_vec())), ..Self::parse(rest)? });
         }
         Self::plain(words)
     }
@@ -171,6 +171,9 @@ mod tests {
         let (cgroup, rest) = args.enter.expect("a cgroup");
         assert_eq!(cgroup.to_str(), Some("/sys/fs/cgroup/a"));
         assert_eq!(rest, ["steady", "--for", "1"]);
+        // one of each hierarchy, one after the other
+        let args = parse("--enter /a --enter /b steady").expect("a steady");
+        assert_eq!(args.enter.map(|(_, rest)| rest.join(" ")).as_deref(), Some("--enter /b steady"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Started by `cargo xtask scenario` and by kernel tests; static, so that it also is a whole container image.
 //!
 //! ```text
-//! workload [--enter CGROUP] ROLE
+//! workload [--enter CGROUP]… ROLE
 //!   steady    [--bytes N] [--for S]                          hold N bytes and do a little work each 100 ms
 //!   ramp      --bytes N --over S [--after S] [--hold S]      touch N bytes evenly over S seconds
 //!   blast     --bytes N [--after S|stdin] [--hold S]         touch N bytes as fast as it goes; `stdin`: when that ends

@@ -14,14 +14,14 @@ use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-pub const TRACEFS: &str = "/sys/kernel/tracing";
+const TRACEFS: &str = "/sys/kernel/tracing";
 /// Cases at one time; a storm counts as one.
 const SIDE_BY_SIDE: usize = 16;
 /// Emulation makes each look of the lane many times dearer than it is: a budget that allows the rate it is held to.
@@ -52,7 +52,7 @@ pub fn play(w: &Words<'_>) -> Result<()> {
     let keys = format!("cgroup_root = \"{CGROUP_ROOT}\"\nnode = \"bench\"\n");
     let mut agent = Agent::start(temp.path(), w.agent, &keys, TABLES)?;
     let lines = temp.path().join("truth.jsonl");
-    let witness = Witness::start(w.truth, &lines)?;
+    let witness = Witness::start(Command::new(w.truth).arg(TRACEFS).arg(&lines))?;
     // held for the whole run, so that no case switches a controller off that another needs
     let mut base = Tree::new(Path::new(CGROUP_ROOT));
     base.make("kubepods.slice/kubepods-burstable.slice/fgm-bench.slice")?;
@@ -150,10 +150,9 @@ pub struct Witness {
 }
 
 impl Witness {
-    pub fn start(program: &Path, lines: &PathBuf) -> Result<Self> {
-        let mut c = Command::new(program);
-        c.arg(TRACEFS).arg(lines).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let child = c.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let child = child.with_context(|| format!("cannot start `{}`", child::shown(command)))?;
         let mut process = Reaped(child);
         let mut line = String::new();
         let out = process.0.stdout.take().context("a pipe that was asked for is not there")?;
@@ -164,7 +163,7 @@ impl Witness {
         Ok(Self { process })
     }
 
-    fn stop(mut self) -> Result<()> {
+    pub fn stop(mut self) -> Result<()> {
         drop(self.process.0.stdin.take());
         match child::wait_until(&mut self.process.0, Deadline::after(WITNESS_ENDS))? {
             Some(status) if status.success() => Ok(()),
