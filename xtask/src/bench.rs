@@ -2,9 +2,13 @@
 //! Must never print a number that was not measured in this run. Called by a person and by `test --long`.
 
 mod case;
+mod churn;
 mod evidence;
 mod mix;
+mod native;
 mod play;
+mod quiet;
+mod rows;
 mod score;
 mod stage;
 
@@ -15,7 +19,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--kills N] [--json FILE]";
+const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--kills N] [--json FILE]
+       cargo xtask bench churn [--cgroups N] [--json FILE]
+       cargo xtask bench quiet [--kernel SERIES | --host] [--minutes N] [--json FILE]";
+const MINUTES: usize = 10;
+const CGROUPS: usize = 100_000;
 /// The recorder lists a thousand incidents.
 const MAX_KILLS: usize = 1000;
 
@@ -73,8 +81,8 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     if words.first().is_some_and(|w| w == "--play") {
         return played(&words[1..]);
     }
-    let (mut place, mut kernel, mut kills, mut json) =
-        (Place::Vm, crate::kernel::DEFAULT.to_owned(), MAX_KILLS, None);
+    let (mut place, mut kernel, mut json) = (Place::Vm, crate::kernel::DEFAULT.to_owned(), None);
+    let (mut kills, mut cgroups, mut minutes) = (MAX_KILLS, CGROUPS, MINUTES);
     let mut words = words.iter().map(String::as_str);
     let what = words.next().unwrap_or_default().to_owned();
     while let Some(word) = words.next() {
@@ -82,6 +90,8 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
             "--host" => place = Place::Host,
             "--kernel" => usage::value(words.next(), word, USAGE)?.clone_into(&mut kernel),
             "--kills" => kills = count(usage::value(words.next(), word, USAGE)?, word)?,
+            "--minutes" => minutes = count(usage::value(words.next(), word, USAGE)?, word)?,
+            "--cgroups" => cgroups = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--json" => json = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
             _ => return Err(usage::wrong(format!("unknown option `{word}`"), USAGE)),
         }
@@ -90,15 +100,25 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     if kills > MAX_KILLS {
         return Err(usage::wrong(format!("--kills {kills} is more than {MAX_KILLS}"), USAGE));
     }
-    match place {
-        Place::Vm => setup::vm()?,
-        Place::Host => cgroup::usable(Path::new(demo::CGROUP_ROOT)).context("--host: not on this machine")?,
-    }
     match what.as_str() {
+        "quiet" => {
+            can(place)?;
+            quiet::bench(place, &kernel, minutes, json.as_deref())
+        }
+        "churn" => churn::bench(cgroups, json.as_deref()),
         "evidence" => {
+            can(place)?;
             evidence::bench(&evidence::Options { place, kernel: &kernel, kills, json: json.as_deref() })
         }
         _ => Err(usage::wrong(format!("no benchmark `{what}`"), USAGE)),
+    }
+}
+
+/// First of all, so that a machine that lacks something says so before minutes of compiling.
+fn can(place: Place) -> Result<()> {
+    match place {
+        Place::Vm => setup::vm(),
+        Place::Host => cgroup::usable(Path::new(demo::CGROUP_ROOT)).context("--host: not on this machine"),
     }
 }
 
@@ -116,6 +136,12 @@ fn played(words: &[String]) -> Result<i32> {
             })?;
             Ok(0)
         }
-        _ => bail!("usage: bench --play evidence OUT AGENT WORKLOAD TRUTH KILLS NODE-KILLS"),
+        [what, out, agent, workload, minutes] if what == "quiet" => {
+            quiet::play(Path::new(out), Path::new(agent), Path::new(workload), count(minutes, "minutes")?)?;
+            Ok(0)
+        }
+        _ => bail!(
+            "usage: bench --play quiet OUT AGENT WORKLOAD MINUTES, or bench --play evidence OUT AGENT WORKLOAD TRUTH KILLS NODE-KILLS"
+        ),
     }
 }

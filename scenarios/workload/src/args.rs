@@ -4,11 +4,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-const USAGE: &str = "usage: workload [--enter CGROUP] ROLE
+const USAGE: &str = "usage: workload [--enter CGROUP]… ROLE
   steady    [--bytes N] [--for S]
   ramp      --bytes N --over S [--after S] [--hold S]
   blast     --bytes N [--after S|stdin] [--hold S]
   hog-child --bytes N --over S [--after S] [--linger S]
+  serve     --bytes N --file PATH --from N --length N
 each takes --name COMM; N takes the suffixes K, M and G; S is in seconds and may have a fraction";
 
 /// When a blast begins.
@@ -25,6 +26,7 @@ pub enum Role {
     Ramp { bytes: usize, over: Duration, after: Duration, hold: Duration },
     Blast { bytes: usize, start: Start, hold: Duration },
     HogChild { bytes: usize, over: Duration, after: Duration, linger: Duration },
+    Serve { bytes: usize, file: PathBuf, from: usize, length: usize },
 }
 
 #[derive(Debug, PartialEq)]
@@ -40,7 +42,7 @@ impl Args {
         if let [flag, cgroup, rest @ ..] = words
             && flag == "--enter"
         {
-            return Ok(Self { enter: Some((cgroup.into(), rest.to_vec())), ..Self::plain(rest)? });
+            return Ok(Self { enter: Some((cgroup.into(), rest.to_vec())), ..Self::parse(rest)? });
         }
         Self::plain(words)
     }
@@ -52,25 +54,31 @@ impl Args {
         let second = Duration::from_secs(1);
         let role = match name.as_str() {
             "steady" => Role::Steady {
-                bytes: options.bytes()?.unwrap_or(crate::memory::STEADY_BYTES),
+                bytes: options.bytes("--bytes")?.unwrap_or(crate::memory::STEADY_BYTES),
                 length: options.seconds("--for")?,
             },
             "ramp" => Role::Ramp {
-                bytes: options.bytes()?.ok_or_else(|| missing("--bytes"))?,
+                bytes: options.size("--bytes")?,
                 over: options.seconds("--over")?.ok_or_else(|| missing("--over"))?,
                 after: options.seconds("--after")?.unwrap_or_default(),
                 hold: options.seconds("--hold")?.unwrap_or(second),
             },
             "blast" => Role::Blast {
-                bytes: options.bytes()?.ok_or_else(|| missing("--bytes"))?,
+                bytes: options.size("--bytes")?,
                 start: options.start()?,
                 hold: options.seconds("--hold")?.unwrap_or(second),
             },
             "hog-child" => Role::HogChild {
-                bytes: options.bytes()?.ok_or_else(|| missing("--bytes"))?,
+                bytes: options.size("--bytes")?,
                 over: options.seconds("--over")?.ok_or_else(|| missing("--over"))?,
                 after: options.seconds("--after")?.unwrap_or_default(),
                 linger: options.seconds("--linger")?.unwrap_or(second),
+            },
+            "serve" => Role::Serve {
+                bytes: options.size("--bytes")?,
+                file: options.take("--file").ok_or_else(|| missing("--file"))?.into(),
+                from: options.size("--from")?,
+                length: options.size("--length")?,
             },
             _ => return Err(format!("no role `{name}`\n{USAGE}")),
         };
@@ -95,10 +103,12 @@ impl Options {
         Some(self.0.remove(at).1)
     }
 
-    fn bytes(&mut self) -> Result<Option<usize>, String> {
-        self.take("--bytes")
-            .map(|v| size(&v).ok_or_else(|| format!("--bytes {v} is no size\n{USAGE}")))
-            .transpose()
+    fn bytes(&mut self, name: &str) -> Result<Option<usize>, String> {
+        self.take(name).map(|v| size(&v).ok_or_else(|| format!("{name} {v} is no size\n{USAGE}"))).transpose()
+    }
+
+    fn size(&mut self, name: &str) -> Result<usize, String> {
+        self.bytes(name)?.ok_or_else(|| missing(name))
     }
 
     fn start(&mut self) -> Result<Start, String> {
@@ -171,6 +181,9 @@ mod tests {
         let (cgroup, rest) = args.enter.expect("a cgroup");
         assert_eq!(cgroup.to_str(), Some("/sys/fs/cgroup/a"));
         assert_eq!(rest, ["steady", "--for", "1"]);
+        // one of each hierarchy, one after the other
+        let args = parse("--enter /a --enter /b steady").expect("a steady");
+        assert_eq!(args.enter.map(|(_, rest)| rest.join(" ")).as_deref(), Some("--enter /b steady"));
     }
 
     #[test]
@@ -183,6 +196,7 @@ mod tests {
             "steady --for -1",
             "steady --over 1",
             "blast 7",
+            "serve --bytes 1M --from 0 --length 1M",
         ];
         for line in wrong {
             let message = parse(line).expect_err(line);

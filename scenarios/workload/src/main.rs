@@ -3,11 +3,12 @@
 //! Started by `cargo xtask scenario` and by kernel tests; static, so that it also is a whole container image.
 //!
 //! ```text
-//! workload [--enter CGROUP] ROLE
+//! workload [--enter CGROUP]… ROLE
 //!   steady    [--bytes N] [--for S]                          hold N bytes and do a little work each 100 ms
 //!   ramp      --bytes N --over S [--after S] [--hold S]      touch N bytes evenly over S seconds
 //!   blast     --bytes N [--after S|stdin] [--hold S]         touch N bytes as fast as it goes; `stdin`: when that ends
 //!   hog-child --bytes N --over S [--after S] [--linger S]    stay alive; a child ramps; report how it ended
+//!   serve     --bytes N --file PATH --from N --length N      hold N bytes and read a part of a file over and over
 //! ```
 //! Each role takes `--name COMM`, the name that the kernel shows for it (15 bytes at most). `--enter` joins a cgroup and then executes this program anew, as a container runtime does: what the role allocates is
 //! charged to the container, and the kernel sees an exec in it.
@@ -91,6 +92,13 @@ fn play(role: &Role) -> Result<ExitCode, String> {
             say(&format!("blast of {bytes} bytes"));
             let held = memory::touched(bytes);
             memory::idle(&held, Some(hold));
+        }
+        Role::Serve { bytes, ref file, from, length } => {
+            say(&format!("serves {length} bytes of {}", file.display()));
+            let held = memory::touched(bytes);
+            return memory::serve(&held, file, from, length)
+                .map(|()| ExitCode::SUCCESS)
+                .map_err(|e| format!("{}: {e}", file.display()));
         }
         Role::HogChild { bytes, over, after, linger } => return hog(bytes, over, after, linger),
     }

@@ -5,7 +5,11 @@
     reason = "the ban keeps the agent on its own clock; this is not the agent"
 )]
 
+use std::fs::File;
 use std::hint::black_box;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,16 +44,37 @@ pub fn ramp(bytes: usize, over: Duration) -> Vec<u8> {
     buffer
 }
 
+/// Keep the memory and read a part of a file over and over, a piece a beat, as a server with its working set does. Ends with
+/// the file only.
+pub fn serve(held: &[u8], file: &Path, from: usize, length: usize) -> io::Result<()> {
+    const PIECE: usize = 64 << 10;
+    let file = File::open(file)?;
+    let mut piece = vec![0; PIECE];
+    let mut at = 0;
+    loop {
+        file.read_exact_at(&mut piece, (from + at) as u64)?;
+        at = (at + PIECE) % length.max(PIECE);
+        work(held);
+        black_box(&piece);
+        thread::sleep(BEAT);
+    }
+}
+
 /// Keep the memory and burn a little CPU, for a time or for ever.
 pub fn idle(held: &[u8], length: Option<Duration>) {
     let start = Instant::now();
     while length.is_none_or(|l| start.elapsed() < l) {
-        black_box(held.first());
-        let mut sum = 0_u64;
-        for n in 0..2_000_u64 {
-            sum = black_box(sum.wrapping_add(n));
-        }
+        work(held);
         thread::sleep(BEAT);
+    }
+}
+
+/// A little of it.
+fn work(held: &[u8]) {
+    black_box(held.first());
+    let mut sum = 0_u64;
+    for n in 0..2_000_u64 {
+        sum = black_box(sum.wrapping_add(n));
     }
 }
 

@@ -14,14 +14,14 @@ use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-pub const TRACEFS: &str = "/sys/kernel/tracing";
+const TRACEFS: &str = "/sys/kernel/tracing";
 /// Cases at one time; a storm counts as one.
 const SIDE_BY_SIDE: usize = 16;
 /// Emulation makes each look of the lane many times dearer than it is: a budget that allows the rate it is held to.
@@ -45,21 +45,26 @@ pub fn play(w: &Words<'_>) -> Result<()> {
     let temp = TempDir::new("bench")?;
     let words = temp.path().join("words");
     fs::create_dir(&words).context("cannot create a folder")?;
+    // read by us, so that its pages are charged to us: the first container to touch them would be charged for them, and
+    // reclaim them again and again instead of being killed
+    let workload = temp.path().join("workload");
+    fs::copy(w.workload, &workload).with_context(|| format!("cannot copy {}", w.workload.display()))?;
     let keys = format!("cgroup_root = \"{CGROUP_ROOT}\"\nnode = \"bench\"\n");
     let mut agent = Agent::start(temp.path(), w.agent, &keys, TABLES)?;
     let lines = temp.path().join("truth.jsonl");
-    let witness = Witness::start(w.truth, &lines)?;
-    for pid in [std::process::id(), agent.pid(), witness.process.0.id()] {
-        protect(pid)?;
-    }
+    let witness = Witness::start(Command::new(w.truth).arg(TRACEFS).arg(&lines))?;
     // held for the whole run, so that no case switches a controller off that another needs
     let mut base = Tree::new(Path::new(CGROUP_ROOT));
     base.make("kubepods.slice/kubepods-burstable.slice/fgm-bench.slice")?;
-    let stage = Stage { root: Path::new(CGROUP_ROOT), workload: w.workload, words: &words };
+    let stage = Stage { root: Path::new(CGROUP_ROOT), workload: &workload, words: &words };
     let mut cases = run(&stage, &mix::plan(w.kills), &mut agent)?;
     if w.node_kills > 0 {
         // what is asked for is more than there is: the kernel must promise it all the same
         fs::write("/proc/sys/vm/overcommit_memory", "1").context("overcommit_memory")?;
+        // only now: what we start inherits it
+        for pid in [std::process::id(), agent.pid(), witness.process.0.id()] {
+            protect(pid)?;
+        }
     }
     for n in 0..w.node_kills {
         let step = Step::begin(format!("the node runs out of memory ({} of {})", n + 1, w.node_kills));
@@ -145,10 +150,9 @@ pub struct Witness {
 }
 
 impl Witness {
-    pub fn start(program: &Path, lines: &PathBuf) -> Result<Self> {
-        let mut c = Command::new(program);
-        c.arg(TRACEFS).arg(lines).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let child = c.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let child = child.with_context(|| format!("cannot start `{}`", child::shown(command)))?;
         let mut process = Reaped(child);
         let mut line = String::new();
         let out = process.0.stdout.take().context("a pipe that was asked for is not there")?;
@@ -159,7 +163,7 @@ impl Witness {
         Ok(Self { process })
     }
 
-    fn stop(mut self) -> Result<()> {
+    pub fn stop(mut self) -> Result<()> {
         drop(self.process.0.stdin.take());
         match child::wait_until(&mut self.process.0, Deadline::after(WITNESS_ENDS))? {
             Some(status) if status.success() => Ok(()),

@@ -124,8 +124,8 @@ pub struct Score {
     pub false_alarms: usize,
     /// Of containers that were 30 s old: the least.
     pub history_s_min: Option<f64>,
-    /// By how much the history of any fell short of the container's age (or 30 s), at most.
-    pub history_short_s: f64,
+    /// By how much the history of any fell short of the container's age (or 30 s), at most, and whose.
+    pub history_short: Option<(f64, String)>,
     pub first_burst_ms: Vec<f64>,
     /// The most kills of one storm within a second.
     pub storm: usize,
@@ -212,7 +212,10 @@ fn first(score: &mut Score, kill: &Kill<'_>, incident: &Value, what: &str) {
     if age >= WANTED_S {
         score.history_s_min = Some(score.history_s_min.map_or(history, |least| least.min(history)));
     }
-    score.history_short_s = score.history_short_s.max(age.min(WANTED_S) - history);
+    let short = age.min(WANTED_S) - history;
+    if short > score.history_short.as_ref().map_or(0.0, |(most, _)| *most) {
+        score.history_short = Some((short, format!("{what}, {age:.3} s old")));
+    }
     score.first_burst_ms.extend(incident["first_burst_after_ms"].as_f64());
 }
 

@@ -57,7 +57,10 @@ fn what_is_right_is_right() {
     let score = judge(&[case()], &[incident()]);
     assert_eq!((rights(&score), score.wrong.len(), score.false_alarms), ([1; 4], 0, 0));
     assert_eq!((score.history_s_min, score.first_burst_ms.as_slice()), (Some(31.5), [2.5].as_slice()));
-    assert!(score.history_short_s <= 0.0);
+    assert_eq!(score.history_short, None);
+    let mut short = incident();
+    short["history_s"] = json!(29.0);
+    assert_eq!(judge(&[case()], &[short]).history_short.map(|(s, _)| s), Some(1.0));
 }
 
 #[test]

@@ -1,0 +1,245 @@
+//! `cargo xtask bench churn`: cgroups made and removed by the ten thousand under the recorder. Is each one told with its
+//! path, and is nothing kept of them? Must never touch a cgroup that it did not make. Called by `bench`.
+//!
+//! The truth is the inode and the path of each directory, as the driver made it; memory and descriptors are read from
+//! /proc by us, not asked of the recorder.
+
+use super::{Programs, machine, native};
+use crate::agent::Agent;
+use crate::cgroup::Tree;
+use crate::clock::{Deadline, ktime_ns, wall_us};
+use crate::progress::{Step, say};
+use crate::setup;
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+use std::collections::{HashMap, VecDeque};
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+/// Cgroups made in a second. A debug build of the recorder spends 0.3 ms on each; a kubelet makes tens.
+const PER_SECOND: u64 = 300;
+/// Cgroups that are there at one time.
+const ALIVE: usize = 64;
+/// The first part is for tables to come to their size; the baseline is taken after it.
+const WARM_UP: usize = 20;
+/// Measurements of memory over the run.
+const LOOKS: usize = 40;
+/// Rows leave the recorder's memory with a segment: after so long there are few.
+const TABLES: &str = "[rotation]\nevery_s = 5\n";
+const SETTLE: Duration = Duration::from_secs(12);
+/// Events of one request: one answer holds 10,000, and one second has some 1,600.
+const WINDOW_US: i64 = 3_000_000;
+const WANTED_PERCENT: f64 = 99.9;
+const WANTED_SLOPE: f64 = 1e6;
+
+struct Look {
+    made: usize,
+    anon_bytes: u64,
+    descriptors: usize,
+}
+
+fn look(pid: u32, made: usize) -> Result<Look> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("the agent has no status")?;
+    let kb = text
+        .lines()
+        .find_map(|l| l.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).context("the agent's descriptors")?.count();
+    Ok(Look { made, anon_bytes: kb.context("no RssAnon")? * 1024, descriptors })
+}
+
+/// 0 when all was told and nothing stays behind, 1 otherwise.
+pub fn bench(cgroups: usize, json_file: Option<&Path>) -> Result<i32> {
+    if !setup::is_root() {
+        bail!("making cgroups needs root");
+    }
+    let root = native::v2_root()?;
+    let programs = Programs::build()?;
+    let out = super::out_folder("churn")?;
+    let keys = format!("cgroup_root = {:?}\nnode = \"bench\"\n", root.display().to_string());
+    let mut agent = Agent::start(&out, &programs.agent, &keys, TABLES)?;
+
+    let warm_up = cgroups / WARM_UP;
+    let from_us = wall_us();
+    let mut made = HashMap::with_capacity(cgroups);
+    churn(&root, warm_up, &mut agent, &mut made, |_| Ok(()))?;
+    thread::sleep(SETTLE);
+    let before = look(agent.pid(), 0)?;
+    let mut looks = Vec::with_capacity(LOOKS);
+    let pid = agent.pid();
+    let start = ktime_ns();
+    let cpu = |agent: &Agent| anyhow::Ok(agent.get("/api/status")?["cpu_ns"].as_u64().unwrap_or(0));
+    let cpu_before = cpu(&agent)?;
+    churn(&root, cgroups, &mut agent, &mut made, |so_far| {
+        looks.push(look(pid, so_far)?);
+        Ok(())
+    })?;
+    let took_ns = ktime_ns() - start;
+    thread::sleep(SETTLE);
+    let after = look(pid, cgroups)?;
+    let cpu_ns = cpu(&agent)?.saturating_sub(cpu_before);
+    let status = agent.get("/api/status")?;
+    let to_us = wall_us();
+    let attributed = attributed(&agent, &made, from_us, to_us)?;
+    agent.stop()?;
+
+    let share = percent(attributed, made.len());
+    // from the end of the warm-up to the end of it all, at rest both times; the slope during it holds the rows in hand
+    let grown = signed(after.anon_bytes) - signed(before.anon_bytes);
+    let slope = grown / float(cgroups) * 1e5;
+    let result = json!({
+        "cgroups": made.len(), "attributed": attributed, "attributed_percent": round(share),
+        "anon_bytes_before": before.anon_bytes, "anon_bytes_after": after.anon_bytes,
+        "anon_bytes_most": looks.iter().map(|l| l.anon_bytes).max(),
+        "slope_bytes_per_100k": round(slope), "slope_during_bytes_per_100k": round(slope_of(&looks) * 1e5),
+        "descriptors_before": before.descriptors, "descriptors_after": after.descriptors,
+        "cgroups_per_second": round(float(cgroups) * 1e9 / float(usize::try_from(took_ns).unwrap_or(1))),
+        "cpu_us_per_cgroup": cpu_ns / 1000 / cgroups as u64,
+        "events": status["ledger"]["events"], "probe_losses": losses(&status), "series": status["cgroups"]["series"],
+        "machine": machine(), "kernel": status["kernel"], "where": "this machine",
+    });
+    for (key, value) in result.as_object().into_iter().flatten() {
+        println!("{key:>28}  {value}");
+    }
+    if let Some(path) = json_file {
+        fs::write(path, format!("{result:#}\n"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    println!("{result}");
+    let right = share >= WANTED_PERCENT && slope < WANTED_SLOPE && after.descriptors <= before.descriptors;
+    Ok(i32::from(!right))
+}
+
+fn losses(status: &Value) -> Value {
+    let kinds = status["probe_losses"]["kinds"].as_array().cloned().unwrap_or_default();
+    let some = kinds.iter().filter(|k| k["lost"] != 0 || k["cut"] != 0);
+    json!(some.map(|k| json!({"kind": k["kind"], "lost": k["lost"], "cut": k["cut"]})).collect::<Vec<_>>())
+}
+
+/// Makes and removes so many, some alive at one time, at an even pace; looks around some times on the way.
+fn churn(
+    root: &Path,
+    cgroups: usize,
+    agent: &mut Agent,
+    made: &mut HashMap<u64, String>,
+    mut look: impl FnMut(usize) -> Result<()>,
+) -> Result<()> {
+    let own = std::process::id();
+    let mut tree = Tree::new(root);
+    let pod = format!(
+        "fgm-bench-{own}/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod00000000_0000_4000_8000_{own:012x}.slice"
+    );
+    let dir = tree.make(&pod)?;
+    let mut step = Step::begin(format!("{cgroups} cgroups, {PER_SECOND} a second"));
+    let (start, first) = (ktime_ns(), made.len());
+    let mut alive: VecDeque<PathBuf> = VecDeque::with_capacity(ALIVE);
+    for n in 0..cgroups {
+        let name = format!("cri-containerd-{:032x}{own:032x}.scope", first + n);
+        let path = dir.join(&name);
+        fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        made.insert(fs::metadata(&path).context("stat")?.ino(), format!("/{pod}/{name}"));
+        alive.push_back(path);
+        if alive.len() >= ALIVE {
+            remove(&mut alive)?;
+        }
+        if n % (cgroups / LOOKS).max(1) == 0 {
+            agent.alive()?;
+            look(n)?;
+            let share = f64::from(u32::try_from(n * 1000 / cgroups).unwrap_or(0)) / 1000.0;
+            step.update(Some(share), &format!("{n} made · "));
+        }
+        let due = start + n as u64 * 1_000_000_000 / PER_SECOND;
+        if let Some(early) = due.checked_sub(ktime_ns()).filter(|ns| *ns > 1_000_000) {
+            thread::sleep(Duration::from_nanos(early));
+        }
+    }
+    while !alive.is_empty() {
+        remove(&mut alive)?;
+    }
+    step.done("");
+    tree.remove()
+}
+
+fn remove(alive: &mut VecDeque<PathBuf>) -> Result<()> {
+    let Some(path) = alive.pop_front() else { return Ok(()) };
+    fs::remove_dir(&path).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// How many of them have a `cgroup_start` with their inode and their path.
+fn attributed(agent: &Agent, made: &HashMap<u64, String>, from_us: i64, to_us: i64) -> Result<usize> {
+    let mut step = Step::begin("reading the events");
+    let mut told = 0;
+    let mut at = from_us;
+    let deadline = Deadline::after(Duration::from_mins(10));
+    while at < to_us {
+        let to = (at + WINDOW_US).min(to_us);
+        let answer = agent.get(&format!("/api/events?from={}&to={}", seconds(at), seconds(to)))?;
+        for event in answer["events"].as_array().into_iter().flatten() {
+            let id = event["cgroup_id"].as_u64().or_else(|| event["cgroup_id"].as_str()?.parse().ok());
+            let path = id.and_then(|id| made.get(&id));
+            if event["kind"] == "cgroup_start" && path.is_some_and(|p| event["cgroup_path"] == p.as_str()) {
+                told += 1;
+            }
+        }
+        step.update(None, &format!("{told} told · "));
+        if deadline.passed() {
+            bail!("the events cannot be read in time");
+        }
+        at = to;
+    }
+    step.done("");
+    if told > made.len() {
+        say("some births were told twice");
+    }
+    Ok(told)
+}
+
+fn seconds(us: i64) -> String {
+    format!("{}.{:06}", us / 1_000_000, us % 1_000_000)
+}
+
+/// Least squares: bytes for each cgroup made.
+fn slope_of(looks: &[Look]) -> f64 {
+    let n = float(looks.len()).max(1.0);
+    let x = |l: &Look| float(l.made);
+    let y = |l: &Look| signed(l.anon_bytes);
+    let (mean_x, mean_y) = (looks.iter().map(x).sum::<f64>() / n, looks.iter().map(y).sum::<f64>() / n);
+    let over: f64 = looks.iter().map(|l| (x(l) - mean_x) * (y(l) - mean_y)).sum();
+    let under: f64 = looks.iter().map(|l| (x(l) - mean_x).powi(2)).sum();
+    if under > 0.0 { over / under } else { 0.0 }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a slope is no counter")]
+fn signed(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a share is no counter")]
+fn float(n: usize) -> f64 {
+    n as f64
+}
+
+fn percent(part: usize, whole: usize) -> f64 {
+    float(part) * 100.0 / float(whole).max(1.0)
+}
+
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Look, slope_of};
+
+    #[test]
+    fn a_slope_is_that_of_the_line_through_the_looks() {
+        let look = |made, anon_bytes| Look { made, anon_bytes, descriptors: 0 };
+        let rising: Vec<Look> = (0..10).map(|n| look(n * 100, 5000 + n as u64 * 300)).collect();
+        assert!((slope_of(&rising) - 3.0).abs() < 1e-9);
+        let even: Vec<Look> = (0..10).map(|n| look(n, 7)).collect();
+        assert!(slope_of(&even).abs() < 1e-9);
+        assert!(slope_of(&[]).abs() < 1e-9);
+    }
+}
