@@ -73,10 +73,16 @@ pub mod limit_kind {
     pub const NONE: u32 = 0;
     /// `oc->memcg` is set and in the v2 hierarchy: the limit fields are its own.
     pub const MEMCG: u32 = 1;
-    /// `oc->memcg` is NULL: no memory cgroup, the node (or a cpuset) ran out.
+    /// `oc->memcg` is NULL: no memory cgroup. Which of the last four it is could not be read.
     pub const GLOBAL: u32 = 2;
     /// `oc->memcg` is set but lives in a cgroup v1 hierarchy, whose ids mean nothing to us.
     pub const MEMCG_V1: u32 = 3;
+    /// `oc->memcg` is NULL and `oc->constraint` none: the node ran out.
+    pub const NODE: u32 = 4;
+    pub const CPUSET: u32 = 5;
+    pub const MEMORY_POLICY: u32 = 6;
+    /// `oc->order` is -1: asked for by SysRq.
+    pub const SYSRQ: u32 = 7;
 }
 
 /// One `oom:mark_victim`.
@@ -186,7 +192,8 @@ pub struct ExecRecord {
     pub first_process: u32,
     /// Bytes of `filename` that count, the NUL not among them.
     pub filename_len: u32,
-    pub _pad: u32,
+    /// Parent's thread group id in the agent's pid namespace; 0 = not visible or not known.
+    pub ppid: u32,
     pub filename: [u8; FILENAME_LEN],
 }
 
@@ -311,6 +318,8 @@ offsets! {
     mm_rss_anon: Computed("mm_struct.rss_stat[MM_ANONPAGES]");
     mm_rss_shmem: Computed("mm_struct.rss_stat[MM_SHMEMPAGES]");
     oc_memcg: Member("oom_control", "memcg");
+    oc_constraint: Member("oom_control", "constraint");
+    oc_order: Member("oom_control", "order");
     memcg_cgroup: Member("mem_cgroup", "css.cgroup");
     memcg_usage: Member("mem_cgroup", "memory.usage");
     memcg_max: Member("mem_cgroup", "memory.max");

@@ -19,7 +19,7 @@ use aya_ebpf::{
 };
 
 #[inline(always)]
-fn executed(pids: Pids, filename: Option<*const u8>, how: u32) {
+fn executed(pids: Pids, filename: *const u8, how: u32) {
     let cgroup_id = read::current_cgroup_id();
     if cgroup_id <= read::ROOT_CGROUP_ID {
         return;
@@ -42,15 +42,17 @@ fn executed(pids: Pids, filename: Option<*const u8>, how: u32) {
         read::describe_current(pids, &mut record.task);
         record.inner_pid = pids.inner;
         record.first_process = u32::from(first);
-        record.filename_len = filename.map_or(0, |name| read::read_str(name, &mut record.filename));
-        record._pad = 0;
+        // a NULL reads as an empty name
+        record.filename_len = read::read_str(filename, &mut record.filename);
+        record.ppid = read::parent(read::current_task()).map_or(0, |parent| read::pids(parent).ours);
     });
 }
 
 // TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)
 #[inline(always)]
 fn process_exec(task: *const u8, bprm: *const u8, how: u32) {
-    executed(read::pids(task), follow(bprm, global!(OFFSETS.bprm_filename)), how);
+    let filename = follow(bprm, global!(OFFSETS.bprm_filename)).unwrap_or(core::ptr::null());
+    executed(read::pids(task), filename, how);
 }
 
 #[btf_tracepoint(function = "sched_process_exec")]
@@ -73,8 +75,9 @@ pub fn exec_tracepoint(ctx: TracePointContext) -> u32 {
     if pids.ours == 0 {
         pids.ours = read::initial_pid((bpf_get_current_pid_tgid() >> 32) as u32);
     }
-    let filename = field::<u32>(&ctx, global!(FORMATS.exec_filename))
-        .map(|loc| ctx.as_ptr().cast::<u8>().cast_const().wrapping_add((loc & 0xffff) as usize));
+    let filename = field::<u32>(&ctx, global!(FORMATS.exec_filename)).map_or(core::ptr::null(), |loc| {
+        ctx.as_ptr().cast::<u8>().cast_const().wrapping_add((loc & 0xffff) as usize)
+    });
     executed(pids, filename, mechanism::TRACEPOINT);
     0
 }

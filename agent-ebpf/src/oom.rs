@@ -49,13 +49,33 @@ pub fn oom_scope_enter(ctx: FEntryContext) -> i32 {
     };
     match read::<*const u8>(oc, global!(OFFSETS.oc_memcg)) {
         None => debug!(&ctx, "oom_kill_process: oom_control.memcg can't be read"),
-        Some(memcg) if memcg.is_null() => scope.limit_kind = limit_kind::GLOBAL,
+        Some(memcg) if memcg.is_null() => scope.limit_kind = without_memcg(oc),
         Some(memcg) => fill_limit(memcg, &mut scope),
     }
     if OOM_SCOPES.insert(bpf_get_current_pid_tgid(), scope, 0).is_err() {
         lost(kind::OOM_SCOPE);
     }
     0
+}
+
+/// `enum oom_constraint` of include/linux/oom.h; the order is -1 for SysRq alone (drivers/tty/sysrq.c).
+#[inline(always)]
+fn without_memcg(oc: *const u8) -> u32 {
+    // plain values: of an Option that is None the compiler copies the undefined rest, which the verifier refuses
+    let order = read::<i32>(oc, global!(OFFSETS.oc_order)).unwrap_or(i32::MIN);
+    let constraint = read::<u32>(oc, global!(OFFSETS.oc_constraint)).unwrap_or(ABSENT);
+    if order == -1 {
+        return limit_kind::SYSRQ;
+    }
+    if order == i32::MIN {
+        return limit_kind::GLOBAL;
+    }
+    match constraint {
+        0 => limit_kind::NODE,
+        1 => limit_kind::CPUSET,
+        2 => limit_kind::MEMORY_POLICY,
+        _ => limit_kind::GLOBAL,
+    }
 }
 
 #[inline(always)]

@@ -43,13 +43,40 @@ pub struct LimitSnapshot {
     pub max_bytes: Option<u64>,
 }
 
+/// Why the kernel had no page to give, when it was no memory cgroup's limit (`oom_control.constraint` and `.order`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GlobalOom {
+    /// The node's memory, all of it.
+    Node,
+    /// The part of it that the asking task's cpuset (`cpuset.mems`) allows.
+    Cpuset,
+    /// The NUMA nodes that the asking task's memory policy names.
+    MemoryPolicy,
+    /// None: somebody asked for a kill, by SysRq.
+    SysRq,
+    /// Any of these; this kernel does not tell.
+    Unknown,
+}
+
+impl GlobalOom {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Node => "global",
+            Self::Cpuset => "global_cpuset",
+            Self::MemoryPolicy => "global_mempolicy",
+            Self::SysRq => "global_sysrq",
+            Self::Unknown => "global_unknown",
+        }
+    }
+}
+
 /// What limited the memory, as far as the hook in force can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OomLimit {
     /// `fentry oom_kill_process` saw `oc->memcg`.
     Memcg(LimitSnapshot),
     /// `fentry oom_kill_process` saw that there was none: the node itself ran out.
-    Global,
+    Global(GlobalOom),
     /// The hook that knows it is not attached or did not fire.
     Unknown,
 }
@@ -169,6 +196,7 @@ pub struct Kill {
 pub struct Exec {
     /// Already with its new name.
     pub task: Task,
+    pub ppid: Option<u32>,
     /// 1 is a container's init.
     pub inner_pid: Option<u32>,
     /// As given to execve, cut at the length of the ABI.
@@ -266,10 +294,14 @@ pub enum Kind {
     PsiStall,
     CpuThrottled,
     ForkLimit,
+    /// A memory limit was written anew.
+    LimitChange,
+    /// The wall clock was set, or the machine suspended.
+    ClockStep,
 }
 
 /// How many kinds there are: the length of a table indexed by `Kind as usize`.
-pub const KINDS: usize = Kind::ForkLimit as usize + 1;
+pub const KINDS: usize = Kind::ClockStep as usize + 1;
 
 impl Kind {
     pub fn as_str(self) -> &'static str {
@@ -290,6 +322,8 @@ impl Kind {
             Self::PsiStall => "psi_stall",
             Self::CpuThrottled => "cpu_throttled",
             Self::ForkLimit => "fork_limit",
+            Self::LimitChange => "limit_change",
+            Self::ClockStep => "clock_step",
         }
     }
 
@@ -302,7 +336,8 @@ impl Kind {
             | Self::LimitNear
             | Self::ForecastOom
             | Self::PsiStall
-            | Self::ForkLimit => Severity::Warning,
+            | Self::ForkLimit
+            | Self::ClockStep => Severity::Warning,
             Self::MemoryHigh
             | Self::MemoryMax
             | Self::MemoryReclaim
@@ -311,7 +346,8 @@ impl Kind {
             | Self::CgroupEnd
             | Self::Exec
             | Self::Populated
-            | Self::Frozen => Severity::Info,
+            | Self::Frozen
+            | Self::LimitChange => Severity::Info,
         }
     }
 }

@@ -32,8 +32,32 @@ pub struct LimitHit {
     pub cgroup_path: Option<String>,
     pub max_bytes: Option<u64>,
     pub usage_bytes: Option<u64>,
-    /// `fentry`, `events_local`, or `global` when the node itself ran out of memory (then there is no cgroup).
+    /// `fentry` or `events_local`; or, when there is no cgroup: `global` (the node itself ran out of memory),
+    /// `global_cpuset` or `global_mempolicy` (its allowed part did), `global_sysrq` (asked for), `global_unknown` (of these).
     pub source: String,
+}
+
+/// The limit that was hit had fallen before: from what to what, and between which instants it was written. `None` bytes =
+/// no limit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitChange {
+    pub cgroup_id: Option<u64>,
+    pub cgroup_path: Option<String>,
+    pub before_bytes: Option<u64>,
+    pub after_bytes: Option<u64>,
+    pub not_before_us: i64,
+    pub not_after_us: i64,
+    /// Who wrote it, where the evidence shows it.
+    pub by: Option<Trigger>,
+}
+
+/// The container that took the place of this one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    pub container_id: Option<String>,
+    pub cgroup_id: u64,
+    pub started_ktime_ns: u64,
+    pub started_us: i64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -101,9 +125,11 @@ pub struct Incident {
     pub victims: Vec<Victim>,
     pub trigger: Option<Trigger>,
     pub limit: Option<LimitHit>,
+    pub limit_change: Option<LimitChange>,
     pub killer: Option<Killer>,
     pub exit: Option<ExitStatus>,
     pub kubernetes: Option<Kubernetes>,
+    pub restart: Option<Restart>,
     pub window: Window,
     /// Seconds of evidence before the first event, from the oldest row written for it.
     pub history_s: Option<f64>,

@@ -6,8 +6,10 @@
 
 mod bursts;
 mod inbox;
+mod inits;
 mod kinds;
 mod lane;
+mod limits;
 mod notices;
 mod outage;
 mod react;
@@ -17,6 +19,7 @@ mod source;
 mod state;
 #[cfg(test)]
 mod tests;
+mod time;
 mod warnings;
 
 use crate::accumulator::NodeNames;
@@ -266,7 +269,7 @@ fn turn(
 
 /// Tells the kernel side of inits that it cannot know by a pid namespace, so that signals to them are told.
 fn name_inits(state: &mut State, probes: Option<&mut Probes>) {
-    let inits = std::mem::take(&mut state.new_inits);
+    let inits = state.inits.take_news();
     let Some(probes) = probes else { return };
     for (pid, container) in inits {
         if let Err(error) = probes.set_init(pid, container) {
@@ -354,6 +357,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
         "rows_in_memory": state.pending.rows(),
         "bytes_in_memory": state.pending.bytes(),
         "clock_offset_ns": state.offset.as_ns(),
+        "clock_steps": state.clock_steps.status(),
         "ledger": state.ledger.totals(),
     }));
 }

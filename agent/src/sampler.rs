@@ -73,10 +73,6 @@ pub struct Target {
     pub last_row_ns: u64,
     /// memory.max as last read, by file or by the lane; `None` = not read or "max".
     pub memory_max: Option<u64>,
-    /// The kernel told us of its birth, so that its first process is the first one that we see.
-    pub born_here: bool,
-    /// The container's first process, when we saw it start.
-    pub init_pid: Option<u32>,
     /// memory.current when the process table was last taken for a rise to the limit, and when.
     pub last_table: Option<(u64, u64)>,
     /// memory.current as the lane read it last.
@@ -201,8 +197,6 @@ impl Sampler {
             first_seen_ns: now_ns,
             last_row_ns: 0,
             memory_max: None,
-            born_here: false,
-            init_pid: None,
             last_table: None,
             last_memory: None,
             watch: Watch::default(),

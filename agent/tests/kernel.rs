@@ -173,7 +173,7 @@ fn a_group_kill_names_each_victim() {
             .filter_map(|e| match &e.what {
                 What::OomKill(kill) => {
                     assert_ne!(kill.already_dying, Some(true), "{kill:?}");
-                    assert!(!matches!(kill.limit, OomLimit::Global), "{kill:?}");
+                    assert!(!matches!(kill.limit, OomLimit::Global(_)), "{kill:?}");
                     kill.victim.pid
                 }
                 _ => None,

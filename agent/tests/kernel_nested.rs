@@ -12,7 +12,7 @@ mod stage;
 
 use node::{Node, inode, kind};
 use serde_json::Value;
-use stage::{Agent, Cgroup, MIB, Pod, Victims, guard, ints, rows, texts};
+use stage::{Agent, Cgroup, MIB, Pod, Victims, guard, ints, texts};
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
@@ -39,6 +39,14 @@ fn events(agent: &Agent) -> Vec<(Option<i64>, String, Option<i64>)> {
 
 fn column(agent: &Agent, table: &str, name: &str) -> BTreeSet<i64> {
     agent.stored(table).iter().flat_map(|batch| ints(batch, name)).flatten().collect()
+}
+
+fn has_history(agent: &Agent, cgroup: &Cgroup) -> bool {
+    agent.stored("samples").iter().any(|batch| {
+        let (ids, causes) = (ints(batch, "cgroup_id"), texts(batch, "cause"));
+        let id = Some(cgroup.id().cast_signed());
+        ids.into_iter().zip(causes).any(|(of, cause)| of == id && cause.as_deref() == Some("history"))
+    })
 }
 
 /// Nothing in any table of this agent is of a cgroup outside its node.
@@ -92,14 +100,13 @@ fn two_nodes_side_by_side_see_their_own_containers_only() {
     assert_eq!(i["limit"]["cgroup_path"].as_str(), Some(a.inside(&hungry).as_str()));
     assert_eq!((i["limit"]["max_bytes"].as_u64(), &i["limit"]["source"]), (Some(64 * MIB), &"fentry".into()));
     assert_eq!(i["exit"]["signal"], 9, "it was the init: {i}");
-    let table = rows(&in_a.export(i["id"].as_str().expect("id"), "parquet"));
-    assert!(table.iter().any(|r| r.cause == "history"), "the lane's walk began at the node's own root");
     assert_eq!(in_b.incidents(), Vec::<Value>::new());
 
     // who looks from outside has the host's pids and paths; the innermost container is the one that died
     let h = on_host.closed_incident_of(&hungry, LIMIT);
     is_of(&h, &hungry, &format!("/kind/docker-{}.scope{}", a.id, a.inside(&hungry)), &pod_a);
     assert_eq!(pid_of(&h["victims"][0]), Some(victim.host), "{h}");
+    drop(on_host);
 
     // a kill within b
     let killer = b.run(&format!("echo $$; kill -9 {}", neighbour.node));
@@ -129,6 +136,7 @@ fn two_nodes_side_by_side_see_their_own_containers_only() {
 
     sees_only_its_own(&in_a, &a);
     sees_only_its_own(&in_b, &b);
+    assert!(has_history(&in_a, &hungry), "the lane's walk began at the node's own root");
     for (agent, container, cgroup) in [(&in_a, &victim, &hungry), (&in_b, &neighbour, &steady)] {
         let all = events(agent);
         let pid = Some(i64::from(container.node));

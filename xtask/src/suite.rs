@@ -10,6 +10,7 @@ use crate::tally::{self, Names, Tally};
 use crate::vm::Guest;
 use crate::{ebpf, kernel, paths, usage};
 use anyhow::{Context as _, Result, bail};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -73,6 +74,9 @@ pub fn test(args: &[OsString]) -> Result<i32> {
             _ => return Err(usage::wrong(format!("unknown option `{arg}`"), USAGE)),
         }
     }
+    // `--long` after `--kernels` may name some anew
+    let mut seen = BTreeSet::new();
+    kernels.retain(|k| seen.insert(k.clone()));
     if kernels.is_empty() {
         return Err(usage::wrong("--kernels names none", USAGE));
     }

@@ -3,6 +3,7 @@
 //! It decides by configuration and by what works: a walk that fails for good gives way to `pread`, with the reason in the
 //! status. The rhythm is `lane::Pace`'s. Nothing here writes a row; `react` does when a trigger fires.
 
+use super::limits::Change;
 use super::state::State;
 use crate::clock;
 use crate::config::{self, Source};
@@ -38,6 +39,8 @@ pub(super) struct Lane {
     ring_full: u64,
     /// The longest look by the clock: a walk waits while the kernel makes or moves cgroups.
     longest_ns: u64,
+    /// When the last look began, if it was a walk.
+    last_walk_ns: Option<u64>,
 }
 
 impl Lane {
@@ -60,7 +63,21 @@ impl Lane {
             Err(reason) => (None, Some(reason)),
         };
         let pace = pace(&config.lane, walk.is_some());
-        Ok(Self { walk, pace, reason, missing, failures: 0, readings: 0, ring_full: 0, longest_ns: 0 })
+        Ok(Self {
+            walk,
+            pace,
+            reason,
+            missing,
+            failures: 0,
+            readings: 0,
+            ring_full: 0,
+            longest_ns: 0,
+            last_walk_ns: None,
+        })
+    }
+
+    pub fn last_walk_ns(&self) -> Option<u64> {
+        self.last_walk_ns
     }
 
     fn source(&self) -> &'static str {
@@ -133,16 +150,25 @@ impl State {
         for id in seen.tables {
             self.process_table(id);
         }
+        for (id, change) in seen.limits {
+            self.limit_changed(id, "lane", change);
+        }
     }
 
     fn walk_tick(&mut self, now: u64, seen: &mut Seen) {
         let Some(walk) = &mut self.lane.walk else { return };
         let targets = &mut self.targets;
+        let last_walk_ns = self.lane.last_walk_ns.replace(now);
         let result = walk.tick(self.lane.pace.period_ms(), |id, reading| {
             // one that we do not follow, or not yet, or without any of the controllers
             let Some(target) = targets.get_mut(&id).filter(|_| !reading.is_empty()) else { return };
             if let Some(max) = reading.memory_max() {
-                target.memory_max = max;
+                let before = std::mem::replace(&mut target.memory_max, max);
+                if before != max {
+                    let not_before_ns = last_walk_ns.unwrap_or(target.first_seen_ns);
+                    let not_after_ns = reading.ktime_ns;
+                    seen.limits.push((id, Change { before, after: max, not_before_ns, not_after_ns }));
+                }
             }
             if seen.resting.contains(&id) || !target.ring.push(reading) {
                 return;
@@ -160,6 +186,7 @@ impl State {
                 if self.lane.failures >= FAILURES {
                     tracing::warn!(reason, "the lane goes on by reading files");
                     self.lane.walk = None;
+                    self.lane.last_walk_ns = None;
                     self.lane.reason = Some(reason);
                     self.lane.pace = pace(&self.config.lane, false);
                 }
@@ -191,6 +218,7 @@ struct Seen {
     /// memory.current of each.
     memory: Vec<(CgroupId, u64)>,
     tables: Vec<CgroupId>,
+    limits: Vec<(CgroupId, Change)>,
 }
 
 impl Seen {

@@ -247,7 +247,7 @@ impl State {
         let Ok(made) = fs::metadata(self.tree.path(&node.meta).join(name)) else { return };
         let cgroup_id = CgroupId(made.ino());
         // told by its parent's watch and found by a look below it: once is enough
-        if !self.targets.get(&cgroup_id).is_some_and(|t| t.born_here) {
+        if !self.inits.is_born_here(cgroup_id) {
             let what = What::CgroupStart { cgroup_id, parent_id: Some(parent), path: name.to_owned() };
             self.react(KernelEvent { ktime_ns: now, source: "inotify", what });
         }
@@ -355,7 +355,8 @@ impl State {
         });
         let mut event = self.event(Kind::OomKill, Severity::Critical, now, source, detail);
         event.cgroup_id = Some(id);
-        let evidence = Evidence { limit, ..self.evidence_before(&owner, now, Some(id)) };
+        let limit_change = limit.as_ref().and_then(|l| self.limit_fell(l, None, now));
+        let evidence = Evidence { limit, limit_change, ..self.evidence_before(&owner, now, Some(id)) };
         let started = self.start_burst(&owner, Kind::OomKill, limit_id, now);
         let incident = self.story.kills_counted(&owner, &event, kills.count, &evidence, started.first_row_ns);
         if let Some((why, rows)) = started.suppressed {

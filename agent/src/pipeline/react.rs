@@ -23,9 +23,6 @@ const LOOK_BACK: u64 = 30 * SECOND;
 
 /// A kill in a cgroup whose birth was not told (a full ring) is worth a walk; kills outside the root not one each.
 const RESCAN_FOR_A_KILL: u64 = SECOND / 10;
-/// runc starts a container by two helpers that end well once its init runs: one that ends so early while others go on
-/// was not the init.
-const HELPERS_WITHIN: u64 = SECOND;
 
 /// The last component of a path as the kernel has it.
 fn last(path: &str) -> &str {
@@ -74,6 +71,8 @@ impl State {
         let Some(owner) = event.cgroup_id.and_then(|id| self.owner(id, None)) else { return };
         match what {
             What::Kill(kill) => self.blame(&owner, &event, kill),
+            What::Exec(exec) => self.learn_init(&owner, exec),
+            What::Populated { cgroup_id, populated: true } => self.look_for_init(*cgroup_id),
             What::Reclaim(_)
                 if self.targets.get_mut(&owner.id).is_some_and(|t| t.watch.reclaim(ktime_ns)) =>
             {
@@ -159,9 +158,8 @@ impl State {
             return;
         }
         let meta = node.meta.clone();
-        if let Some(target) = self.targets.get_mut(&id) {
-            target.born_here = true;
-        }
+        self.inits.born(id);
+        self.restarted(&meta, ktime_ns);
         let mut event = self.event(Kind::CgroupStart, Severity::Info, ktime_ns, source, json!({}));
         event.cgroup_id = Some(id);
         self.record(event, Some(meta));
@@ -173,7 +171,15 @@ impl State {
             let mut event = self.event(Kind::CgroupEnd, Severity::Info, ktime_ns, source, json!({}));
             event.cgroup_id = Some(id);
             self.record(event, Some(node.meta.clone()));
+            self.story.container_ended(&node.meta, ktime_ns);
             self.unfollow(id, ktime_ns);
+        }
+    }
+
+    /// A container started: the place of another one, maybe.
+    pub(super) fn restarted(&mut self, meta: &Meta, ktime_ns: u64) {
+        if let Some(incident) = self.story.container_started(meta, ktime_ns) {
+            self.revise(incident);
         }
     }
 
@@ -204,6 +210,9 @@ impl State {
             return;
         }
         let is_init = self.is_init(&owner, ktime_ns, exit);
+        if is_init {
+            self.story.container_ended(&owner, ktime_ns);
+        }
         let detail = json!({"is_init": is_init, "ppid": exit.ppid, "inner_pid": exit.inner_pid});
         let severity = match (exit.signal, exit.exit_code) {
             (None, Some(0)) => Severity::Info,
@@ -232,28 +241,6 @@ impl State {
         self.record(event, Some(owner));
     }
 
-    /// Whether it was the container's init that ended: the first process that we saw in it, or pid 1 of a namespace whose
-    /// parent is outside the container. (One whose parent is inside is the init of a sandbox in it.)
-    fn is_init(&mut self, owner: &Meta, ktime_ns: u64, exit: &Exit) -> bool {
-        let path = self.tree.path(owner);
-        if let Some(target) = self.targets.get_mut(&owner.id)
-            && target.init_pid.is_some()
-            && target.init_pid == exit.task.pid
-        {
-            let is_young = ktime_ns < target.first_seen_ns + HELPERS_WITHIN;
-            let is_helper = is_young
-                && exit.exit_code == Some(0)
-                && exit.inner_pid != Some(1)
-                && !processes::pids(&path).is_empty();
-            if is_helper {
-                target.init_pid = None;
-            }
-            return !is_helper;
-        }
-        let is_inside = |parent: u32| processes::pids(&path).contains(&parent);
-        exit.inner_pid == Some(1) && !exit.ppid.is_some_and(is_inside)
-    }
-
     pub(super) fn path_of(&self, id: Option<CgroupId>) -> Option<String> {
         self.tree.get(id?).map(|n| n.meta.path.clone())
     }
@@ -268,7 +255,9 @@ impl State {
                 usage_bytes: snapshot.usage_bytes,
                 source: "fentry".to_owned(),
             }),
-            OomLimit::Global => Some(LimitHit { source: "global".to_owned(), ..LimitHit::default() }),
+            OomLimit::Global(why) => {
+                Some(LimitHit { source: why.as_str().to_owned(), ..LimitHit::default() })
+            }
             OomLimit::Unknown => self.limit_by_files(kill.victim.cgroup_id?),
         }
     }
@@ -289,7 +278,13 @@ impl State {
     fn evidence(&mut self, owner: &Meta, ktime_ns: u64, kill: &OomKill) -> Evidence {
         let limit = self.limit(kill);
         let trigger_path = self.path_of(kill.trigger.cgroup_id);
-        Evidence { trigger_path, limit, ..self.evidence_before(owner, ktime_ns, kill.victim.cgroup_id) }
+        let limit_change = limit.as_ref().and_then(|l| self.limit_fell(l, Some(&kill.trigger), ktime_ns));
+        Evidence {
+            trigger_path,
+            limit,
+            limit_change,
+            ..self.evidence_before(owner, ktime_ns, kill.victim.cgroup_id)
+        }
     }
 
     /// What the lane and the warnings know from before an instant.

@@ -3,10 +3,13 @@
 //! `react` beside this file holds what it does when the kernel reports something. Nothing here waits for anything.
 
 use super::bursts::{self, Running};
+use super::inits::Inits;
 use super::lane::Lane;
+use super::limits::Change as LimitChange;
 use super::notices::Notices;
 use super::outage::Outage;
 use super::sealer::{Job, Moving};
+use super::time::Steps;
 use super::warnings::Warnings;
 use crate::accumulator::{NodeNames, Pending, Stamp};
 use crate::cgroup::Meta;
@@ -37,7 +40,7 @@ const BASE_STEP: u64 = 50 * MS;
 /// How often the process table of a container is read when nothing happens.
 const PROCESSES_EVERY: u64 = 10 * SECOND;
 /// A cgroup younger than this has its slow files read with every base row.
-const YOUNG: u64 = 5 * SECOND;
+pub(super) const YOUNG: u64 = 5 * SECOND;
 /// A new container's first process is looked for until it is this old.
 const INIT_WITHIN: u64 = 10 * SECOND;
 /// Rows go to the journal this often. A crash may cost a second of them; the rest of it is for making batches and for a
@@ -98,8 +101,10 @@ pub struct State {
     pub(super) warnings: Warnings,
     /// Who last sent a signal to a container's init that may end it.
     pub(super) blames: HashMap<CgroupId, Blame>,
-    /// Inits that the kernel side is to be told of: (pid, container).
-    pub(super) new_inits: Vec<(u32, CgroupId)>,
+    pub(super) inits: Inits,
+    /// The last change of each cgroup's memory limit.
+    pub(super) limit_changes: HashMap<CgroupId, LimitChange>,
+    pub(super) clock_steps: Steps,
     pub(super) lane: Lane,
     pub(super) vanished: Vec<CgroupId>,
     pub(super) notices: Notices,
@@ -177,7 +182,9 @@ impl State {
             rescan_wanted: false,
             warnings: Warnings::default(),
             blames: HashMap::new(),
-            new_inits: Vec::new(),
+            inits: Inits::default(),
+            limit_changes: HashMap::new(),
+            clock_steps: Steps::default(),
             lane,
             vanished: Vec::new(),
             notices: Notices::default(),
@@ -213,7 +220,7 @@ impl State {
     /// Does all that is due. Returns a job for the sealer when rows are to be handed over.
     pub fn tick(&mut self, now: u64) -> Option<Job> {
         if self.next.offset <= now {
-            self.offset = Offset::measure();
+            self.measure_clock(now);
             self.next.offset = now + SECOND;
         }
         if self.next.lane <= now {
@@ -395,6 +402,8 @@ impl State {
         self.trigger.gone(id, ktime_ns);
         self.warnings.forget(id);
         self.blames.remove(&id);
+        self.inits.forget(id);
+        self.limit_changes.remove(&id);
         self.bursts.remove(&id);
         self.story.gone(id, ktime_ns);
         self.notices.forget(id);
@@ -409,8 +418,19 @@ impl State {
     /// Takes one row of a cgroup. One that has gone is remembered and forgotten at the end of the round, when the
     /// kernel's last events about it are in.
     pub(super) fn sample(&mut self, id: CgroupId, plan: Plan<'_>) -> Option<Stamp> {
+        let last_look = if plan.slow { self.last_look_at_limit(id) } else { 0 };
         let target = self.targets.get_mut(&id)?;
+        let (before, is_first) = (target.memory_max, target.last_row_ns == 0);
         let taken = self.sampler.sample(target, plan, self.offset, &mut self.pending);
+        let after = target.memory_max;
+        if let (Ok(taken), true) = (&taken, before != after && !is_first) {
+            let not_after_ns = taken.at.ktime_ns;
+            self.limit_changed(
+                id,
+                "files",
+                LimitChange { before, after, not_before_ns: last_look, not_after_ns },
+            );
+        }
         match taken {
             Ok(taken) => {
                 self.ledger.written(Table::Samples, 1);
@@ -448,14 +468,7 @@ impl State {
             if loose {
                 target.next_slow_ns = now + slow_period;
             }
-            let look_for_init = target.init_pid.is_none() && age < INIT_WITHIN;
-            due.push((
-                *id,
-                slow,
-                loose,
-                missed,
-                look_for_init && target.meta.identity.scope == Scope::Container,
-            ));
+            due.push((*id, slow, loose, missed, age < INIT_WITHIN));
         }
         for (id, slow, loose, missed, look_for_init) in due {
             self.ledger.lost(Table::Samples, "late", missed);
@@ -474,22 +487,11 @@ impl State {
         }
     }
 
-    /// Remembers the first process of a container that was born under our eyes. One that was there before us has had
-    /// other processes maybe, so its oldest one proves nothing.
-    pub(super) fn look_for_init(&mut self, id: CgroupId) {
-        let Some(node) = self.tree.get(id) else { return };
-        let path = self.tree.path(&node.meta);
-        if let Some(target) = self.targets.get_mut(&id).filter(|t| t.born_here) {
-            target.init_pid = processes::first(Path::new(PROC), &path);
-            self.new_inits.extend(target.init_pid.map(|pid| (pid, id)));
-        }
-    }
-
     pub(super) fn process_table(&mut self, id: CgroupId) {
         let Some(target) = self.targets.get(&id) else { return };
         let meta = target.meta.clone();
         let at = self.stamp(clock::ktime_ns());
-        let listing = processes::list(Path::new(PROC), &self.tree.path(&meta), target.init_pid);
+        let listing = processes::list(Path::new(PROC), &self.tree.path(&meta), self.inits.pid(id));
         self.ledger.written(Table::Processes, listing.processes.len() as u64);
         self.ledger.lost(Table::Processes, "too_many", listing.cut);
         self.story.lost(id, Table::Processes.as_str(), "too_many", listing.cut);
@@ -547,6 +549,9 @@ impl State {
         for change in self.tree.rescan() {
             match change {
                 Change::Added(meta) => {
+                    if !first && !self.has_events {
+                        self.restarted(&meta, now);
+                    }
                     found.extend(self.tree.get(meta.id).filter(|n| n.followed).map(|n| n.meta.clone()));
                 }
                 // forgotten at the end of the round: the kernel's own word about it may be on its way

@@ -1,5 +1,6 @@
 //! The loop's state over a tree of ordinary files: what events, walks and vanishing directories leave behind.
 
+use super::inits::By;
 use super::state::State;
 use crate::accumulator::{NodeNames, Pending};
 use crate::clock::ktime_ns;
@@ -118,7 +119,7 @@ fn a_walk_that_is_faster_than_the_events_loses_none_of_them() {
         assert!(s.state.targets.contains_key(&id));
         s.tell_start(&path);
         assert_eq!((s.events(Kind::CgroupStart), s.state.outside), (1, 0));
-        assert!(s.state.targets[&id].born_here);
+        assert!(s.state.inits.is_born_here(id));
         fs::remove_dir_all(&path).expect("rmdir");
         s.state.rescan(ktime_ns());
         // the kernel's word arrives before the end of the round
@@ -272,14 +273,13 @@ fn a_helper_of_the_runtime_is_not_taken_for_the_init() {
         s.tell_start(path.parent().expect("docker"));
         s.tell_start(&path);
         fs::write(path.join("cgroup.procs"), "50\n").expect("write");
-        let target = s.state.targets.get_mut(&id).expect("followed");
-        target.init_pid = Some(49);
-        let seen = target.first_seen_ns;
+        s.state.inits.learn(id, 49, By::Oldest);
+        let seen = s.state.targets[&id].first_seen_ns;
         let exit =
             Exit { task: task(49, id), ppid: Some(7), inner_pid: Some(49), exit_code: Some(0), signal: None };
         s.tell(What::Exit(exit.clone()));
-        assert_eq!(s.state.targets[&id].init_pid, None, "looked for again");
-        s.state.targets.get_mut(&id).expect("followed").init_pid = Some(49);
+        assert_eq!(s.state.inits.pid(id), None, "looked for again");
+        s.state.inits.learn(id, 49, By::Oldest);
         let ktime_ns = seen + 2_000_000_000;
         s.state.react(KernelEvent { ktime_ns, source: "test", what: What::Exit(exit) });
         let events = s.state.pending.events.iter().filter(|(e, _)| e.kind == Kind::Exit);

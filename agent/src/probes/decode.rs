@@ -5,8 +5,8 @@
 
 use crate::{
     event::{
-        Attribution, Exec, Exit, KernelEvent, Kill, LimitSnapshot, OomKill, OomLimit, Outcome, Reclaim, Sent,
-        Task, VictimMemory, What,
+        Attribution, Exec, Exit, GlobalOom, KernelEvent, Kill, LimitSnapshot, OomKill, OomLimit, Outcome,
+        Reclaim, Sent, Task, VictimMemory, What,
     },
     names::CgroupId,
 };
@@ -164,6 +164,7 @@ fn kill(r: &KillRecord) -> Kill {
 fn exec(r: &ExecRecord) -> Exec {
     Exec {
         task: task(&r.task),
+        ppid: pid(r.ppid),
         inner_pid: pid(r.inner_pid),
         filename: counted(&r.filename, r.filename_len),
         first_process: r.first_process != 0,
@@ -189,7 +190,11 @@ fn oom_kill(r: &OomRecord, hooks: ScopeHooks) -> OomKill {
                 swap_bytes: bytes(r.limit_swap_bytes),
                 max_bytes: bytes(r.limit_max_bytes),
             }),
-            limit_kind::GLOBAL => OomLimit::Global,
+            limit_kind::GLOBAL => OomLimit::Global(GlobalOom::Unknown),
+            limit_kind::NODE => OomLimit::Global(GlobalOom::Node),
+            limit_kind::CPUSET => OomLimit::Global(GlobalOom::Cpuset),
+            limit_kind::MEMORY_POLICY => OomLimit::Global(GlobalOom::MemoryPolicy),
+            limit_kind::SYSRQ => OomLimit::Global(GlobalOom::SysRq),
             _ => OomLimit::Unknown,
         },
         already_dying: (hooks == ScopeHooks::LimitAndKill).then_some(r.killing == 0),

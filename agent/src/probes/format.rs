@@ -112,6 +112,8 @@ pub fn notify_frozen(text: &str, formats: &mut Formats) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::{fs, path::Path};
+    use zerocopy::IntoBytes;
 
     macro_rules! fixture {
         ($kernel:literal, $event:literal) => {
@@ -200,6 +202,34 @@ mod tests {
                 (8, 12, 16, 28)
             );
             assert_eq!((f.frozen_root, f.frozen_level, f.frozen_id, f.frozen_val), (8, 12, 16, 28));
+        }
+    }
+
+    /// What the running kernel's files will be asked for is there in each kernel that the tests boot.
+    #[test]
+    fn every_field_is_found_in_each_kernel() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats");
+        let mut kernels: Vec<_> = fs::read_dir(&fixtures).unwrap().map(|e| e.unwrap().path()).collect();
+        kernels.sort();
+        assert_eq!(kernels.len(), 4);
+        for kernel in kernels {
+            let text = |event: &str| fs::read_to_string(kernel.join(format!("{event}.format"))).unwrap();
+            let mut f = Formats::ABSENT;
+            mark_victim(&text("oom_mark_victim"), &mut f);
+            cgroup_mkdir(&text("cgroup_cgroup_mkdir"), &mut f);
+            cgroup_rmdir(&text("cgroup_cgroup_rmdir"), &mut f);
+            process_exit(&text("sched_sched_process_exit"), &mut f);
+            process_exec(&text("sched_sched_process_exec"), &mut f);
+            signal_generate(&text("signal_signal_generate"), &mut f);
+            notify_populated(&text("cgroup_cgroup_notify_populated"), &mut f);
+            notify_frozen(&text("cgroup_cgroup_notify_frozen"), &mut f);
+            let name = kernel.file_name().unwrap().to_string_lossy().into_owned();
+            let has_group_dead = !name.starts_with("6.1.") && !name.starts_with("6.12.");
+            assert_eq!(f.exit_group_dead != ABSENT, has_group_dead, "{name}");
+            f.exit_group_dead = 0;
+            let absent =
+                f.as_bytes().chunks_exact(4).filter(|offset| *offset == ABSENT.to_ne_bytes()).count();
+            assert_eq!(absent, 0, "{name}: {f:?}");
         }
     }
 

@@ -24,6 +24,7 @@ impl Story {
         event.severity.as_str().clone_into(&mut open.incident.severity);
         if open.incident.limit.is_none() {
             open.incident.limit.clone_from(&evidence.limit);
+            open.incident.limit_change.clone_from(&evidence.limit_change);
         }
         let room = MAX_VICTIMS.saturating_sub(open.incident.victims.len()) as u64;
         open.more_victims += count.saturating_sub(room);

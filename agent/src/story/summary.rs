@@ -89,8 +89,25 @@ fn limit(out: &mut String, i: &Incident, limit: Option<&LimitHit>) {
         out.push_str(" Which memory limit was hit was not observed.");
         return;
     };
-    if limit.source == "global" {
-        out.push_str(" No memory limit was hit: the node itself had run out of memory.");
+    let without = match limit.source.as_str() {
+        "global" => "No memory limit was hit: the node itself had run out of memory.",
+        "global_cpuset" => {
+            "No memory limit was hit: what the asking process's cpuset allows of the node's memory had run out."
+        }
+        "global_mempolicy" => {
+            "No memory limit was hit: the NUMA nodes that the asking process's memory policy names had run out."
+        }
+        "global_sysrq" => {
+            "No memory had run out: the kill was asked for by SysRq. Who asked for it: cause not observed."
+        }
+        "global_unknown" => {
+            "No memory limit was hit: the node's memory, or what the asking process may use of it, had run out; which of \
+             these was not observed."
+        }
+        _ => "",
+    };
+    if !without.is_empty() {
+        let _ = write!(out, " {without}");
         return;
     }
     let inside = |path: &&String| {
@@ -123,7 +140,47 @@ fn limit(out: &mut String, i: &Incident, limit: Option<&LimitHit>) {
     }
 }
 
+/// How long before the incident's first event an instant was.
+#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn before_it(i: &Incident, us: i64) -> String {
+    let us = (i.ts_us - us).max(0) as f64;
+    if us < 1e7 { format!("{:.0} ms", us / 1e3) } else { format!("{:.1} s", us / 1e6) }
+}
+
+fn limit_change(out: &mut String, i: &Incident) {
+    let Some(change) = &i.limit_change else { return };
+    let size = |v: Option<u64>| v.map_or_else(|| "no limit".to_owned(), bytes);
+    let _ = write!(
+        out,
+        " It had been lowered from {} to {}",
+        size(change.before_bytes),
+        size(change.after_bytes)
+    );
+    let (first, last) = (before_it(i, change.not_before_us), before_it(i, change.not_after_us));
+    let _ = if change.not_after_us >= i.ts_us {
+        write!(out, " at most {first} before the kill")
+    } else {
+        write!(out, " between {first} and {last} before the kill")
+    };
+    match &change.by {
+        Some(by) => {
+            let place = by.cgroup_path.as_deref().unwrap_or("a cgroup outside what this agent sees");
+            let who = process(by.comm.as_deref(), by.pid);
+            let _ = write!(
+                out,
+                ", by {who} in {place}: more was in use than the new limit allows, so the kernel killed."
+            );
+        }
+        None => out.push_str("; who wrote it: cause not observed."),
+    }
+}
+
 fn trigger(out: &mut String, i: &Incident) {
+    let enforced = i.limit_change.as_ref().is_some_and(|c| c.by.is_some());
+    if enforced || i.limit.as_ref().is_some_and(|l| l.source == "global_sysrq") {
+        // nobody asked for memory
+        return;
+    }
     let Some(t) = &i.trigger else {
         out.push_str(" Who asked for the memory was not observed.");
         return;
@@ -215,6 +272,19 @@ fn gone_and_missing(out: &mut String, open: &Open) {
         let after = at.saturating_sub(i.ktime_ns) as f64 / 1e9;
         let _ = write!(out, " Its cgroup was removed {after:.1} s after {}.", moment(i));
     }
+    if let Some(restart) = &i.restart {
+        let after = restart.started_ktime_ns.saturating_sub(i.ktime_ns) as f64 / 1e9;
+        let who = match (&restart.container_id, &i.pod_uid) {
+            (Some(next), Some(_)) => {
+                format!(
+                    "Container {}, the only one that started in this pod since, took its place",
+                    short(next)
+                )
+            }
+            _ => "It was started anew".to_owned(),
+        };
+        let _ = write!(out, " {who} {after:.1} s after {}.", moment(i));
+    }
     if open.more_events > 0 {
         let _ = write!(out, " {} more events of it are in the events table.", open.more_events);
     }
@@ -279,6 +349,7 @@ pub(super) fn write(open: &Open) -> String {
     }
     victims(&mut out, i, open.more_victims);
     limit(&mut out, i, i.limit.as_ref());
+    limit_change(&mut out, i);
     trigger(&mut out, i);
     before(&mut out, open);
     after(&mut out, open);

@@ -233,6 +233,10 @@ pub fn play(role: &str) {
             stay();
             drop(memory);
         }
+        ("greedy", [mib]) => {
+            fs::write("/proc/self/oom_score_adj", "1000").expect("oom_score_adj");
+            drop(touch(*mib, Duration::ZERO));
+        }
         ("init", [idle, mib, over]) => {
             std::thread::sleep(Duration::from_secs(*idle));
             // inherits the cgroup
@@ -362,7 +366,7 @@ impl Agent {
     fn get(&self, path: &str) -> Option<(u16, Vec<u8>)> {
         let http: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(30)))
+            .timeout_global(Some(Duration::from_secs(60)))
             .build()
             .into();
         let mut answer = http.get(format!("http://127.0.0.1:{}{path}", self.port)).call().ok()?;
