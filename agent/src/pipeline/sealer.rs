@@ -190,7 +190,7 @@ impl AtWork {
         let flush = {
             let mut moving = lock(&self.moving.0.rows);
             let chunk = Chunk { at: job.at, account: &job.account, rows, metadata: &metadata };
-            let flush = writer.keep(chunk);
+            let flush = writer.keep(&chunk);
             moving.retain(|p| !Arc::ptr_eq(p, &job.pending));
             flush
         };
