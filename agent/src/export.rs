@@ -20,6 +20,7 @@ pub use selection::{
 };
 
 use crate::incident::{Incident, Lost};
+use crate::ledger::{self, Accounts};
 use crate::names::Table;
 use crate::query::{self, Filter, Plan, QueryError};
 use crate::report;
@@ -41,6 +42,7 @@ pub const MAX_BYTES: u64 = 64 << 20;
 pub const MAX_REPORT_BYTES: u64 = 32 << 20;
 /// Rows of events, and of processes, that go along.
 const MAX_SIDE_ROWS: u64 = 100_000;
+const LEDGER_PERIOD_US: i64 = 60_000_000;
 /// Incidents that are listed, newest first.
 pub const MAX_INCIDENTS: usize = 1000;
 /// Files that may turn out unreadable in the middle before an export gives up.
@@ -272,6 +274,7 @@ fn document(evidence: &Evidence, found: &choose::Found) -> Result<document::Docu
     };
     let events = side(Table::Events, &Filter { cgroups: None, ..found.filter.clone() })?;
     let processes = side(Table::Processes, &found.filter)?;
+    lost.extend(ledger_of(evidence, found)?);
     let known = found.plan.keys().into_iter().filter_map(|k| k.cgroup_id).collect();
     Ok(document::Document::new(document::Parts {
         incident: found.incident.as_ref(),
@@ -282,6 +285,28 @@ fn document(evidence: &Evidence, found: &choose::Found) -> Result<document::Docu
         lost,
         provenance: provenance(evidence, found),
     }))
+}
+
+/// What the ledger says is lost in the minutes of the range. Of an incident, what the whole node lost: losses of its own
+/// container stand in it.
+fn ledger_of(evidence: &Evidence, found: &choose::Found) -> Result<Vec<Lost>, Failure> {
+    // the row of a minute stands at its end
+    let to_us = found.filter.to_us.saturating_add(LEDGER_PERIOD_US);
+    let filter = Filter { cgroups: None, to_us, ..found.filter.clone() };
+    let (rows, _) = query::rows(&evidence.view, Table::Ledger, &filter, None, u64::MAX)?;
+    let mut sum = Accounts::default();
+    for batch in &rows {
+        sum.add(&Accounts::of_rows(batch));
+    }
+    let is_wanted = |reason: &str| found.incident.is_none() || !ledger::is_told_by_the_incident(reason);
+    let losses = sum.losses().filter(|(_, reason, _)| is_wanted(reason));
+    Ok(losses
+        .map(|(table, reason, rows)| Lost {
+            table: table.as_str().to_owned(),
+            reason: reason.to_owned(),
+            rows,
+        })
+        .collect())
 }
 
 /// How the evidence was made: of the files' own metadata first, of the running agent where there is no file yet.

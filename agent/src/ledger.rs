@@ -80,6 +80,15 @@ impl Accounts {
         self.0.get(&table)
     }
 
+    /// What is lost, by table and reason.
+    pub fn losses(&self) -> impl Iterator<Item = (Table, &str, u64)> {
+        self.0.iter().flat_map(|(table, a)| {
+            let lost =
+                a.lost.iter().filter_map(|(r, n)| Some((&**r, u64::try_from(*n).ok().filter(|n| *n > 0)?)));
+            lost.map(|(reason, n)| (*table, reason, n))
+        })
+    }
+
     /// As rows of the `ledger` table; a table of which nothing is to be said has none.
     pub fn rows(&self, stamp: Stamp) -> Vec<LedgerRow> {
         let said = self.0.iter().filter(|(_, a)| !a.is_empty());
@@ -136,6 +145,11 @@ impl Accounts {
         }
         all
     }
+}
+
+/// Whether losses of that reason stand in the incident of their container as well.
+pub fn is_told_by_the_incident(reason: &str) -> bool {
+    matches!(reason, "late" | "too_many") || reason.starts_with("burst_")
 }
 
 /// The table of that name.

@@ -103,7 +103,9 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let mut state = State::new(config, names, tree, sampler, series.clone(), lane, has_events);
     state.set_moving(sealer.moving());
     state.set_notices(notices);
-    outage.into_iter().for_each(|outage| state.note_outage(outage));
+    if let Some(outage) = outage {
+        state.note_outage(outage);
+    }
     let about = About { machine, ladder, series, started_ns: clock::ktime_ns(), shared };
     tracing::info!(listen = %server.address(), data_dir = %store.dir().display(), "recording");
     let outcome = turn(&mut state, probes.as_mut(), &inbox, &sealer, &about);

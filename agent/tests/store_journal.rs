@@ -31,8 +31,10 @@ fn keep(writer: &Writer, n: i64, done: &Sender<Kept>) {
     let rows = vec![(Table::Samples, batch(Table::Samples, &[rows::base(KILLED, KILL_US + n)]))];
     let at = Stamp { ktime_ns: n.cast_unsigned(), wall_us: KILL_US + n };
     let metadata = rows::metadata();
-    writer
-        .journal(writer.keep(Chunk { at, account: &account, rows, metadata: &metadata }), Some(done.clone()));
+    writer.journal(
+        writer.keep(&Chunk { at, account: &account, rows, metadata: &metadata }),
+        Some(done.clone()),
+    );
 }
 
 fn answer(from: &Receiver<Kept>) -> Kept {
@@ -48,7 +50,9 @@ fn ledger(view: &View) -> Accounts {
     let (batches, _) =
         query::rows(view, Table::Ledger, &Filter::range(0, i64::MAX), None, u64::MAX).expect("readable");
     let mut sum = Accounts::default();
-    batches.iter().for_each(|b| sum.add(&Accounts::of_rows(b)));
+    for rows in &batches {
+        sum.add(&Accounts::of_rows(rows));
+    }
     sum
 }
 
@@ -107,7 +111,7 @@ fn what_is_kept_is_seen_at_once_and_moves_into_segments_at_the_rotation() {
         }
     }
     writer.shutdown(WAIT).expect("in time");
-    assert_eq!(journals(dir.path()), [PathBuf::new(); 0], "what is stored has no journal");
+    assert!(journals(dir.path()).is_empty(), "what is stored has no journal");
     assert_eq!(count(&store.view(), Table::Samples), 6);
 }
 
@@ -120,7 +124,7 @@ fn an_incident_in_a_left_over_journal_is_known() {
     let metadata = rows::metadata();
     let chunk =
         Chunk { at: Stamp::default(), account: &Accounts::default(), rows: rows::all(), metadata: &metadata };
-    writer.journal(writer.keep(chunk), Some(tell));
+    writer.journal(writer.keep(&chunk), Some(tell));
     assert!(matches!(answer(&told), Kept::Durable { .. }));
     let view = Store::open_read_only(dir.path()).expect("opens").view();
     let known = export::incidents(&view, Vec::new()).expect("readable");

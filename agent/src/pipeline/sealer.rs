@@ -63,6 +63,10 @@ impl Moving {
         self.0.rotation_wanted.store(true, Ordering::Relaxed);
     }
 
+    pub(super) fn note_lost(&self, table: Table, reason: &'static str, rows: u64) {
+        lock(&self.0.lost).push((table, reason, rows));
+    }
+
     /// Rows that were given away and will be in no file. Given out once.
     pub fn take_lost(&self) -> Vec<(Table, &'static str, u64)> {
         std::mem::take(&mut lock(&self.0.lost))
@@ -175,7 +179,7 @@ impl AtWork {
                 Err(error) => {
                     let rows = job.account.of(table).and_then(|a| u64::try_from(a.written).ok()).unwrap_or(0);
                     tracing::error!(%error, table = table.as_str(), rows, "rows could not be made into columns; they are lost");
-                    lock(&self.moving.0.lost).push((table, DropReason::Refused.as_str(), rows));
+                    self.moving.note_lost(table, DropReason::Refused.as_str(), rows);
                 }
             }
         }
@@ -190,7 +194,7 @@ impl AtWork {
         let flush = {
             let mut moving = lock(&self.moving.0.rows);
             let chunk = Chunk { at: job.at, account: &job.account, rows, metadata: &metadata };
-            let flush = writer.keep(chunk);
+            let flush = writer.keep(&chunk);
             moving.retain(|p| !Arc::ptr_eq(p, &job.pending));
             flush
         };
@@ -210,7 +214,7 @@ impl AtWork {
         for drop in writer.dropped() {
             let told = self.dropped.insert((drop.table, drop.reason), drop.rows).unwrap_or(0);
             if drop.rows > told {
-                lock(&self.moving.0.lost).push((drop.table, drop.reason.as_str(), drop.rows - told));
+                self.moving.note_lost(drop.table, drop.reason.as_str(), drop.rows - told);
             }
         }
     }

@@ -111,7 +111,7 @@ impl Writer {
     }
 
     /// Takes the rows of a flush: from now on queries see them. Never waits; the caller may hold a lock.
-    pub fn keep(&self, chunk: Chunk<'_>) -> Unjournaled {
+    pub fn keep(&self, chunk: &Chunk<'_>) -> Unjournaled {
         let rows = chunk.rows.iter().filter(|(_, b)| b.num_rows() > 0);
         let rows: Vec<_> = rows.map(|(t, b)| (*t, journal::slim(b))).collect();
         let mut state = self.store.state();

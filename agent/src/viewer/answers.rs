@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Attempts to see memory and store of one instant. A seal comes every 90 s or at an incident.
+/// Attempts to see memory and store of one instant. A flush comes every 0.8 s or at an incident.
 const LOOKS: usize = 10;
 const MAX_EVENTS: u64 = 10_000;
 /// Range of `/api/events` when none is named.
@@ -278,7 +278,7 @@ pub(super) async fn known_incidents<S: Source>(app: &App<S>) -> Result<Vec<Incid
 
 async fn evidence<S: Source>(app: &App<S>, now_us: i64) -> Result<Evidence, Problem> {
     let incidents = known_incidents(app).await?;
-    let view = look(app, &[Table::Samples, Table::Events, Table::Processes], i64::MIN).await?;
+    let view = look(app, &[Table::Samples, Table::Events, Table::Processes, Table::Ledger], i64::MIN).await?;
     let status = app.source.status();
     let provenance = status.get("provenance").unwrap_or(&status).as_object().cloned().unwrap_or_default();
     Ok(Evidence { view, incidents, provenance, limits: app.limits, now_us })
