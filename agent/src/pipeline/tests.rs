@@ -42,7 +42,7 @@ fn on_stage(max_cgroups: usize, has_events: bool, test: impl FnOnce(&mut Stage))
     let names = NodeNames { cluster: None, node: "n".into(), boot_id: "b".into() };
     let tree = Tree::new(dir.path(), Rules::default(), max_cgroups).expect("a root");
     let sampler = Sampler::new(dir.path(), series.clone(), 1 << 16);
-    let lane = super::lane::Lane::start(&config).expect("files");
+    let lane = super::lane::Lane::start(&config, None).expect("files");
     let state = State::new(config, names, tree, sampler, series.clone(), lane, has_events);
     let mut stage = Stage { dir, state, series, handed_over: Vec::new() };
     metrics::with_local_recorder(&recorder, || test(&mut stage));
@@ -386,6 +386,27 @@ fn churn_returns_to_baseline() {
         let totals = s.state.ledger.totals();
         assert_eq!(totals["events"]["written"], 10_000 * 2 + 200 + 3334, "{totals}");
         assert!(totals[Table::Samples.as_str()]["written"].as_u64() >= Some(10_000));
+    });
+}
+
+#[test]
+fn what_a_walk_finds_is_followed_in_slices_and_a_kill_jumps_the_queue() {
+    on_stage(4096, true, |s| {
+        for i in 0..2000 {
+            s.make(&format!("s{i}.service"));
+        }
+        s.turn(ktime_ns());
+        let waiting = s.state.waiting();
+        assert!(waiting > 0 && s.state.targets.len() + waiting == 2001, "{waiting} wait");
+        assert_eq!(s.state.next_due(), 0, "it goes on at once");
+        let known = s.state.tree.nodes().map(|n| n.meta.id);
+        let last = known.filter(|id| !s.state.targets.contains_key(id)).max().expect("one that waits");
+        s.tell(kill(1, last));
+        assert!(s.state.targets.contains_key(&last), "where something happens is not kept waiting");
+        while s.state.waiting() > 0 {
+            s.turn(ktime_ns());
+        }
+        assert_eq!(s.state.targets.len(), 2001);
     });
 }
 
