@@ -8,6 +8,7 @@ mod bursts;
 mod inbox;
 mod kinds;
 mod lane;
+mod node;
 mod notices;
 mod outage;
 mod react;
