@@ -1,5 +1,7 @@
 //! The loop's state over a tree of ordinary files: what events, walks and vanishing directories leave behind.
 
+mod truth;
+
 use super::state::State;
 use crate::accumulator::{NodeNames, Pending};
 use crate::clock::ktime_ns;
