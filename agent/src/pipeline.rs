@@ -10,6 +10,7 @@ mod inits;
 mod kinds;
 mod lane;
 mod limits;
+mod node;
 mod notices;
 mod outage;
 mod react;

@@ -48,6 +48,9 @@ const HOT_SHARE: (usize, usize) = (7, 8);
 
 /// The files of a directory are listed anew after this long: a module may have brought a controller.
 const LIST_EVERY_NS: u64 = 300_000_000_000;
+/// A value without a column that stays the same has a row this often: most of a cgroup's fifty never change, and 200
+/// cgroups would fill a quarter of the agent's memory with them.
+const REPEAT_EVERY_NS: u64 = 60_000_000_000;
 
 /// The cgroup is no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +89,9 @@ pub struct Target {
     /// Files that go into the `metrics` table, and when they are looked for again.
     loose: Arc<[LooseIndex]>,
     next_listing_ns: u64,
+    /// What was written of them last, and when all of it is written again.
+    last_values: Vec<Value>,
+    next_repeat_ns: u64,
     /// As last written into `io_devices`.
     devices: Vec<Device>,
 }
@@ -206,6 +212,8 @@ impl Sampler {
             files: FILES.iter().map(|_| FileState::default()).collect(),
             loose: Arc::default(),
             next_listing_ns: 0,
+            last_values: Vec::new(),
+            next_repeat_ns: 0,
             devices: Vec::new(),
         };
         if self.open_kept(&mut target).is_err() {
@@ -389,9 +397,31 @@ impl Sampler {
         out.samples.commit(&target.meta, row, &target.row);
         let devices = self.changed.len() as u64;
         out.devices.extend(self.changed.drain(..).map(|d| (stamp, target.meta.clone(), d)));
+        if loose {
+            self.keep_changes(target, cause != Cause::Base, at);
+        }
         let metrics = out.metrics.commit(stamp, Some(&target.meta), &mut self.values);
         target.last_row_ns = at;
         Ok(Taken { at: stamp, metrics, devices, cut: std::mem::take(&mut self.loose.cut) })
+    }
+
+    /// Leaves out the values that are as they were written last, unless all are due.
+    fn keep_changes(&mut self, target: &mut Target, all: bool, now: u64) {
+        let same = |(a, x): &Value, (b, y): &Value| Arc::ptr_eq(a, b) && x.to_bits() == y.to_bits();
+        if all || target.next_repeat_ns <= now || target.last_values.len() != self.values.len() {
+            target.last_values.clone_from(&self.values);
+            target.next_repeat_ns = now + REPEAT_EVERY_NS;
+            return;
+        }
+        let mut last = target.last_values.iter_mut();
+        self.values.retain(|value| match last.next() {
+            Some(before) if same(before, value) => false,
+            Some(before) => {
+                before.clone_from(value);
+                true
+            }
+            None => true,
+        });
     }
 
     /// Nothing of a reading stays that met the end of its cgroup.

@@ -28,6 +28,9 @@ COMMON = [
 passed = 0
 failed = 0
 
+# What only the table `metrics` has.
+NARROW = [("labels", pa.map_(pa.string(), pa.string())), ("value", pa.float64())]
+
 
 def check(what, ok, found=""):
     global passed, failed
@@ -49,7 +52,7 @@ def schema_facts(name, schema):
     check(f"{name}: begins with the common columns", schema.names[: len(COMMON)] == COMMON, schema.names[: len(COMMON)])
     for field in schema:
         kind = field.type
-        ok = kind == ts or kind == pa.int64() or is_text(kind)
+        ok = kind == ts or kind == pa.int64() or is_text(kind) or (field.name, kind) in NARROW
         check(f"{name}.{field.name}: signed 64-bit integer, text or time", ok, kind)
     dictionaries = [f.name for f in schema if pa.types.is_dictionary(f.type)]
     check(f"{name}: text is read as dictionaries", "cgroup_path" in dictionaries, dictionaries)
@@ -98,6 +101,8 @@ def equal(name, db, source, table):
     duck = sums_of_duckdb(db, source, list(arrow))
     for column, total in arrow.items():
         check(f"{name}.{column}: the same sum", duck[column] == total, f"duckdb {duck[column]}, pyarrow {total}")
+    if name == "metrics":
+        narrow(name, db, source, table)
     texts = {row[0]: row[1] for row in db.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
     unsigned = [c for c, kind in texts.items() if kind.startswith("U") and kind.endswith("INTEGER")]
     check(f"{name}: no unsigned integers", not unsigned, unsigned)
@@ -106,6 +111,18 @@ def equal(name, db, source, table):
     if table.num_rows:
         bounds = pc.min_max(table["ts"].cast(pa.int64())).as_py()
         check(f"{name}: the same times", duck_ts == (bounds["min"], bounds["max"]), f"{duck_ts} {bounds}")
+
+
+def narrow(name, db, source, table):
+    """The map and the numbers of `metrics`, row by row in both engines."""
+    key = lambda row: (row[0], sorted((row[1] or {}).items()), row[2] is None, row[2] or 0.0)
+    duck = db.execute(f"SELECT name, labels, value FROM {source}").fetchall()
+    columns = [table[c].to_pylist() for c in ["name", "labels", "value"]]
+    arrow = [(n, dict(labels), value) for n, labels, value in zip(*columns)]
+    check(f"{name}: the same names, labels and values", sorted(map(key, duck)) == sorted(map(key, arrow)))
+    found = db.execute(f"SELECT count(*) FROM {source} WHERE labels['node'] = '0'").fetchone()[0]
+    expected = sum(1 for _, labels, _ in arrow if labels.get("node") == "0")
+    check(f"{name}: rows are found by a label", found == expected, f"duckdb {found}, pyarrow {expected}")
 
 
 def sorted_by_cgroup_and_time(name, table):

@@ -30,15 +30,15 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-const MS: u64 = 1_000_000;
-const SECOND: u64 = 1_000 * MS;
+pub(super) const MS: u64 = 1_000_000;
+pub(super) const SECOND: u64 = 1_000 * MS;
 /// With mkdir and rmdir events the walk only corrects; without them it is how cgroups are found.
 const RESCAN_WITH_EVENTS: u64 = 60 * SECOND;
 pub(super) const RESCAN_WITHOUT: u64 = SECOND;
 /// Base samples are looked for this often, so that they spread over the second instead of coming all at once.
 const BASE_STEP: u64 = 50 * MS;
 /// How often the process table of a container is read when nothing happens.
-const PROCESSES_EVERY: u64 = 10 * SECOND;
+pub(super) const PROCESSES_EVERY: u64 = 10 * SECOND;
 /// A cgroup younger than this has its slow files read with every base row.
 pub(super) const YOUNG: u64 = 5 * SECOND;
 /// A new container's first process is looked for until it is this old.
@@ -57,9 +57,7 @@ const MINUTE: u64 = 60 * SECOND;
 /// the lane of the others does not wait for thousands of them.
 const FOLLOW_FOR: u64 = 5 * MS;
 const FOLLOW_AT_LEAST: usize = 4;
-const PROC: &str = "/proc";
-/// How often the node as a whole is read.
-const NODE_EVERY: u64 = SECOND;
+pub(super) const PROC: &str = "/proc";
 
 /// Where in a period a cgroup has its turn: its own place, so that not all are due in the same instant.
 fn phase(id: CgroupId, period: u64) -> u64 {
@@ -85,7 +83,7 @@ pub struct State {
     pub(super) node: Node,
     pub(super) network: Network,
     /// The agent's own metrics come from here.
-    series: Series,
+    pub(super) series: Series,
     pub(super) targets: BTreeMap<CgroupId, Target>,
     pub(super) trigger: Trigger,
     pub(super) bursts: HashMap<CgroupId, Running>,
@@ -113,7 +111,7 @@ pub struct State {
     moving: Moving,
     event_losses: EventLosses,
     rotation: u64,
-    next: Next,
+    pub(super) next: Next,
     last_rotation: u64,
     last_flush: u64,
     pub(super) last_rescan: u64,
@@ -123,7 +121,7 @@ pub struct State {
     pub lane_late_max_ns: u64,
 }
 
-struct Next {
+pub(super) struct Next {
     lane: u64,
     base: u64,
     rescan: u64,
@@ -131,9 +129,9 @@ struct Next {
     flush: u64,
     rotation: u64,
     minute: u64,
-    node: u64,
+    pub(super) node: u64,
     /// What is read of the node less often.
-    node_slow: u64,
+    pub(super) node_slow: u64,
 }
 
 impl State {
@@ -500,39 +498,9 @@ impl State {
         self.story.lost(id, Table::Processes.as_str(), "too_many_cgroups", listing.directories_cut);
         // the first is the likeliest to be there at the next time as well
         if let Some(process) = listing.processes.first() {
-            self.network(process.pid, Some(&meta), at);
+            self.take_network(process.pid, Some(&meta), at);
         }
         self.pending.processes.extend(listing.processes.into_iter().map(|p| (at, meta.clone(), p)));
-    }
-
-    /// Takes the counters of a process's network namespace, for its pod where it has one.
-    fn network(&mut self, pid: u32, container: Option<&Arc<Meta>>, at: Stamp) {
-        let owner = container.map(|c| self.tree.up_to_pod(c.id).pop().unwrap_or_else(|| c.clone()));
-        let mut values = Vec::new();
-        self.network.read(pid, owner.as_ref().map(|o| o.id), at.ktime_ns, PROCESSES_EVERY, &mut values);
-        self.ledger.lost(Table::Metrics, "too_many", std::mem::take(&mut self.network.cut));
-        let rows = self.pending.metrics.commit(at, owner.as_ref(), &mut values);
-        self.ledger.written(Table::Metrics, rows);
-    }
-
-    /// A row of the node, and every ten seconds what it has no column for, its network and the agent's own metrics.
-    fn node_tick(&mut self, now: u64) {
-        self.next.node = now + NODE_EVERY - now % NODE_EVERY;
-        let is_slow = self.next.node_slow <= now;
-        let mut rest = Vec::new();
-        let at = self.stamp(clock::ktime_ns());
-        let row = self.node.read(is_slow.then_some(&mut rest));
-        self.pending.node.push((at, row));
-        self.ledger.written(Table::Node, 1);
-        if !is_slow {
-            return;
-        }
-        self.next.node_slow = now + self.config.sampling.slow_period_ms * MS;
-        let cut = self.node.take_cut() + self.series.own(&mut rest);
-        self.ledger.lost(Table::Metrics, "too_many", cut);
-        let rows = self.pending.metrics.commit(at, None, &mut rest);
-        self.ledger.written(Table::Metrics, rows);
-        self.network(1, None, at);
     }
 
     pub(super) fn rescan(&mut self, now: u64) {

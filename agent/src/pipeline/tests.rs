@@ -1,6 +1,7 @@
 //! The loop's state over a tree of ordinary files: what events, walks and vanishing directories leave behind.
 
 mod ledger;
+mod truth;
 
 use super::inits::By;
 use super::state::State;

@@ -4,8 +4,11 @@
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringDictionaryBuilder, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Int32Type};
+use fgm::accumulator::{Device, NodeNames, Pending, Stamp};
+use fgm::catalogue::loose::metric;
+use fgm::cgroup::{Meta, identify};
 use fgm::incident::{Incident, LimitHit, Trigger, Victim, Window};
-use fgm::names::Table;
+use fgm::names::{CgroupId, Table};
 use fgm::schema;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -273,9 +276,46 @@ pub fn incident_row(incident: &Incident) -> Row {
     row
 }
 
+/// The tables that come from no test's cells, since one has a map: of the container and of the node.
+fn sampled() -> Pending {
+    let path = format!("{POD_PATH}/cri-containerd-{}.scope", container_id(KILLED));
+    let (id, parent_id) = (CgroupId::from_i64(KILLED), Some(CgroupId::from_i64(POD)));
+    let meta = Arc::new(Meta { id, parent_id, identity: identify(&path), path });
+    let mut pending = Pending::default();
+    for n in 0..20 {
+        let wall_us = KILL_US - 1_000_000 * n;
+        let at = Stamp { ktime_ns: (wall_us - OFFSET_US).unsigned_abs() * 1000, wall_us };
+        let value = |file, key, sub, v| (Arc::new(metric(file, key, sub)), v);
+        let mut of_one = vec![
+            value("memory.numa_stat", "anon", "N0", 4096.0),
+            value("memory.numa_stat", "anon", "N1", 0.0),
+            value("hugetlb.2MB.max", "", "", f64::NAN),
+            value("cpu.uclamp.min", "", "", 12.5),
+        ];
+        pending.metrics.commit(at, Some(&meta), &mut of_one);
+        pending.metrics.commit(at, None, &mut vec![value("fgm_cpu_nanoseconds_total", "", "", 7e9)]);
+        for (number, name) in [("8:0", Some("sda".into())), ("8:16", None)] {
+            let device = Device {
+                number: number.into(),
+                name,
+                values: [Some(n.unsigned_abs()), None, Some(1), None, None, None],
+            };
+            pending.devices.push((at, meta.clone(), device));
+        }
+        pending.node.push((at, vec![Some(n.unsigned_abs()); fgm::catalogue::node::columns().count()]));
+    }
+    pending
+}
+
 /// Everything, as the pipeline would seal it.
 pub fn all() -> Vec<(Table, RecordBatch)> {
+    let sampled = sampled();
+    let names = NodeNames { cluster: Some("test".into()), node: NODE.into(), boot_id: BOOT_ID.into() };
+    let of = |table| (table, sampled.batch(table, &names).expect("a batch"));
     vec![
+        of(Table::Metrics),
+        of(Table::IoDevices),
+        of(Table::Node),
         (Table::Samples, batch(Table::Samples, &samples())),
         (Table::Events, batch(Table::Events, &events())),
         (Table::Processes, batch(Table::Processes, &processes())),
