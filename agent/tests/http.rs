@@ -2,139 +2,24 @@
 
 #[path = "support/rows.rs"]
 mod rows;
+#[path = "support/server.rs"]
+mod server;
 
-use arrow::array::RecordBatch;
-use axum::Router;
-use axum::body::{Body, to_bytes};
-use axum::http::{Request, Response, StatusCode, header};
-use bytes::Bytes;
+use axum::body::Body;
+use axum::http::{Request, header};
 use fgm::config::Config;
 use fgm::incident::Incident;
-use fgm::names::Table;
 use fgm::segment::{Disk, Io};
-use fgm::store::{Store, Writer};
-use fgm::viewer::{self, App, ServeError, Source};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use fgm::store::Writer;
+use fgm::viewer::{self, App, ServeError};
 use rows::{BOOT_ID, KILL_US};
 use serde_json::{Value, json};
+use server::{Agent, ask, get_json, problem, rows_of, send, setup};
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use tower::ServiceExt;
-
-const WAIT: Duration = Duration::from_secs(20);
-
-/// An agent whose memory can be sealed while it is being asked.
-#[derive(Default)]
-struct Agent {
-    memory: Mutex<Vec<(Table, RecordBatch)>>,
-    /// Sealed by the next question for samples, after it was answered.
-    seal: Mutex<Option<Arc<Writer>>>,
-    incidents: Vec<Incident>,
-    not_ready: Option<String>,
-    /// Does not hand its rows over.
-    busy: bool,
-}
-
-impl Source for Agent {
-    fn memory(&self, table: Table, _: i64) -> impl Future<Output = Result<Vec<RecordBatch>, String>> + Send {
-        let busy = self.busy;
-        let mut memory = self.memory.lock().expect("not poisoned");
-        let rows = memory.iter().filter(|(t, _)| *t == table).map(|(_, b)| b.clone()).collect();
-        if table == Table::Samples
-            && let Some(writer) = self.seal.lock().expect("not poisoned").take()
-        {
-            writer.seal(1, std::mem::take(&mut *memory), rows::metadata(), None);
-        }
-        async move { if busy { Err("the agent is busy".to_owned()) } else { Ok(rows) } }
-    }
-
-    fn incidents(&self) -> Vec<Incident> {
-        self.incidents.clone()
-    }
-
-    fn status(&self) -> Value {
-        json!({"node": rows::NODE, "kernel": "6.12.0-status", "ladder": {"level": "full", "hooks": [{"event": "oom_kill"}]}})
-    }
-
-    fn ready(&self) -> Result<(), String> {
-        self.not_ready.clone().map_or(Ok(()), Err)
-    }
-
-    fn metrics(&self) -> String {
-        "fgm_samples_total 7".to_owned()
-    }
-}
-
-struct Setup {
-    _dir: tempfile::TempDir,
-    store: Arc<Store>,
-    writer: Arc<Writer>,
-    config: Config,
-}
-
-fn setup() -> Setup {
-    let dir = tempfile::tempdir().expect("a folder");
-    let store = Store::open(dir.path()).expect("opens");
-    let writer = Arc::new(Writer::start(store.clone(), BOOT_ID).expect("starts"));
-    let any = "127.0.0.1:0".parse().expect("an address");
-    let config = Config { data_dir: dir.path().into(), listen: any, health_listen: any, ..Config::default() };
-    Setup { _dir: dir, store, writer, config }
-}
-
-impl Setup {
-    fn seal_all(&self) {
-        let (tell, told) = crossbeam_channel::unbounded();
-        self.writer.seal(1, rows::all(), rows::metadata(), Some(tell));
-        told.recv_timeout(WAIT).expect("sealed");
-    }
-
-    fn router(&self, agent: Agent) -> Router {
-        viewer::router(App::new(Arc::new(agent), self.store.clone(), &self.config).expect("no token to read"))
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
-}
-
-fn ask(router: &Router, uri: &str) -> (StatusCode, Response<()>, Bytes) {
-    let request =
-        Request::get(uri).header(header::HOST, "localhost:8050").body(Body::empty()).expect("a request");
-    send(router, request)
-}
-
-fn send(router: &Router, request: Request<Body>) -> (StatusCode, Response<()>, Bytes) {
-    block_on(async {
-        let (head, body) = router.clone().oneshot(request).await.expect("infallible").into_parts();
-        let body = to_bytes(body, usize::MAX).await.expect("a body");
-        (head.status, Response::from_parts(head, ()), body)
-    })
-}
-
-fn get_json(router: &Router, uri: &str) -> Value {
-    let (status, _, body) = ask(router, uri);
-    assert_eq!(status, 200, "{uri}: {}", String::from_utf8_lossy(&body));
-    serde_json::from_slice(&body).expect("JSON")
-}
-
-fn problem(router: &Router, uri: &str, wanted: u16) -> Value {
-    let (status, head, body) = ask(router, uri);
-    assert_eq!(status, wanted, "{uri}: {}", String::from_utf8_lossy(&body));
-    assert_eq!(head.headers()[header::CONTENT_TYPE], "application/problem+json");
-    let problem: Value = serde_json::from_slice(&body).expect("JSON");
-    assert_eq!(problem["status"], wanted);
-    assert!(problem["type"].is_string() && problem["title"].is_string() && problem["detail"].is_string());
-    problem
-}
-
-fn rows_of(body: Bytes) -> usize {
-    let reader = ParquetRecordBatchReaderBuilder::try_new(body).expect("Parquet").build().expect("readable");
-    reader.map(|b| b.expect("rows").num_rows()).sum()
-}
 
 #[test]
 fn health_readiness_and_metrics() {
@@ -245,17 +130,6 @@ fn incidents_of_the_store_and_of_the_running_agent_are_one_list() {
     assert_eq!(typed, rows::incident(3));
     assert!(
         problem(&router, "/api/incidents/nope", 404)["detail"].as_str().is_some_and(|d| d.contains("newer"))
-    );
-    let (_, head, page) = ask(&router, "/");
-    let page = String::from_utf8(page.to_vec()).expect("text");
-    assert!(
-        page.contains(&format!("/api/export?incident={id}&amp;format=html")) && !page.contains("</script>")
-    );
-    assert!(
-        head.headers()[header::CONTENT_SECURITY_POLICY]
-            .to_str()
-            .expect("text")
-            .contains("default-src 'none'")
     );
 }
 

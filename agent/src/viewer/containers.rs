@@ -121,7 +121,7 @@ async fn gather<S: Source>(app: &App<S>, asked: &Asked) -> Result<(Vec<One>, (i6
     let containers = Containers::parse(|name| asked.get(name))?;
     let incidents = if containers.labels.is_empty() { Vec::new() } else { known_incidents(app).await? };
     let _turn = app.query_turn().await?;
-    let view = look(app, &[Table::Samples], from_us).await?;
+    let view = look(app, &[Table::Samples, Table::Events], from_us).await?;
     let now_us = app.now_us();
     let max_rows = app.limits.max_rows;
     let cancel = Cancel::default();
@@ -147,6 +147,7 @@ fn tell(
 ) -> Result<Vec<One>, Problem> {
     let plan = query::plan(view, Table::Samples, filter, max_rows).map_err(of_query)?;
     let mut identities = plan.identities().map_err(of_query)?;
+    let ended = ended(view, filter)?;
     let mut found = BTreeMap::new();
     for batch in plan.chunks(Some(&COLUMNS)).map_err(of_query)? {
         cancel.check()?;
@@ -164,7 +165,8 @@ fn tell(
                 first_us: *first_us,
                 last_us: *last_us,
                 rows: range.len() as u64,
-                is_live: now_us - last_us <= GAP_PERIODS * 1000 * period_ms.max(&1000) + LATE_US,
+                is_live: !ended.contains(&key)
+                    && now_us - last_us <= GAP_PERIODS * 1000 * period_ms.max(&1000) + LATE_US,
                 memory_bytes: newest(memory),
                 memory_limit_bytes: newest(limit),
                 memory_peak_bytes: range.clone().filter_map(|row| rows::int(memory, row)).max(),
@@ -183,6 +185,22 @@ fn tell(
         let rank = |one: &One| (!one.told.is_live, one.who.scope.as_deref() != Some("container"));
         (rank(a), &a.who.cgroup_path, &a.key).cmp(&(rank(b), &b.who.cgroup_path, &b.key))
     });
+    Ok(out)
+}
+
+/// The cgroups of which the kernel told the end: gone, however new their last row is.
+fn ended(view: &View, filter: &Filter) -> Result<BTreeSet<Key>, Problem> {
+    let columns = ["ts", "cgroup_id", "boot_id", "kind"];
+    let (batches, _) =
+        query::rows(view, Table::Events, filter, Some(&columns), u64::MAX).map_err(of_query)?;
+    let mut out = BTreeSet::new();
+    for batch in &batches {
+        for (key, mut range) in rows::stretches(batch) {
+            if range.any(|row| query::text(batch, "kind", row) == Some("cgroup_end")) {
+                out.insert(key);
+            }
+        }
+    }
     Ok(out)
 }
 
