@@ -114,6 +114,11 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     }
 }
 
+/// The least of it that has every kind of kill, for `test --long`.
+pub fn short(kernel: &str) -> Result<i32> {
+    evidence::bench(&evidence::Options { place: Place::Vm, kernel, kills: 20, json: None })
+}
+
 /// First of all, so that a machine that lacks something says so before minutes of compiling.
 fn can(place: Place) -> Result<()> {
     match place {

@@ -31,7 +31,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 cargo xtask VERB
 
-  test [--long]               all set-up, then every test
+  test [--long]               all set-up, then every test (long: on all kernels, and the evidence of some kills)
   ci                          format, lints and all tests that need no VM
   build-ebpf                  compile the kernel programs into target/ebpf
   demo                        all set-up, then the report of a real OOM kill

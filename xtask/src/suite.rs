@@ -8,7 +8,7 @@ use crate::progress::{quiet, say};
 use crate::setup::{self, Check, Need};
 use crate::tally::{self, Names, Tally};
 use crate::vm::Guest;
-use crate::{ebpf, kernel, paths, usage};
+use crate::{bench, ebpf, kernel, paths, usage};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -59,10 +59,12 @@ struct Suite {
 pub fn test(args: &[OsString]) -> Result<i32> {
     const USAGE: &str = "cargo xtask test [--long] [--kernels 6.12,6.1]";
     let mut kernels: Vec<String> = KERNELS.iter().map(|k| (*k).to_owned()).collect();
+    let mut long = false;
     let mut args = args.iter().map(|a| a.to_string_lossy().into_owned());
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--long" => {
+                long = true;
                 let others = kernel::SERIES.iter().filter(|k| !KERNELS.contains(k));
                 kernels.extend(others.map(|k| (*k).to_owned()));
             }
@@ -99,6 +101,11 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         outcome = Some(demo::in_vm(&kernels[0])?);
         Ok(Tally::PASSED)
     });
+    if long {
+        suite.group("evidence", |_| {
+            Ok(if bench::short(&kernels[0])? == 0 { Tally::PASSED } else { Tally::FAILED })
+        });
+    }
     suite.group("interop", |_| interop(outcome.as_ref().context("there is no demo to read")?));
     suite.group("deploy", |_| deploy());
     suite.group("browser", |_| browser(outcome.as_ref().context("there is no demo to look at")?));

@@ -57,20 +57,24 @@ pub fn play(w: &Words<'_>) -> Result<()> {
     let mut base = Tree::new(Path::new(CGROUP_ROOT));
     base.make("kubepods.slice/kubepods-burstable.slice/fgm-bench.slice")?;
     let stage = Stage { root: Path::new(CGROUP_ROOT), workload: &workload, words: &words };
-    let mut cases = run(&stage, &mix::plan(w.kills), &mut agent)?;
+    let mut cases = Vec::new();
     if w.node_kills > 0 {
         // what is asked for is more than there is: the kernel must promise it all the same
         fs::write("/proc/sys/vm/overcommit_memory", "1").context("overcommit_memory")?;
-        // only now: what we start inherits it
-        for pid in [std::process::id(), agent.pid(), witness.process.0.id()] {
-            protect(pid)?;
+        for pid in [agent.pid(), witness.process.0.id()] {
+            protect(pid, "-1000")?;
         }
     }
+    // first, while there is no data in memory yet: a node that has it full thrashes for minutes before it kills
     for n in 0..w.node_kills {
         let step = Step::begin(format!("the node runs out of memory ({} of {})", n + 1, w.node_kills));
+        protect(std::process::id(), "-1000")?;
         cases.push(stage.play(&format!("node-{n}"), &mix::node())?);
         step.done("");
     }
+    // what we start inherits ours
+    protect(std::process::id(), "0")?;
+    cases.extend(run(&stage, &mix::plan(w.kills), &mut agent)?);
     base.remove()?;
     thread::sleep(SETTLE);
     agent.alive()?;
@@ -92,9 +96,9 @@ pub fn play(w: &Words<'_>) -> Result<()> {
     child::run(&mut tar)
 }
 
-/// The node's OOM killer is to pass these by.
-fn protect(pid: u32) -> Result<()> {
-    fs::write(format!("/proc/{pid}/oom_score_adj"), "-1000").context("oom_score_adj")
+/// -1000: the node's OOM killer passes it by.
+fn protect(pid: u32, oom_score_adj: &str) -> Result<()> {
+    fs::write(format!("/proc/{pid}/oom_score_adj"), oom_score_adj).context("oom_score_adj")
 }
 
 /// All cases, so many at a time. The first that fails ends it.
