@@ -1,0 +1,149 @@
+//! What comes after: the container that takes the place of a dead one, and rows across a jump of the wall clock. Run like
+//! `kernel_agent.rs`, whose stage it shares.
+//!
+//! Truth: inode numbers, and clocks read before and after by the test.
+
+#[expect(dead_code, reason = "shared with kernel_agent.rs, which uses the rest")]
+#[path = "kernel_agent/stage.rs"]
+mod stage;
+#[path = "kernel_causes/told.rs"]
+mod told;
+
+use arrow::{array::AsArray, datatypes::TimestampMicrosecondType};
+use fgm::clock::{ktime_ns, wall_us};
+use stage::{Agent, Cgroup, Pod, guard, ints, rows, wait};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+use told::{begin, details, summary};
+
+const LIMIT: Duration = Duration::from_secs(150);
+const SECOND: i64 = 1_000_000;
+
+#[test]
+fn the_container_that_takes_the_place_of_a_dead_one_is_linked() {
+    if !guard("the_container_that_takes_the_place_of_a_dead_one_is_linked") {
+        return;
+    }
+    let agent = Agent::start("restart", "");
+    let kill = |app: &Cgroup| {
+        let mut init = begin("sleep 60", app);
+        // after its exec and not before
+        wait("the init's program", Duration::from_secs(30), || {
+            fs::read_to_string(format!("/proc/{}/cmdline", init.pid)).is_ok_and(|c| c.contains("sleep"))
+        });
+        thread::sleep(Duration::from_secs(1));
+        assert!(Command::new("kill").args(["-9", &init.pid.to_string()]).status().expect("kill").success());
+        assert_eq!(init.wait().1, Some(9));
+    };
+    let of = |id: &str| agent.incidents().into_iter().find(|i| i["id"] == id).expect("the incident");
+    let pod = Pod::new(None);
+    let app = pod.container(None);
+    kill(&app);
+    let closed = agent.closed_incident_of(&app, LIMIT);
+    let id = closed["id"].as_str().expect("an id").to_owned();
+    drop(app);
+    assert!(closed["restart"].is_null(), "{closed}");
+    let before = ktime_ns();
+    let next = pod.container(None);
+    let after = ktime_ns();
+    wait("the link", LIMIT, || !of(&id)["restart"].is_null());
+    let i = of(&id);
+    assert_eq!(i["restart"]["container_id"].as_str(), Some(next.container_id.as_str()));
+    assert_eq!(i["restart"]["cgroup_id"].as_u64(), Some(next.id()));
+    let started = i["restart"]["started_ktime_ns"].as_u64().expect("an instant");
+    assert!((before..=after).contains(&started), "{before} {started} {after}");
+    assert_eq!(
+        (&i["closed"], i["revision"].as_u64()),
+        (&true.into(), closed["revision"].as_u64().map(|r| r + 1))
+    );
+    assert!(summary(&i).contains("took its place"), "{}", summary(&i));
+
+    // of two places that are free at once none is linked
+    let pod = Pod::new(None);
+    let (one, two) = (pod.container(None), pod.container(None));
+    for app in [&one, &two] {
+        kill(app);
+    }
+    let _third = pod.container(None);
+    for app in [&one, &two] {
+        // an incident closes seconds after the start of the third
+        assert!(agent.closed_incident_of(app, LIMIT)["restart"].is_null());
+    }
+
+    // the revision is on disk
+    let again = agent.kill_and_restart();
+    let i = again.incidents().into_iter().find(|i| i["id"] == id.as_str()).expect("the incident");
+    assert_eq!(i["restart"]["cgroup_id"].as_u64(), Some(next.id()), "{i}");
+}
+
+/// (`ktime_ns`, ts in µs) of a cgroup's rows in closed segments, in monotonic order.
+fn instants(agent: &Agent, cgroup: &Cgroup) -> Vec<(i64, i64)> {
+    let mut out = Vec::new();
+    for batch in agent.stored("samples") {
+        let ts = batch.column_by_name("ts").expect("ts").as_primitive::<TimestampMicrosecondType>().clone();
+        let (ids, ktime) = (ints(&batch, "cgroup_id"), ints(&batch, "ktime_ns"));
+        for ((id, ktime), ts) in ids.into_iter().zip(ktime).zip(&ts) {
+            if id == Some(cgroup.id().cast_signed()) {
+                out.push((ktime.expect("ktime"), ts.expect("ts")));
+            }
+        }
+    }
+    out.sort_unstable();
+    out
+}
+
+#[test]
+fn a_wall_clock_that_is_set_anew_takes_no_row_along() {
+    if !guard("a_wall_clock_that_is_set_anew_takes_no_row_along") {
+        return;
+    }
+    let agent = Agent::start("clock", "");
+    let pod = Pod::new(None);
+    let app = pod.container(None);
+    let _steady = begin("sleep 100", &app);
+    thread::sleep(Duration::from_secs(4));
+    let begun = wall_us();
+    let mut steps = 0;
+    for (by, wanted) in [("+1 hour", 3600 * SECOND), ("-2 hours", -7200 * SECOND), ("+1 hour", 3600 * SECOND)]
+    {
+        let (wall, ktime) = (wall_us(), ktime_ns());
+        assert!(
+            Command::new("date").args(["-s", by]).stdout(Stdio::null()).status().expect("date").success()
+        );
+        let passed = i64::try_from((ktime_ns() - ktime) / 1000).expect("short");
+        let truth = wall_us() - wall - passed;
+        assert!((truth - wanted).abs() < 2 * SECOND, "the clock was set by {truth} µs");
+        steps += 1;
+        wait("the step", LIMIT, || agent.status()["clock_steps"]["count"] == steps);
+        let step = agent.status()["clock_steps"]["last"].clone();
+        let seen = step["wall_step_ns"].as_i64().expect("a number") / 1000;
+        assert!((seen - truth).abs() < SECOND / 10, "{seen} for {truth}");
+        assert_eq!(step["suspended_ns"], 0);
+        thread::sleep(Duration::from_secs(4));
+    }
+    wait("the events", LIMIT, || details(&agent, "clock_step").len() == 3);
+    let all = instants(&agent, &app);
+    let jumps: Vec<i64> = all.windows(2).map(|w| (w[1].1 - w[0].1) - (w[1].0 - w[0].0) / 1000).collect();
+    let large = |j: &&i64| j.abs() > 60 * SECOND;
+    assert_eq!(
+        jumps.iter().filter(large).count(),
+        3,
+        "the wall time of the rows jumps as the clock did: {jumps:?}"
+    );
+    let apart = all.windows(2).map(|w| w[1].0 - w[0].0).max().expect("rows");
+    assert!(all.windows(2).all(|w| w[0].0 < w[1].0) && apart < 10_000_000_000, "a gap of {apart} ns");
+    // a range that has both hours has all rows
+    let path = format!(
+        "/api/export?format=parquet&from={}&to={}&containers={}",
+        (begun - 7200 * SECOND) / SECOND,
+        (begun + 7200 * SECOND) / SECOND,
+        app.container_id
+    );
+    let exported: Vec<_> = rows(&agent.get_ok(&path)).into_iter().map(|r| r.ktime_ns).collect();
+    assert!(all.iter().all(|(ktime, _)| exported.contains(ktime)), "{} of {}", exported.len(), all.len());
+    assert!(agent.stop());
+}
