@@ -220,8 +220,8 @@ pub(super) fn devices(
 /// The common columns of rows of the node as a whole.
 fn of_node(stamps: &[(Stamp, Option<&Meta>)], names: &NodeNames) -> Vec<ArrayRef> {
     let mut columns = common(stamps, names);
-    let scope = |meta: &Option<&Meta>| meta.map_or(Scope::Node, |m| m.identity.scope);
-    columns[5] = text(stamps.iter().map(|(_, m)| Some(scope(m).as_str())));
+    let scope = |meta: Option<&Meta>| meta.map_or(Scope::Node, |m| m.identity.scope);
+    columns[5] = text(stamps.iter().map(|(_, m)| Some(scope(*m).as_str())));
     columns
 }
 

@@ -15,7 +15,7 @@ pub fn number(text: &[u8]) -> Result<Number, ParseError> {
     }
     let plain = |b: &u8| b.is_ascii_digit() || matches!(b, b'.' | b'-');
     // f64's own parser takes `inf`, `1e5` and `.`, which the kernel does not print
-    if !text.iter().all(plain) || !text.first().is_some_and(|b| *b != b'.') || text.ends_with(b".") {
+    if !text.iter().all(plain) || text.first().is_none_or(|b| *b == b'.') || text.ends_with(b".") {
         return Err(ParseError::Number);
     }
     let text = std::str::from_utf8(text).map_err(|_| ParseError::Number)?;
@@ -40,7 +40,7 @@ pub fn visit<'a>(text: &'a [u8], mut each: impl FnMut(&'a [u8], &'a [u8], Number
                     is_done = true;
                 }
                 // a key of letters stands first; a number there is the value of a file that has no key
-                None if n == 0 && number(word).is_err() || n == 0 && line.contains(&b' ') => key = word,
+                None if n == 0 && (line.contains(&b' ') || number(word).is_err()) => key = word,
                 None if is_done => return Err(ParseError::Layout),
                 None => {
                     each(key, b"", number(word)?);

@@ -162,10 +162,10 @@ pub fn devices<'a>(
         let mut values = [None; DEVICE_KEYS.len()];
         for word in words {
             let eq = word.iter().position(|&b| b == b'=').ok_or(ParseError::Layout)?;
-            if let Some(i) = DEVICE_KEYS.iter().position(|k| k.as_bytes() == &word[..eq]) {
-                if values[i].replace(number(&word[eq + 1..])?).is_some() {
-                    return Err(ParseError::Layout);
-                }
+            if let Some(i) = DEVICE_KEYS.iter().position(|k| k.as_bytes() == &word[..eq])
+                && values[i].replace(number(&word[eq + 1..])?).is_some()
+            {
+                return Err(ParseError::Layout);
             }
         }
         each(name, values);

@@ -122,7 +122,8 @@ mod tests {
         let mut loose = Loose::default();
         let file = loose.file("misc.current");
         let mut out = Vec::new();
-        let text: String = (0..MAX_SERIES + 7).map(|n| format!("r{n} 1\n")).collect();
+        let lines: Vec<_> = (0..MAX_SERIES + 7).map(|n| format!("r{n} 1\n")).collect();
+        let text = lines.concat();
         loose.take(file, text.as_bytes(), |_, _| false, &mut out).expect("numbers");
         assert_eq!((out.len(), loose.cut, loose.files[file].slots.len()), (MAX_SERIES, 7, MAX_SERIES));
     }

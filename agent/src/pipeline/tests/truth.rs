@@ -239,7 +239,7 @@ fn a_loose_value_has_a_row_when_it_changes_and_at_an_event() {
         let path = s.make(&format!("docker/{CID}"));
         let id = id_of(&path);
         let put = |n: u64| {
-            fs::write(path.join("memory.numa_stat"), format!("anon N0={n}\nfile N0=5\n")).expect("write")
+            fs::write(path.join("memory.numa_stat"), format!("anon N0={n}\nfile N0=5\n")).expect("write");
         };
         put(1);
         let start = ktime_ns();
