@@ -44,7 +44,7 @@ function read(group, name) {
 
 /** A gauge, as a line. @param {Group} group @param {string} name @param {number | null} eventUs @returns {Line} */
 function levelOf(group, name, eventUs) {
-  return group.drawn ? (group.drawn[name] ?? series.NOTHING) : series.gauge(read(group, name), eventUs);
+  return group.drawn ? series.stopAt(group.drawn[name] ?? series.NOTHING, eventUs) : series.gauge(read(group, name), eventUs);
 }
 
 /** A counter, as a rate. @param {Group} group @param {string} name @param {number} factor @returns {Line} */

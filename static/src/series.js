@@ -155,10 +155,17 @@ const JOINED_OVER_EVENT_US = 100_000;
  * @returns {Line}
  */
 export function gauge(column, eventUs = null) {
-  const cut = gaps(column);
-  const after = eventUs === null ? 0 : indexAt(column.t, eventUs) + 1;
-  if (after > 0 && after < cut.length && column.t[after] - column.t[after - 1] > JOINED_OVER_EVENT_US) cut[after] = 1;
-  return { t: column.t, v: column.v, cause: column.cause, cut };
+  return stopAt({ t: column.t, v: column.v, cause: column.cause, cut: gaps(column) }, eventUs);
+}
+
+/** The same for a line that is there already. @param {Line} drawn @param {number | null} eventUs @returns {Line} */
+export function stopAt(drawn, eventUs) {
+  const { t } = drawn;
+  const after = eventUs === null ? 0 : indexAt(t, eventUs) + 1;
+  if (after <= 0 || after >= t.length || t[after] - t[after - 1] <= JOINED_OVER_EVENT_US) return drawn;
+  const cut = drawn.cut.slice();
+  cut[after] = 1;
+  return { ...drawn, cut };
 }
 
 /** @param {{t: number, v: number, cause: number, cut: number}[]} points @returns {Line} */

@@ -473,7 +473,8 @@ function chooseFirst() {
 }
 
 async function restore() {
-  stopLive();
+  // The address is the newer one: nothing may be written to it before it was read.
+  following?.abort();
   Object.assign(state, address.parse(location.hash));
   filters.sync();
   drawLists();

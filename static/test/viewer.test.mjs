@@ -1,0 +1,217 @@
+/**
+ * Claims about the viewer in a real browser, over a real `fgm view` of a real data folder: FGM_DATA names one with an OOM
+ * kill in it, such as the demo's. Without it these tests are skipped, and say so.
+ */
+
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { coloursOf, launch, plotBox, SHOTS } from './page.mjs';
+import { DATA, liveOver, view } from './serve.mjs';
+
+const OPTIONS = { timeout: 60_000, skip: DATA ? false : 'FGM_DATA names no data folder' };
+/** @type {import('playwright-core').Browser} */
+let browser;
+/** @type {{url: string, stop: () => Promise<void>}} */
+let served;
+let kill;
+
+before(async () => {
+  if (!DATA) return;
+  [browser, served] = await Promise.all([launch(), view()]);
+  const { incidents } = await (await fetch(`${served.url}/api/incidents`)).json();
+  kill = incidents.find((one) => one.kind === 'oom_kill');
+  assert.ok(kill, 'the folder holds an OOM kill');
+}, { timeout: 60_000 });
+
+after(async () => {
+  await browser?.close();
+  await served?.stop();
+});
+
+async function open(hash = '', options = {}, url = served.url) {
+  const context = await browser.newContext({ viewport: { width: 1440, height: 900 }, acceptDownloads: true, timezoneId: 'Europe/Berlin', reducedMotion: 'reduce', ...options });
+  const page = await context.newPage();
+  page.setDefaultTimeout(15_000);
+  const elsewhere = [];
+  const errors = [];
+  page.on('request', (request) => { if (!request.url().startsWith(url)) elsewhere.push(request.url()); });
+  page.on('console', (message) => { if (['error', 'warning'].includes(message.type())) errors.push(message.text()); });
+  page.on('pageerror', (error) => errors.push(String(error.stack)));
+  await page.goto(`${url}/${hash}`);
+  await page.waitForFunction(() => document.documentElement.dataset.ready);
+  await idle(page);
+  return { page, context, elsewhere, errors };
+}
+
+const idle = (page) => page.waitForFunction(() => document.documentElement.dataset.state === 'idle');
+const shot = (page, name, fullPage = false) => page.screenshot({ path: join(SHOTS, `viewer-${name}.png`), fullPage });
+const range = (page) => page.$eval('[data-panel=memory]', (panel) => [Number(panel.dataset.from), Number(panel.dataset.to)]);
+const traces = (page, panel) => page.locator(`[data-panel=${panel}] .legend-button`).count();
+
+test('it_opens_on_the_worst_incident_and_says_what_was_killed_and_why', OPTIONS, async () => {
+  const { page, context, elsewhere, errors } = await open();
+  assert.equal(await page.getAttribute('html', 'data-ready'), 'yes');
+  assert.equal(await page.textContent('#summary'), kill.summary);
+  assert.equal(await page.getAttribute('[data-incident][aria-current=true]', 'data-incident'), kill.id);
+  const canvases = await page.locator('.panel canvas').all();
+  assert.ok(canvases.length >= 4, `${canvases.length} panels are drawn`);
+  for (const canvas of canvases) assert.ok((await coloursOf(canvas)) > 4, 'a chart is not blank');
+  assert.match(await page.textContent('[data-panel=memory] [data-value=memory_max]'), /[KMG]iB/, 'the limit is drawn');
+  assert.equal(await page.locator('#event-list tr[aria-current=true]').count(), 1, 'the kill is marked among the events');
+  assert.match(await page.textContent('.cause-legend'), /base.*history.*burst/s);
+  console.log(`# first drawing after ${await page.getAttribute('html', 'data-opened-ms')} ms`);
+  await shot(page, 'light', true);
+  assert.deepEqual(elsewhere, [], 'no request to elsewhere');
+  assert.deepEqual(errors, [], 'no error');
+  await context.close();
+});
+
+test('a_zoom_brings_out_more_and_the_address_shows_it_again', OPTIONS, async () => {
+  const { page, context, errors } = await open();
+  const whole = await range(page);
+  const box = await plotBox(page);
+  const x = (t) => box.x + ((t - whole[0]) / (whole[1] - whole[0])) * box.width;
+  await page.mouse.move(x(-2), box.y + 60);
+  await page.mouse.down();
+  await page.mouse.move(x(0.5), box.y + 70, { steps: 5 });
+  await page.mouse.up();
+  await page.waitForFunction(() => Number(document.getElementById('stack').dataset.refined) > 0);
+  const zoomed = await range(page);
+  assert.ok(Math.abs(zoomed[0] + 2) < 0.3 && Math.abs(zoomed[1] - 0.5) < 0.3, `from ${zoomed}`);
+  await page.waitForFunction(() => location.hash.includes('zoom='));
+  await page.mouse.move(x(-30), box.y - 40);
+  await shot(page, 'zoomed');
+  const again = await open(new URL(page.url()).hash);
+  const shown = await range(again.page);
+  assert.ok(Math.abs(shown[0] - zoomed[0]) < 0.01 && Math.abs(shown[1] - zoomed[1]) < 0.01, 'the link shows the same part');
+  assert.equal(await again.page.textContent('#summary'), kill.summary);
+  await again.context.close();
+  const began = Date.now();
+  await page.mouse.move(x(-10), box.y + 60);
+  await page.mouse.wheel(0, -120);
+  await page.waitForFunction((w) => { const p = document.querySelector('[data-panel=memory]'); return p.dataset.to - p.dataset.from < w * 0.95; }, zoomed[1] - zoomed[0]);
+  console.log(`# a wheel's turn is drawn after ${Date.now() - began} ms`);
+  await page.getByRole('button', { name: 'Show the whole window' }).click();
+  assert.deepEqual(await range(page), whole);
+  assert.deepEqual(errors, []);
+  await context.close();
+});
+
+test('containers_are_searched_filtered_and_compared_without_mixing', OPTIONS, async () => {
+  const { page, context, errors } = await open();
+  const rows = page.locator('#container-list [data-key]');
+  const all = await rows.count();
+  assert.ok(all >= 3, `${all} containers`);
+  await page.keyboard.press('/');
+  assert.equal(await page.evaluate(() => document.activeElement.id), 'search');
+  await page.keyboard.type(kill.container_id.slice(0, 12));
+  assert.equal(await rows.count(), 1);
+  assert.match(await page.textContent('#container-count'), new RegExp(`1 of ${all}`));
+  assert.match(page.url(), /q=/);
+  await page.fill('#search', '');
+  await page.selectOption('#filter-scope', 'pod');
+  assert.ok((await rows.count()) < all);
+  await page.selectOption('#filter-scope', 'container');
+  const other = page.locator('#container-list li:not(:has([aria-current=true])) .add').first();
+  await other.click();
+  await page.fill('#metric', 'pgfault');
+  await page.keyboard.press('Enter');
+  await idle(page);
+  await page.waitForSelector('[data-panel=memory_stat_pgfault] canvas');
+  assert.equal(await traces(page, 'memory_stat_pgfault'), 2, 'a line for each container');
+  assert.match(page.url(), /metrics=memory_stat_pgfault/);
+  await page.locator('[data-panel=memory_stat_pgfault]').scrollIntoViewIfNeeded();
+  await shot(page, 'compared');
+  await page.goBack();
+  await idle(page);
+  await page.waitForFunction(() => !document.querySelector('[data-panel=memory_stat_pgfault]'));
+  assert.deepEqual(errors, []);
+  await context.close();
+});
+
+test('the_keyboard_is_enough', OPTIONS, async () => {
+  const { page, context } = await open();
+  await page.keyboard.press('Tab');
+  await page.keyboard.press('Enter');
+  assert.equal(await page.evaluate(() => document.activeElement.id), 'stack', 'the skip link goes to the charts');
+  const before_ = await page.textContent('#now');
+  await page.keyboard.press('ArrowRight');
+  assert.notEqual(await page.textContent('#now'), before_);
+  const whole = await range(page);
+  await page.keyboard.press('+');
+  const zoomed = await range(page);
+  assert.ok(zoomed[1] - zoomed[0] < (whole[1] - whole[0]) * 0.6);
+  await page.keyboard.press('0');
+  assert.deepEqual(await range(page), whole);
+  await page.locator('#incident-list .entry').first().focus();
+  await page.keyboard.press('ArrowDown');
+  const second = await page.evaluate(() => document.activeElement.dataset.incident);
+  await page.keyboard.press('Enter');
+  await idle(page);
+  assert.equal(await page.getAttribute('[data-incident][aria-current=true]', 'data-incident'), second);
+  const unnamed = await page.$$eval('button, input, select', (nodes) => nodes.filter((n) => !(n.textContent.trim() || n.getAttribute('aria-label') || n.labels?.length)).map((n) => n.outerHTML));
+  assert.deepEqual(unnamed, [], 'every control has a name');
+  await context.close();
+});
+
+test('an_incident_can_be_taken_away_as_report_and_as_parquet', OPTIONS, async () => {
+  const { page, context, errors } = await open(`#incident=${encodeURIComponent(kill.id)}&containers=${kill.cgroup_id}@${kill.boot_id.replaceAll('-', '').slice(0, 8)}&window=${kill.window.from_us}-${kill.window.to_us}`);
+  const take = async (button) => {
+    const [download] = await Promise.all([page.waitForEvent('download'), page.click(button)]);
+    return { name: download.suggestedFilename(), bytes: await readFile(await download.path()) };
+  };
+  const parquet = await take('#save-parquet');
+  assert.equal(parquet.bytes.subarray(0, 4).toString(), 'PAR1');
+  const whole = await (await fetch(`${served.url}/api/export?incident=${encodeURIComponent(kill.id)}&format=parquet`)).arrayBuffer();
+  assert.ok(parquet.bytes.equals(Buffer.from(whole)), 'the same bytes as the API gives');
+  const report = await take('#save-report');
+  assert.match(report.name, /\.html$/);
+  assert.ok(report.bytes.includes(parquet.bytes.toString('base64')), 'the report embeds those bytes');
+  assert.deepEqual(errors, []);
+  await context.close();
+});
+
+test('dark_and_phone_are_whole', OPTIONS, async () => {
+  const dark = await open('#theme=dark');
+  assert.equal(await dark.page.getAttribute('html', 'data-theme'), 'dark');
+  assert.match(dark.page.url(), /theme=dark/, 'the theme stays in the address');
+  await shot(dark.page, 'dark', true);
+  await dark.context.close();
+  const phone = await open('', { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true });
+  const wide = await phone.page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  assert.ok(wide <= 0, `${wide} pixels too wide`);
+  await shot(phone.page, 'phone', true);
+  assert.deepEqual([...dark.errors, ...phone.errors], []);
+  await phone.context.close();
+});
+
+test('live_follows_and_announces_and_stops', OPTIONS, async () => {
+  const live = await liveOver(served.url, kill);
+  const { page, context, errors } = await open('', {}, live.url);
+  await page.click('#live');
+  await page.waitForFunction(() => Number(document.documentElement.dataset.ticks) >= 4);
+  assert.equal(await page.getAttribute('#live', 'aria-pressed'), 'true');
+  assert.match(page.url(), /live=1/);
+  assert.equal(await page.getAttribute('#incident-list .entry', 'data-incident'), `${kill.id}-again`, 'the new incident is the first of the list');
+  await shot(page, 'live');
+  await page.click('#live');
+  const ticks = Number(await page.getAttribute('html', 'data-ticks'));
+  assert.equal(await page.getAttribute('#live', 'aria-pressed'), 'false');
+  await page.waitForTimeout(1500);
+  assert.equal(Number(await page.getAttribute('html', 'data-ticks')), ticks, 'no more ticks');
+  assert.deepEqual(errors, []);
+  await context.close();
+  await live.stop();
+});
+
+test('what_the_agent_refuses_is_said_and_the_page_still_stands', OPTIONS, async () => {
+  const { page, context } = await open('#containers=1@nowhere0&range=1m');
+  assert.match(await page.textContent('#nothing'), /No samples of this container/);
+  assert.ok((await page.locator('#incident-list .entry').count()) > 0);
+  await context.close();
+  const wrong = await open('#containers=447@12a31d58&window=5-9000000000000000');
+  assert.equal(await wrong.page.locator('aside').isVisible(), true);
+  await wrong.context.close();
+});
