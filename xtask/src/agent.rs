@@ -16,7 +16,8 @@ use std::time::Duration;
 
 /// A debug agent in an emulated CPU needs seconds to read the kernel's types.
 const READY: Duration = Duration::from_mins(1);
-const STOP: Duration = Duration::from_secs(30);
+/// Its writer has 20 s; an emulated machine that others use as well takes its time to come to that.
+const STOP: Duration = Duration::from_mins(2);
 
 pub struct Agent {
     process: Reaped,

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--kills N] [--json FILE]
        cargo xtask bench churn [--cgroups N] [--json FILE]
+       cargo xtask bench burst [--json FILE]
        cargo xtask bench quiet [--kernel SERIES | --host] [--minutes N] [--json FILE]";
 const MINUTES: usize = 10;
 const CGROUPS: usize = 100_000;
@@ -105,6 +106,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
             can(place)?;
             quiet::bench(place, &kernel, minutes, json.as_deref())
         }
+        "burst" => native::bench(json.as_deref()),
         "churn" => churn::bench(cgroups, json.as_deref()),
         "evidence" => {
             can(place)?;

@@ -35,7 +35,7 @@ cargo xtask VERB
   ci                          format, lints and all tests that need no VM
   build-ebpf                  compile the kernel programs into target/ebpf
   demo                        all set-up, then the report of a real OOM kill
-  bench evidence|churn|quiet  the numbers that the recorder is held to
+  bench evidence|burst|churn|quiet  the numbers that the recorder is held to
   scenario list|run NAME      play a workload in cgroups of its own
   image [--out FILE]          the agent as an OCI image, one static binary in it
   vm [OPTIONS] -- COMMAND     run a command in the test VM

@@ -7,7 +7,8 @@
 
 use super::evidence::ms;
 use super::play::Witness;
-use super::{Programs, case::Line, rows};
+use super::score::p99;
+use super::{Programs, case::Line, machine, rows};
 use crate::agent::Agent;
 use crate::cgroup::{self, Tree};
 use crate::child::{Reaped, tool, wait_until};
@@ -15,6 +16,7 @@ use crate::clock::Deadline;
 use crate::progress::Step;
 use crate::setup;
 use anyhow::{Context as _, Result, bail};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -39,6 +41,26 @@ pub fn v2_root() -> Result<PathBuf> {
         (kind == "cgroup2").then(|| PathBuf::from(path))
     });
     found.context("cgroup v2 is mounted nowhere")
+}
+
+/// `cargo xtask bench burst`: these alone, since they want a machine that has nothing else to do.
+pub fn bench(json_file: Option<&Path>) -> Result<i32> {
+    let programs = Programs::build()?;
+    let mut all = first_bursts(&super::out_folder("burst")?, &programs)?;
+    all.sort_by(f64::total_cmp);
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let result = json!({
+        "kills": all.len(), "first_burst_ms_p50": all.get(all.len() / 2), "first_burst_ms_p99": p99(&all),
+        "first_burst_ms_max": all.last(), "load": read("/proc/loadavg"),
+        "machine": machine(), "kernel": read("/proc/sys/kernel/osrelease"),
+        "where": "this machine, limits of cgroup v1",
+    });
+    if let Some(path) = json_file {
+        fs::write(path, format!("{result:#}\n"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    println!("{result}");
+    Ok(0)
 }
 
 /// Milliseconds of each kill, by the witness's instant and the rows' own.

@@ -80,13 +80,13 @@ pub fn play(w: &Words<'_>) -> Result<()> {
     agent.alive()?;
     let status = agent.get("/api/status")?;
     witness.stop()?;
-    agent.stop()?;
     let write = |name: &str, text: String| {
         let path = w.out.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
     write("cases.json", serde_json::to_string(&cases)?)?;
     write("status.json", status.to_string())?;
+    agent.stop()?;
     for name in ["truth.jsonl", "agent.log", "agent.toml"] {
         let path = temp.path().join(name);
         fs::copy(&path, w.out.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
