@@ -198,11 +198,17 @@ pub struct Probes {
     pub enabled: bool,
     pub ring_bytes: u32,
     pub log: bool,
+    pub without: Vec<String>,
+}
+
+impl Probes {
+    /// What `without` may name.
+    pub const MECHANISMS: [&str; 4] = ["tp_btf", "raw_tp", "tracepoint", "fentry"];
 }
 
 impl Default for Probes {
     fn default() -> Self {
-        Self { enabled: true, ring_bytes: 1 << 20, log: false }
+        Self { enabled: true, ring_bytes: 1 << 20, log: false, without: Vec::new() }
     }
 }
 
@@ -264,6 +270,10 @@ const KEYS: &[(&str, &str)] = &[
     ("probes.enabled", "load the eBPF probes"),
     ("probes.ring_bytes", "size of the kernel's event ring, a power of two (4096 to 268435456)"),
     ("probes.log", "diagnostics of the kernel programs into the log"),
+    (
+        "probes.without",
+        "means of attaching not to use, where a kernel misbehaves: tp_btf, raw_tp, tracepoint, fentry",
+    ),
     ("rotation.every_s", "seconds after which a segment is closed (1 to 3600)"),
     ("export.max_rows", "rows one export may hold"),
     ("export.max_containers", "containers one export may hold"),

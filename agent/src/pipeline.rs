@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::discovery::{Rules, Tree};
 use crate::export;
 use crate::machine::Machine;
-use crate::probes::{self, Ladder, Probes};
+use crate::probes::{self, Kernel, Ladder, Mechanism, Probes, ReclaimTotals};
 use crate::recorder::{self, Series};
 use crate::sampler::Sampler;
 use crate::store::{Store, Writer};
@@ -45,6 +45,7 @@ use std::sync::Arc;
 /// The loop looks up at least this often, to publish its status and to see a request whose wake was lost.
 const LONGEST_WAIT_NS: u64 = 1_000_000_000;
 const STATUS_EVERY_NS: u64 = 1_000_000_000;
+const RECLAIMS_EVERY_NS: u64 = 10 * STATUS_EVERY_NS;
 /// Names of an incident's rows must not hold what separates parts of an id or of a path.
 fn plain(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect()
@@ -125,8 +126,13 @@ struct Means {
 
 impl Means {
     fn find(config: &Config, tree: &mut Tree) -> anyhow::Result<Self> {
-        let (probes, mut ladder) = start_probes(config);
-        let lane = Lane::start(config)?;
+        let kernel = config.probes.enabled.then(Kernel::read);
+        let (probes, mut ladder) = start_probes(config, kernel.as_ref());
+        let lane = Lane::start(config, kernel.as_ref());
+        if let Some(kernel) = kernel {
+            kernel.let_go();
+        }
+        let lane = lane?;
         let has_events = ladder.hooks.iter().any(|h| h.event == "cgroup_start" && h.mechanism.is_some());
         let notices = Notices::start(&ladder, tree);
         ladder.hooks.extend(notices.rungs());
@@ -145,16 +151,20 @@ pub fn ladder(config: &Config) -> anyhow::Result<Ladder> {
     Ok(Means::find(config, &mut tree)?.ladder)
 }
 
-fn start_probes(config: &Config) -> (Option<Probes>, Ladder) {
-    if !config.probes.enabled {
+fn start_probes(config: &Config, kernel: Option<&Kernel>) -> (Option<Probes>, Ladder) {
+    let Some(kernel) = kernel else {
         return (None, Ladder::none("probes.enabled is false in the configuration".to_owned()));
-    }
+    };
     let wanted = probes::ProbeConfig {
         ring_bytes: config.probes.ring_bytes,
         log: config.probes.log,
+        without: Mechanism::ALL
+            .into_iter()
+            .filter(|m| config.probes.without.iter().any(|name| name == m.as_str()))
+            .collect(),
         ..probes::ProbeConfig::default()
     };
-    probes::start(&wanted)
+    probes::start_on(kernel, &wanted)
 }
 
 fn log_ladder(ladder: &Ladder) {
@@ -221,6 +231,30 @@ struct About {
     shared: Arc<Shared>,
 }
 
+/// Direct reclaim of all cgroups that are there, as the kernel's table has it. Read now and then: a table of thousands
+/// takes milliseconds.
+#[derive(Clone, Copy, Default)]
+struct Reclaims {
+    next_ns: u64,
+    cgroups: u64,
+    totals: ReclaimTotals,
+}
+
+impl Reclaims {
+    fn look(&mut self, probes: &Probes, now: u64) {
+        if now < self.next_ns {
+            return;
+        }
+        *self = Self { next_ns: now + RECLAIMS_EVERY_NS, ..Self::default() };
+        probes.reclaim(|_, of| {
+            self.cgroups += 1;
+            self.totals.count += of.count;
+            self.totals.total_ns += of.total_ns;
+            self.totals.longest_ns = self.totals.longest_ns.max(of.longest_ns);
+        });
+    }
+}
+
 fn turn(
     state: &mut State,
     mut probes: Option<&mut Probes>,
@@ -229,6 +263,7 @@ fn turn(
     about: &About,
 ) -> anyhow::Result<()> {
     let mut next_status = 0;
+    let mut reclaims = Reclaims::default();
     loop {
         drain(state, probes.as_deref_mut());
         let now = clock::ktime_ns();
@@ -245,7 +280,10 @@ fn turn(
         if now >= next_status {
             next_status = now + STATUS_EVERY_NS;
             state.settle_kills(now);
-            publish(state, probes.as_deref_mut(), about);
+            if let Some(probes) = &probes {
+                reclaims.look(probes, now);
+            }
+            publish(state, probes.as_deref_mut(), reclaims, about);
         }
         while let Ok(input) = inbox.inputs.try_recv() {
             match input {
@@ -303,7 +341,7 @@ fn wait(state: &State, probes: Option<&Probes>, inbox: &Inbox) -> anyhow::Result
     Ok(())
 }
 
-fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
+fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, about: &About) {
     let losses = probes.map(Probes::losses);
     if let Some(losses) = &losses {
         state.note_losses(losses);
@@ -324,6 +362,12 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, about: &About) {
         "cgroup_root": state.config.cgroup_root.display().to_string(),
         "ladder": about.ladder,
         "probe_losses": losses,
+        "reclaim": {
+            "cgroups": reclaims.cgroups,
+            "count": reclaims.totals.count,
+            "stalled_ns": reclaims.totals.total_ns,
+            "longest_ns": reclaims.totals.longest_ns,
+        },
         "machine_lacks": about.machine.lacks,
         "running_s": running_s,
         "cpu_ns": cpu,

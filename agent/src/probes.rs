@@ -12,9 +12,11 @@ mod btf;
 mod decode;
 mod format;
 mod hooks;
+mod kernel;
 mod offsets;
 mod walk;
 
+pub use kernel::Kernel;
 pub use walk::{Counts, Walk};
 
 use crate::{
@@ -27,7 +29,6 @@ use aya::{
     maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use decode::ScopeHooks;
-use offsets::Facts;
 use serde::Serialize;
 use std::os::fd::{AsFd, BorrowedFd};
 use zerocopy::IntoBytes;
@@ -59,6 +60,8 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
+    pub const ALL: [Self; 4] = [Self::TpBtf, Self::RawTp, Self::Tracepoint, Self::Fentry];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::TpBtf => "tp_btf",
@@ -226,19 +229,30 @@ pub fn embedded() -> bool {
 /// Loads and attaches all that this kernel allows. Never panics; what could not be attached is in the ladder with the
 /// reason and the mend. `None` when nothing could.
 pub fn start(config: &ProbeConfig) -> (Option<Probes>, Ladder) {
-    match try_start(config) {
+    let kernel = Kernel::read();
+    let started = start_on(&kernel, config);
+    kernel.let_go();
+    started
+}
+
+/// The same on a kernel that was read already.
+pub fn start_on(kernel: &Kernel, config: &ProbeConfig) -> (Option<Probes>, Ladder) {
+    match try_start(kernel, config) {
         Ok((probes, ladder)) if ladder.level != Level::NoBpf => (Some(probes), ladder),
         Ok((_, ladder)) => (None, ladder),
         Err(reason) => (None, Ladder::none(reason)),
     }
 }
 
-fn try_start(config: &ProbeConfig) -> Result<(Probes, Ladder), String> {
+fn try_start(kernel: &Kernel, config: &ProbeConfig) -> Result<(Probes, Ladder), String> {
     let object = OBJECT.ok_or(NO_OBJECT)?;
-    let mut facts = Facts::read();
-    facts.settings.exits_per_second = config.exits_per_second;
-    facts.settings.events_per_second = config.events_per_second;
-    facts.settings.cgroups_per_second = config.cgroups_per_second;
+    let facts = &kernel.facts;
+    let settings = agent_ebpf::Settings {
+        exits_per_second: config.exits_per_second,
+        events_per_second: config.events_per_second,
+        cgroups_per_second: config.cgroups_per_second,
+        ..facts.settings
+    };
     let log_level = if config.log { aya_log::Level::Debug as u8 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader
@@ -246,7 +260,7 @@ fn try_start(config: &ProbeConfig) -> Result<(Probes, Ladder), String> {
         .btf(None)
         .override_global("OFFSETS", facts.offsets.as_bytes(), true)
         .override_global("FORMATS", facts.formats.as_bytes(), true)
-        .override_global("SETTINGS", facts.settings.as_bytes(), true)
+        .override_global("SETTINGS", settings.as_bytes(), true)
         .override_global(aya_log::LEVEL, &log_level, true)
         .map_max_entries("EVENTS", ring_bytes(config.ring_bytes));
     if !config.log {
@@ -263,7 +277,7 @@ fn try_start(config: &ProbeConfig) -> Result<(Probes, Ladder), String> {
     let inits = HashMap::try_from(take_map(&mut ebpf, "INITS")?).map_err(|e| attach::explain(&e))?;
     let reclaims =
         PerCpuHashMap::try_from(take_map(&mut ebpf, "RECLAIMS")?).map_err(|e| attach::explain(&e))?;
-    let (hooks, scope) = attach::attach_all(&mut ebpf, &facts, &config.without);
+    let (hooks, scope) = attach::attach_all(&mut ebpf, kernel, &config.without);
     let ladder = ladder(hooks, scope);
     Ok((Probes { ring, lost, cut, inits, reclaims, log, scope, undecodable: 0, _ebpf: ebpf }, ladder))
 }
@@ -402,6 +416,11 @@ mod tests {
         assert_eq!(ring_bytes(5000), 8192);
         assert_eq!(ring_bytes(1 << 20), 1 << 20);
         assert_eq!(ring_bytes(u32::MAX), 1 << 28);
+    }
+
+    #[test]
+    fn the_configuration_names_the_same_mechanisms() {
+        assert_eq!(crate::config::Probes::MECHANISMS, Mechanism::ALL.map(Mechanism::as_str));
     }
 
     #[test]

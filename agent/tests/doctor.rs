@@ -79,7 +79,7 @@ fn the_members_of_its_json_stay() {
     let cost = report["cost"].as_array().expect("cost");
     assert_eq!(members(&cost[0]), BTreeSet::from(["cgroups", "file", "p50_us", "share_percent", "tier"]));
     let (_, table, _) = doctor(dir.path(), &root, &["--cost"], FREE);
-    assert!(table.contains("file") && table.contains("cgroup v2"), "{table}");
+    assert!(table.contains("cgroup") && table.contains("cgroup v2"), "{table}");
 }
 
 fn cgroup_root() -> Option<String> {

@@ -247,3 +247,37 @@ fn with_probes_the_counters_find_nothing_that_was_missed() {
     );
     assert!(agent.stop());
 }
+
+#[test]
+fn without_fentry_reclaim_is_told_by_its_tracepoints() {
+    if !guard("without_fentry_reclaim_is_told_by_its_tracepoints") {
+        return;
+    }
+    let agent = Agent::start_with("nofentry", "[probes]\nwithout = [\"fentry\"]\n");
+    let ladder = agent.status()["ladder"].clone();
+    assert_eq!(ladder["level"], "no_fentry", "{ladder}");
+    let hooks = ladder["hooks"].as_array().expect("hooks");
+    let of = |name: &str| hooks.iter().find(|h| h["hook"] == name).expect("the hook");
+    for name in ["mm_vmscan_memcg_reclaim_begin", "mm_vmscan_memcg_reclaim_end"] {
+        assert_eq!(of(name)["mechanism"], "tp_btf", "{ladder}");
+    }
+    assert!(
+        of("try_to_free_mem_cgroup_pages")["error"].as_str().is_some_and(|e| e.contains("configuration"))
+    );
+    let pod = Pod::new(None);
+    let app = pod.container(Some(32 * MIB));
+    assert_eq!(Process::spawn("ramp 100 3", &app).wait().1, Some(9));
+    let i = agent.closed_incident_of(&app, LONG);
+    // the victim is known, the limit is by the files
+    assert!(i["victims"][0]["pid"].is_u64(), "{i}");
+    assert_eq!(
+        (i["limit"]["source"].as_str(), i["limit"]["cgroup_id"].as_u64()),
+        (Some("events_local"), Some(app.id()))
+    );
+    let own = Some(app.id().cast_signed());
+    wait("the reclaim's event", LONG, || {
+        agent.stored_events().iter().any(|(of, kind, _)| *of == own && kind == "memory_reclaim")
+    });
+    wait("the reclaim's totals", LONG, || agent.status()["reclaim"]["count"].as_u64() > Some(0));
+    assert!(agent.stop());
+}

@@ -60,6 +60,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
         Standing::Degraded => ("degraded", 1),
         Standing::Broken => ("broken", 2),
     };
+    let works = if code == 2 { "nothing: the agent does not start" } else { ladder.works };
     let cost = if args.cost && can_start { cost(&config) } else { Vec::new() };
     let text = if args.json {
         let mut report = json!({
@@ -68,7 +69,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
             "kernel": Machine::kernel(),
             "cgroup_root": config.cgroup_root.display().to_string(),
             "level": ladder.level,
-            "works": ladder.works,
+            "works": works,
             "reason": ladder.reason,
             "findings": findings,
         });
@@ -77,7 +78,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
         }
         format!("{}\n", pretty(&report))
     } else {
-        table(verdict, &ladder, &findings) + &cost_table(&cost)
+        table(verdict, works, &ladder, &findings) + &cost_table(&cost)
     };
     output::print(&text)?;
     Ok(code)
@@ -147,17 +148,16 @@ fn hook(hook: &Hook) -> Finding {
         ),
         (Some(how), None) => Finding::good(name, how),
         (Some(how), Some(error)) => Finding::note(name, format!("{how}; {error}")),
-        (None, error) => Finding::degraded(
-            name,
-            "not attached",
-            hook.costs,
-            error.as_deref().unwrap_or("the kernel gave no reason"),
-        ),
+        (None, error) => {
+            let error = error.as_deref().unwrap_or("the kernel gave no reason");
+            let (reason, mend) = error.split_once("; ").unwrap_or((error, "none is known"));
+            Finding::degraded(name, format!("not attached: {reason}"), hook.costs, mend)
+        }
     }
 }
 
 /// For a person: a line a finding, and what to do below those that need it.
-fn table(verdict: &str, ladder: &Ladder, findings: &[Finding]) -> String {
+fn table(verdict: &str, works: &str, ladder: &Ladder, findings: &[Finding]) -> String {
     let mut out = String::new();
     let width = findings.iter().map(|f| f.name.chars().count()).max().unwrap_or(0);
     for f in findings {
@@ -175,7 +175,7 @@ fn table(verdict: &str, ladder: &Ladder, findings: &[Finding]) -> String {
         }
     }
     let rung = json!(ladder.level);
-    let _ = writeln!(out, "\n{verdict}; rung {}: {}", rung.as_str().unwrap_or_default(), ladder.works);
+    let _ = writeln!(out, "\n{verdict}; rung {}: {}", rung.as_str().unwrap_or_default(), works);
     if let Some(reason) = &ladder.reason {
         let _ = writeln!(out, "  since {}", output::printable(reason));
     }
@@ -196,8 +196,12 @@ fn cost(config: &Config) -> Vec<sampler::Cost> {
 
 fn cost_table(costs: &[sampler::Cost]) -> String {
     let mut out = String::new();
-    if costs.is_empty() {
-        return out;
+    if costs.iter().all(|c| c.cgroups == 0) {
+        return if costs.is_empty() {
+            out
+        } else {
+            "\nno cgroup is here whose files could be timed\n".to_owned()
+        };
     }
     let _ = writeln!(out, "\n{:24} {:5} {:>8} {:>9} {:>7}", "file", "tier", "cgroups", "p50 µs", "share");
     for c in costs.iter().filter(|c| c.cgroups > 0) {

@@ -2,7 +2,7 @@
 //!
 //! Pure; reads no file and no environment. Called by `config` once everything is laid together.
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, Probes};
 
 /// `origin` says where the value of a key came from.
 pub fn check(config: &Config, origin: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
@@ -48,6 +48,9 @@ pub fn check(config: &Config, origin: &dyn Fn(&str) -> String) -> Result<(), Con
     range("export.max_containers", config.export.max_containers as u64, 1, u64::MAX, "at least 1")?;
     let ring = u64::from(config.probes.ring_bytes);
     range("probes.ring_bytes", ring, 4096, 1 << 28, "4096 to 268435456")?;
+    if let Some(name) = config.probes.without.iter().find(|n| !Probes::MECHANISMS.contains(&n.as_str())) {
+        return wrong("probes.without", format!("[{name:?}]"), "names of tp_btf, raw_tp, tracepoint, fentry");
+    }
     if !config.probes.ring_bytes.is_power_of_two() {
         let rule = "a power of two (the kernel refuses any other size)";
         return wrong("probes.ring_bytes", ring.to_string(), rule);

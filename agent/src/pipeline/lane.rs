@@ -8,7 +8,7 @@ use crate::clock;
 use crate::config::{self, Source};
 use crate::lane::{Pace, Reading, Ring, capacity};
 use crate::names::{CgroupId, Scope};
-use crate::probes::{Hook, Walk};
+use crate::probes::{Hook, Kernel, Walk};
 use crate::sampler::{Target, Vanished};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -43,11 +43,13 @@ pub(super) struct Lane {
 impl Lane {
     /// # Errors
     /// That the configuration insists on the walk and it cannot be had, with the reason.
-    pub fn start(config: &config::Config) -> anyhow::Result<Self> {
+    pub fn start(config: &config::Config, kernel: Option<&Kernel>) -> anyhow::Result<Self> {
         let walk = match config.lane.source {
             Source::Pread => Err("lane.source is \"pread\" in the configuration".to_owned()),
-            _ if !config.probes.enabled => Err("probes.enabled is false in the configuration".to_owned()),
-            _ => Walk::start(&config.cgroup_root),
+            _ => match kernel {
+                Some(kernel) => Walk::start_on(kernel, &config.cgroup_root),
+                None => Err("probes.enabled is false in the configuration".to_owned()),
+            },
         };
         if let (Source::Bpf, Err(reason)) = (config.lane.source, &walk) {
             anyhow::bail!(

@@ -39,7 +39,7 @@ fn on_stage(max_cgroups: usize, has_events: bool, test: impl FnOnce(&mut Stage))
     let names = NodeNames { cluster: None, node: "n".into(), boot_id: "b".into() };
     let tree = Tree::new(dir.path(), Rules::default(), max_cgroups).expect("a root");
     let sampler = Sampler::new(dir.path(), series.clone(), 1 << 16);
-    let lane = super::lane::Lane::start(&config).expect("files");
+    let lane = super::lane::Lane::start(&config, None).expect("files");
     let state = State::new(config, names, tree, sampler, series.clone(), lane, has_events);
     let mut stage = Stage { dir, state, series, handed_over: Vec::new() };
     metrics::with_local_recorder(&recorder, || test(&mut stage));

@@ -11,6 +11,7 @@ use super::{
         ALONE, FENTRY_COSTS, Function, OOM_KILL_PROCESS, OOM_KILL_VICTIM, RECLAIM, RECLAIM_COSTS, Spec,
         TRY_TO_FREE,
     },
+    kernel::Kernel,
     offsets::Facts,
 };
 use crate::machine::missing_capabilities;
@@ -21,13 +22,9 @@ use aya::{
 use std::{error::Error, io};
 
 /// Attaches what can be. The hooks around a kill come first, so that no kill is seen without them.
-pub fn attach_all(ebpf: &mut Ebpf, facts: &Facts, without: &[Mechanism]) -> (Vec<Hook>, ScopeHooks) {
-    let btf = match &facts.no_btf {
-        Some(reason) => Err(reason.clone()),
-        // aya wants its own parse of the file; it is dropped when all is attached.
-        None => Btf::from_sys_fs().map_err(|e| explain(&e)),
-    };
-    let mut to = Attacher { ebpf, facts, btf, without, hooks: Vec::new() };
+pub fn attach_all(ebpf: &mut Ebpf, kernel: &Kernel, without: &[Mechanism]) -> (Vec<Hook>, ScopeHooks) {
+    let btf = kernel.btf.as_ref();
+    let mut to = Attacher { ebpf, facts: &kernel.facts, btf, without, hooks: Vec::new() };
     let scope = to.scope();
     for spec in ALONE {
         to.tracepoint(spec);
@@ -39,7 +36,7 @@ pub fn attach_all(ebpf: &mut Ebpf, facts: &Facts, without: &[Mechanism]) -> (Vec
 struct Attacher<'a> {
     ebpf: &'a mut Ebpf,
     facts: &'a Facts,
-    btf: Result<Btf, String>,
+    btf: Result<&'a Btf, &'a String>,
     without: &'a [Mechanism],
     hooks: Vec<Hook>,
 }
@@ -84,7 +81,7 @@ impl Attacher<'_> {
         let program = self.ebpf.program_mut(&name).ok_or_else(|| no_program(&name))?;
         let attached: Result<(), ProgramError> = match mechanism {
             Mechanism::TpBtf => {
-                let btf = self.btf.as_ref().map_err(Clone::clone)?;
+                let btf = self.btf.map_err(Clone::clone)?;
                 <&mut BtfTracePoint>::try_from(program)
                     .and_then(|p| p.load(spec.tracepoint, btf).and_then(|()| p.attach()).map(drop))
             }
@@ -139,7 +136,7 @@ impl Attacher<'_> {
     fn function(&mut self, function: &Function, enter: &str, leave: Option<&str>) -> Result<(), String> {
         self.allowed(Mechanism::Fentry)?;
         self.facts.check_function(function)?;
-        let btf = self.btf.as_ref().map_err(Clone::clone)?;
+        let btf = self.btf.map_err(Clone::clone)?;
         if let Some(leave) = leave {
             let program = self.ebpf.program_mut(leave).ok_or_else(|| no_program(leave))?;
             <&mut FExit>::try_from(program)

@@ -1,7 +1,7 @@
 //! What the probes must know of the running kernel before they load: struct offsets, what the tracepoints pass, page
 //! size, pid namespace.
 //!
-//! [`Facts::read`] is the only function here that reads files; the rest works on parsed BTF. A thing that is missing or
+//! [`Facts::of`] is the only function here that reads files; the rest works on parsed BTF. A thing that is missing or
 //! not as expected disables the hook that needs it ([`Facts::check`]), never another, and is named in the ladder.
 
 use super::{
@@ -35,13 +35,11 @@ pub(super) fn no_btf(e: &io::Error) -> String {
 }
 
 impl Facts {
-    pub fn read() -> Self {
-        let mut facts = match fs::read(BTF_PATH) {
-            Err(e) => Self::without_btf(no_btf(&e)),
-            Ok(data) => match Btf::parse(data) {
-                Err(e) => Self::without_btf(format!("{BTF_PATH}: {e}")),
-                Ok(btf) => Self::from_btf(&btf),
-            },
+    /// Of this machine, given its BTF or why there is none.
+    pub fn of(btf: Result<&Btf, &String>) -> Self {
+        let mut facts = match btf {
+            Err(reason) => Self::without_btf(reason.clone()),
+            Ok(btf) => Self::from_btf(btf),
         };
         facts.tracefs = TRACEFS.iter().any(|root| Path::new(root).join("events").is_dir());
         facts.formats = read_formats();

@@ -7,12 +7,7 @@
 //! A tick takes `cgroup_mutex`, so it waits while the kernel makes, removes or moves cgroups.
 #![expect(unsafe_code, reason = "bpf(2) has no safe wrapper that can make this link")]
 
-use super::{
-    NO_OBJECT, OBJECT, attach,
-    btf::Btf,
-    offsets::{BTF_PATH, no_btf},
-    ring_bytes, take_map,
-};
+use super::{NO_OBJECT, OBJECT, attach, btf::Btf, kernel::Kernel, ring_bytes, take_map};
 use crate::lane::{File, Reading, Value};
 use crate::names::CgroupId;
 use agent_ebpf::{ABSENT, LaneOffsets, LaneRecord, UNKNOWN, lane};
@@ -23,7 +18,7 @@ use aya::{
 };
 use rustix::fs::{Mode, OFlags};
 use std::{
-    fs, io,
+    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::Path,
 };
@@ -70,16 +65,28 @@ impl Walk {
         Self::with_ring(root, RING_BYTES)
     }
 
+    /// The same on a kernel that was read already.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn start_on(kernel: &Kernel, root: &Path) -> Result<Self, String> {
+        Self::on(kernel, root, RING_BYTES)
+    }
+
     /// The same with a ring of another size.
     ///
     /// # Errors
     /// As for [`Self::start`].
     pub fn with_ring(root: &Path, bytes: u32) -> Result<Self, String> {
+        let kernel = Kernel::read();
+        let walk = Self::on(&kernel, root, bytes);
+        kernel.let_go();
+        walk
+    }
+
+    fn on(kernel: &Kernel, root: &Path, bytes: u32) -> Result<Self, String> {
         let object = OBJECT.ok_or(NO_OBJECT)?;
-        let data = fs::read(BTF_PATH).map_err(|e| no_btf(&e))?;
-        let btf = Btf::parse(data).map_err(|e| format!("{BTF_PATH}: {e}"))?;
-        let (offsets, missing) = resolve(&btf)?;
-        drop(btf);
+        let (offsets, missing) = kernel.lane.clone()?;
         let mut loader = EbpfLoader::new();
         loader
             .btf(None)
@@ -91,10 +98,10 @@ impl Walk {
         let mut ebpf = loader
             .load(object)
             .map_err(|e| format!("the eBPF object can't be loaded: {}", attach::explain(&e)))?;
-        let kernel = aya::Btf::from_sys_fs().map_err(|e| attach::explain(&e))?;
+        let btf = kernel.btf.as_ref().map_err(Clone::clone)?;
         let program = ebpf.program_mut(PROGRAM).ok_or_else(|| attach::no_program(PROGRAM))?;
         let program = <&mut Iter>::try_from(program).map_err(|e| attach::explain(&e))?;
-        program.load("cgroup", &kernel).map_err(|e| {
+        program.load("cgroup", btf).map_err(|e| {
             attach::log_verifier(PROGRAM, &e);
             format!("iter/cgroup: {} (the iterator over cgroups came with Linux 6.1)", attach::explain(&e))
         })?;
@@ -203,7 +210,7 @@ fn reading(record: &LaneRecord, period_ms: u64) -> Reading {
 }
 
 /// The offsets, and the names of the values that cannot be read; an error when not even the cgroup's id can.
-fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), String> {
+pub(super) fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), String> {
     if btf.size("bpf_iter__cgroup").is_none() {
         return Err("this kernel has no iterator over cgroups: it came with Linux 6.1".to_owned());
     }
@@ -369,8 +376,8 @@ mod tests {
 
     #[test]
     fn this_kernel_lets_all_be_read() {
-        let Ok(data) = fs::read(BTF_PATH) else {
-            println!("SKIPPED this_kernel_lets_all_be_read: no {BTF_PATH}");
+        let Ok(data) = std::fs::read(super::super::offsets::BTF_PATH) else {
+            println!("SKIPPED this_kernel_lets_all_be_read: no BTF");
             return;
         };
         match resolve(&Btf::parse(data).expect("BTF")) {
