@@ -378,6 +378,27 @@ fn churn_returns_to_baseline() {
     });
 }
 
+#[test]
+fn what_a_walk_finds_is_followed_in_slices_and_a_kill_jumps_the_queue() {
+    on_stage(4096, true, |s| {
+        for i in 0..2000 {
+            s.make(&format!("s{i}.service"));
+        }
+        s.turn(ktime_ns());
+        let waiting = s.state.waiting();
+        assert!(waiting > 0 && s.state.targets.len() + waiting == 2001, "{waiting} wait");
+        assert_eq!(s.state.next_due(), 0, "it goes on at once");
+        let known = s.state.tree.nodes().map(|n| n.meta.id);
+        let last = known.filter(|id| !s.state.targets.contains_key(id)).max().expect("one that waits");
+        s.tell(kill(1, last));
+        assert!(s.state.targets.contains_key(&last), "where something happens is not kept waiting");
+        while s.state.waiting() > 0 {
+            s.turn(ktime_ns());
+        }
+        assert_eq!(s.state.targets.len(), 2001);
+    });
+}
+
 /// Over two kills and the bursts after them each instant of a container stands once, and none is missing in between.
 #[test]
 fn history_and_bursts_join_without_a_gap_and_without_repetition() {

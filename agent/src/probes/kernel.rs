@@ -31,17 +31,23 @@ impl Kernel {
         let lane = parsed.as_ref().map_err(Clone::clone).and_then(walk::resolve);
         // ours is done with before aya's begins
         let is_there = parsed.map(drop);
+        trim();
         let btf = is_there.and_then(|()| aya::Btf::from_sys_fs().map_err(|e| attach::explain(&e)));
         Self { facts, lane, btf }
     }
 
-    /// Frees it, and gives the memory back to the system: it was in many small pieces, which the allocator would keep.
+    /// Frees it, and gives the memory back to the system.
     pub fn let_go(self) {
         drop(self);
-        #[cfg(target_env = "gnu")]
-        // SAFETY: it takes no pointer; it may be called at any time, by any thread.
-        unsafe {
-            libc::malloc_trim(0);
-        }
+        trim();
+    }
+}
+
+/// What is free goes back to the system: it was in many small pieces, which the allocator would keep.
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointer; it may be called at any time, by any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
