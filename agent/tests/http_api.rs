@@ -380,10 +380,7 @@ fn live_tells_new_rows_and_events_once_and_no_old_ones() {
             .filter_map(|(_, d)| d["series"].as_array())
             .flatten()
             .collect();
-        assert!(
-            samples.iter().all(|series| series["cgroup_id"] == id.as_str()),
-            "of the chosen alone"
-        );
+        assert!(samples.iter().all(|series| series["cgroup_id"] == id.as_str()), "of the chosen alone");
         let values: Vec<i64> = samples
             .iter()
             .filter_map(|s| s["rows"].as_array())
