@@ -320,9 +320,14 @@ impl Agent {
 
     /// An agent started by the words of another program, which takes something away from it.
     pub fn start_under(name: &str, prefix: Vec<impl Into<String>>) -> Self {
+        Self::start_under_with(name, prefix, "")
+    }
+
+    pub fn start_under_with(name: &str, prefix: Vec<impl Into<String>>, config: &str) -> Self {
         let prefix = prefix.into_iter().map(Into::into).collect();
         let dir = PathBuf::from(format!("/tmp/fgm-kernel-test-{name}-{}", number()));
         fs::create_dir_all(dir.join("data")).expect("mkdir");
+        fs::write(dir.join("more.toml"), config).expect("write");
         Self::run(dir, prefix)
     }
 
@@ -334,11 +339,12 @@ impl Agent {
         let (port, health) = (free_port(), free_port());
         let config = format!(
             "data_dir = \"{}\"\nnode = \"vm\"\nlisten = \"127.0.0.1:{port}\"\nhealth_listen = \"127.0.0.1:{health}\"\n\
-             [trigger.oom_kill]\nburst_length_s = 3\n[rotation]\nevery_s = 2\n",
+             [trigger.oom_kill]\nburst_length_s = 3\n",
             dir.join("data").display()
         );
         let more = fs::read_to_string(dir.join("more.toml")).unwrap_or_default();
-        fs::write(dir.join("agent.toml"), config + &more).expect("write");
+        let rotation = if more.contains("[rotation]") { "" } else { "[rotation]\nevery_s = 2\n" };
+        fs::write(dir.join("agent.toml"), config + rotation + &more).expect("write");
         let log = fs::File::create(dir.join("log")).expect("a log");
         let mut words = prefix.clone();
         words.push(env!("CARGO_BIN_EXE_fgm").to_owned());

@@ -116,7 +116,8 @@ impl Node {
 
     /// An agent inside the node; when the node itself is at its limit it is not the one to be killed.
     pub fn agent(&self, name: &str) -> Agent {
-        Agent::start_under(name, self.words(-1000))
+        // two agents on an emulated machine: fewer segments to write
+        Agent::start_under_with(name, self.words(-1000), "[rotation]\nevery_s = 10\n")
     }
 
     /// Runs a script inside the node; what it printed.
