@@ -14,8 +14,8 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-/// A debug agent in an emulated CPU needs seconds to read the kernel's types.
-const READY: Duration = Duration::from_mins(1);
+/// A debug agent in an emulated CPU needs seconds to read the kernel's types; beside others' work, minutes.
+const READY: Duration = Duration::from_mins(4);
 /// Its writer has 20 s; an emulated machine that others use as well takes its time to come to that.
 const STOP: Duration = Duration::from_mins(2);
 

@@ -16,7 +16,8 @@ pub fn get(address: SocketAddr, path: &str) -> Result<Reply> {
     if !address.ip().is_loopback() {
         bail!("{address} is not on this machine");
     }
-    let limit = Duration::from_secs(10);
+    // an emulated machine needs seconds for each file that it reads for an answer
+    let limit = Duration::from_mins(2);
     let what = || format!("GET http://{address}{path}");
     let mut stream = TcpStream::connect_timeout(&address, limit).with_context(what)?;
     stream.set_read_timeout(Some(limit)).with_context(what)?;

@@ -155,8 +155,7 @@ pub fn play(out: &Path, agent: &Path, workload: &Path, minutes: usize) -> Result
     let shares = shares(&processes)?;
     drop(processes);
     agent.stop()?;
-    let result = result(&events, &incidents, &classes, minutes);
-    let mut result = result;
+    let mut result = result(&events, &incidents, &classes, minutes);
     result["kernel"] = status["kernel"].clone();
     result["share_of_limit_percent"] = shares;
     let path = out.join(RESULT);
