@@ -357,7 +357,7 @@ impl Agent {
             .spawn()
             .expect("the agent");
         let mut agent = Self { process, dir, port, prefix, handed_over: false };
-        wait("readiness", Duration::from_secs(60), || {
+        wait("readiness", Duration::from_secs(150), || {
             let ended = agent.process.try_wait().expect("wait");
             assert!(
                 ended.is_none(),
