@@ -56,8 +56,8 @@ impl Source for Folder {
 pub fn run(dir: &Path, listen: SocketAddr, token_file: Option<PathBuf>) -> Result<(), Failure> {
     let store = Store::open_read_only(dir).map_err(anyhow::Error::new)?;
     let view = store.view();
-    let Some(newest_us) = view.segments.iter().map(|s| s.to_us).max() else {
-        return Err(Failure::Nothing(format!("{} holds no closed segment", dir.display())));
+    let Some(newest_us) = newest_us(&view) else {
+        return Err(Failure::Nothing(format!("{} holds no rows", dir.display())));
     };
     let status = status(&view, newest_us).map_err(anyhow::Error::new)?;
     let config = Config { listen, token_file: token_file.unwrap_or_default(), ..Config::default() };
@@ -71,10 +71,20 @@ pub fn run(dir: &Path, listen: SocketAddr, token_file: Option<PathBuf>) -> Resul
     Ok(())
 }
 
+/// Of the segments, and of what a journal holds besides.
+fn newest_us(view: &View) -> Option<i64> {
+    let loose = view
+        .loose
+        .iter()
+        .flat_map(|l| (0..l.batch.num_rows()).filter_map(|row| query::int(&l.batch, "ts", row)));
+    view.segments.iter().map(|s| s.to_us).chain(loose).max()
+}
+
 /// What the newest files say of the agent that wrote them.
 fn status(view: &View, newest_us: i64) -> Result<Value, QueryError> {
     let plan = query::plan(view, Table::Samples, &Filter::range(i64::MIN, i64::MAX), u64::MAX)?;
-    let said = |key| plan.newest_metadata(key);
+    let waiting = |key: &str| view.metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
+    let said = |key| plan.newest_metadata(key).or_else(|| waiting(key));
     Ok(json!({
         "mode": "folder",
         "node": said("fgm.node"),

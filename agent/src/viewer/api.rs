@@ -92,8 +92,8 @@ pub static FILTERS: Endpoint = Endpoint {
 };
 pub static METRICS_LIST: Endpoint = Endpoint {
     path: "/api/metrics",
-    about: "The catalogue: every metric with its file, key, kind, unit and how often it is read.",
-    params: &[p("search", "Part of a name, file or key.", "throttled")],
+    about: "The catalogue: every metric with its meaning, file, key, kind, unit, the kernel that brought it and how often it is read.",
+    params: &[p("search", "Part of a name, file, key or meaning.", "throttled")],
     answers: JSON,
 };
 pub static EVENTS: Endpoint = Endpoint {
@@ -271,7 +271,9 @@ fn schema(param: &str) -> Value {
 pub fn metrics(search: Option<&str>) -> Value {
     let word = search.unwrap_or_default().to_lowercase();
     let all = catalogue::columns().filter(|(_, file, column)| {
-        [file.name, column.name, column.key].iter().any(|text| text.to_lowercase().contains(&word))
+        [file.name, column.name, column.key, column.about]
+            .iter()
+            .any(|text| text.to_lowercase().contains(&word))
     });
     let metrics: Vec<Value> = all
         .map(|(_, file, column)| {
@@ -286,7 +288,7 @@ pub fn metrics(search: Option<&str>) -> Value {
                 catalogue::Tier::Slow => "slow",
             };
             let key = (!column.key.is_empty()).then_some(column.key);
-            json!({"name": column.name, "file": file.name, "key": key, "kind": kind, "unit": column.unit.as_str(), "tier": tier})
+            json!({"name": column.name, "file": file.name, "key": key, "kind": kind, "unit": column.unit.as_str(), "tier": tier, "since": column.since, "about": column.about})
         })
         .collect();
     json!({"metrics": metrics})

@@ -32,7 +32,7 @@ export function createMetricSearch({ catalogue, chosen, toggle }) {
     const ranked = catalogue().map((metric) => ({ metric, at: rank(metric, input.value) })).filter((r) => r.at !== null);
     found = ranked.sort((a, b) => /** @type {number} */ (a.at) - /** @type {number} */ (b.at)).slice(0, MOST).map((r) => r.metric);
     list.replaceChildren(...(found.length ? found.map((metric, i) => h('li', { role: 'option', id: `metric-${i}`, 'aria-selected': String(chosen().includes(metric.name)), onmousedown: (/** @type {Event} */ e) => { e.preventDefault(); take(metric.name); } },
-      h('code', {}, metric.name), h('span', { class: 'soft' }, `${metric.file}${metric.key ? ` · ${metric.key}` : ''} · ${metric.kind}, ${metric.unit.replaceAll('_', ' ')}${metric.tier === 'slow' ? ' · read every 10 s' : ''}`)))
+      h('code', {}, metric.name), h('span', {}, metric.about ?? ''), h('span', { class: 'soft' }, `${metric.file}${metric.key ? ` · ${metric.key}` : ''} · ${metric.kind}, ${metric.unit.replaceAll('_', ' ')}${metric.tier === 'slow' ? ' · read every 10 s' : ''}`)))
       : [h('li', { class: 'empty' }, 'No metric of that name.')]));
     list.hidden = false;
     input.setAttribute('aria-expanded', 'true');

@@ -92,7 +92,7 @@ export function panelOf(metric, groups) {
     const label = subjectName({ .../** @type {any} */ (group).about });
     return [{ key: `${metric.name}:${group.id}`, label, color: COLORS[i % COLORS.length], dash: DASHES[Math.floor(i / COLORS.length) % DASHES.length], width: i === 0 ? 2 : 1.5, line }];
   });
-  return { id: metric.name, title: metric.name, hint: `${metric.key ? `${metric.key} of ` : ''}${metric.file}, ${words}`, unit, height: 150, traces, steps: [] };
+  return { id: metric.name, title: metric.name, hint: `${metric.about ? `${metric.about}; ` : ''}${words}`, unit, height: 150, traces, steps: [] };
 }
 
 /**
@@ -101,7 +101,7 @@ export function panelOf(metric, groups) {
  * @param {string} search
  */
 export function rank(metric, search) {
-  const text = `${metric.name} ${metric.file} ${metric.key ?? ''}`.toLowerCase();
+  const text = `${metric.name} ${metric.file} ${metric.key ?? ''} ${metric.about ?? ''}`.toLowerCase();
   const words = search.toLowerCase().split(/[\s_.]+/).filter(Boolean);
   if (!words.length) return 1000 + metric.name.length;
   const places = words.map((word) => text.indexOf(word));
