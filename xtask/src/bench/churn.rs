@@ -30,6 +30,8 @@ const LOOKS: usize = 40;
 /// Rows leave the recorder's memory with a segment: after so long there are few. The ring holds 12 s of this pace, so that
 /// a machine with other work shows what the recorder does and not when it is given its turn.
 const TABLES: &str = "[rotation]\nevery_s = 5\n[probes]\nring_bytes = 4194304\n";
+/// A recorder that is not given its turn has a full ring to go through.
+const DRAINED: Duration = Duration::from_mins(3);
 const SETTLE: Duration = Duration::from_secs(12);
 /// Events of one request: one answer holds 10,000, and one second has some 1,600.
 const WINDOW_US: i64 = 3_000_000;
@@ -66,7 +68,7 @@ pub fn bench(cgroups: usize, json_file: Option<&Path>) -> Result<i32> {
     let from_us = wall_us();
     let mut made = HashMap::with_capacity(cgroups);
     churn(&root, warm_up, &mut agent, &mut made, |_| Ok(()))?;
-    thread::sleep(SETTLE);
+    settle(&agent)?;
     let before = look(agent.pid(), 0)?;
     let mut looks = Vec::with_capacity(LOOKS);
     let pid = agent.pid();
@@ -78,7 +80,7 @@ pub fn bench(cgroups: usize, json_file: Option<&Path>) -> Result<i32> {
         Ok(())
     })?;
     let took_ns = ktime_ns() - start;
-    thread::sleep(SETTLE);
+    settle(&agent)?;
     let after = look(pid, cgroups)?;
     let cpu_ns = cpu(&agent)?.saturating_sub(cpu_before);
     let status = agent.get("/api/status")?;
@@ -111,6 +113,23 @@ pub fn bench(cgroups: usize, json_file: Option<&Path>) -> Result<i32> {
     println!("{result}");
     let right = share >= WANTED_PERCENT && slope < WANTED_SLOPE && after.descriptors <= before.descriptors;
     Ok(i32::from(!right))
+}
+
+/// Until the recorder has told all that was in the ring, and then one rotation longer.
+fn settle(agent: &Agent) -> Result<()> {
+    let deadline = Deadline::after(DRAINED);
+    let mut before = None;
+    loop {
+        let status = agent.get("/api/status")?;
+        let now = (status["ledger"]["events"]["due"].as_u64(), status["cgroups"]["series"].as_u64());
+        if before == Some(now) || deadline.passed() {
+            break;
+        }
+        before = Some(now);
+        thread::sleep(Duration::from_secs(5));
+    }
+    thread::sleep(SETTLE);
+    Ok(())
 }
 
 fn losses(status: &Value) -> Value {

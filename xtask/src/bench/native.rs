@@ -29,8 +29,8 @@ use std::time::Duration;
 const KILLS: u32 = 100;
 const V1_MEMORY: &str = "/sys/fs/cgroup/memory";
 const ENDS: Duration = Duration::from_secs(10);
-/// Between two kills, so that none is seen in the rush of another.
-const APART: Duration = Duration::from_millis(150);
+/// Between two kills: a recorder that is not given its turn at once is late, and its container still there.
+const APART: Duration = Duration::from_millis(600);
 
 /// Where cgroup v2 is mounted, controllers or none.
 pub fn v2_root() -> Result<PathBuf> {

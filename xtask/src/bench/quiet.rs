@@ -154,7 +154,6 @@ pub fn play(out: &Path, agent: &Path, workload: &Path, minutes: usize) -> Result
     let status = agent.get("/api/status")?;
     let shares = shares(&processes)?;
     drop(processes);
-    agent.stop()?;
     let mut result = result(&events, &incidents, &classes, minutes);
     result["kernel"] = status["kernel"].clone();
     result["share_of_limit_percent"] = shares;
@@ -163,6 +162,8 @@ pub fn play(out: &Path, agent: &Path, workload: &Path, minutes: usize) -> Result
     let log = temp.path().join("agent.log");
     fs::copy(&log, out.join("agent.log")).context("cannot copy the agent's log")?;
     fs::write(out.join("events.json"), events.to_string()).context("cannot write the events")?;
+    // when all is written: on a busy machine it may take longer than it may
+    agent.stop()?;
     tree.remove()
 }
 
