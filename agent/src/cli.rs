@@ -1,4 +1,4 @@
-//! The command line: `fgm agent | view | export | events | incidents | doctor`.
+//! The command line: `fgm agent | view | export | events | incidents | inspect | doctor`.
 //!
 //! Turns arguments into a call of the library and its outcome into an exit code. Output goes to stdout or the named file,
 //! everything else to stderr. `export`, `events` and `incidents` work on a running agent (`--server`) or on a data folder (`--data`),
@@ -7,6 +7,7 @@
 mod doctor;
 mod events;
 mod fetch;
+mod inspect;
 mod local;
 mod output;
 mod view;
@@ -51,6 +52,8 @@ enum Command {
     Export(Box<ExportArgs>),
     /// List the recorded incidents, newest first.
     Incidents(IncidentsArgs),
+    /// Tell what is in a file or a data folder, and whether it is well.
+    Inspect(InspectArgs),
     /// List what the kernel told, or follow it.
     Events(events::EventsArgs),
     /// Serve the viewer over a data folder or a copy of one; no agent, no root.
@@ -102,6 +105,17 @@ struct IncidentsArgs {
     #[command(flatten)]
     place: Place,
     /// Print JSON: {"incidents": […]}, as the API gives it.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+struct InspectArgs {
+    /// A Parquet file or a journal of ours, or a folder of them; nothing in it changes.
+    #[arg(value_name = "FILE|DIR")]
+    path: PathBuf,
+    /// Print JSON: {"path", "files": […], "ledger": {…}, "problems": N}.
     #[arg(long)]
     json: bool,
 }
@@ -222,6 +236,10 @@ pub fn main() -> ExitCode {
         Command::Agent(args) => agent(&args),
         Command::Export(args) => export(&args),
         Command::Incidents(args) => incidents(&args),
+        Command::Inspect(args) => {
+            log_to_stderr("warn");
+            inspect::inspect(&args.path, args.json)
+        }
         Command::Events(args) => {
             log_to_stderr("warn");
             events::run(&args)

@@ -8,6 +8,10 @@
 //! parquet 60.1 verifies page checksums but cannot write them, so the checksum of everything before the footer stands
 //! in the footer: `fgm.body_crc32` = `<bytes>:<crc32 in hex>`. [`verify`] holds a file against it.
 
+mod footer;
+
+pub use footer::Footer;
+
 use crate::names::Table;
 use crate::schema;
 use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, new_null_array};
@@ -17,14 +21,12 @@ use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{
-    KeyValue, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, SortingColumn,
-};
+use parquet::file::metadata::{KeyValue, ParquetMetaData, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -418,50 +420,25 @@ pub fn open(table: Table, path: &Path) -> Result<Segment, SegmentError> {
     inspect(table, path).map(|(segment, _)| segment)
 }
 
-fn inspect(table: Table, path: &Path) -> Result<(Segment, ParquetMetaData), SegmentError> {
+fn inspect(table: Table, path: &Path) -> Result<(Segment, Footer), SegmentError> {
     let damaged = |reason: String| SegmentError::Damaged { path: path.to_owned(), reason };
     let file_name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let name = SegmentName::parse(file_name)
         .ok_or_else(|| damaged("its name is not <start_us>-<boot>-<seq>.parquet".to_owned()))?;
-    let io = |source| SegmentError::Io { step: "cannot open", path: path.to_owned(), source };
-    // Looked at before it is opened: to open a pipe would wait for ever.
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(io(io::Error::other("it is not a file")));
-    }
-    let file = File::open(path).map_err(io)?;
-    let bytes = file.metadata().map_err(io)?.len();
-    let parse = || {
-        let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
-        reader.parse_and_finish(&file).map_err(|e| format!("no footer: {e}"))
-    };
-    let footer = guarded(parse).map_err(damaged)?;
-    let rows = u64::try_from(footer.file_metadata().num_rows()).unwrap_or(0);
-    let number = |key| metadata_value(&footer, key).and_then(|v| v.parse::<i64>().ok());
+    let footer = Footer::read(path)?;
+    let io = |source| SegmentError::Io { step: "cannot read the size of", path: path.to_owned(), source };
+    let bytes = std::fs::metadata(path).map_err(io)?.len();
+    let number = |key| footer.value(key).and_then(|v| v.parse::<i64>().ok());
     let from_us = number("fgm.from_us").unwrap_or(name.start_us);
     let to_us = number("fgm.to_us").ok_or_else(|| damaged("its metadata lacks fgm.to_us".to_owned()))?;
-    let journal = metadata_value(&footer, JOURNAL).map(str::to_owned);
+    let journal = footer.value(JOURNAL).map(str::to_owned);
+    let rows = footer.rows();
     Ok((Segment { table, path: path.to_owned(), name, from_us, to_us, rows, bytes, journal }, footer))
 }
 
 /// [`open`], and holds every byte before the footer against its checksum.
 pub fn verify(table: Table, path: &Path) -> Result<Segment, SegmentError> {
     let (segment, footer) = inspect(table, path)?;
-    let damaged = |reason: String| SegmentError::Damaged { path: path.to_owned(), reason };
-    let Some((length, crc)) = metadata_value(&footer, BODY_CRC).and_then(|v| v.split_once(':')) else {
-        return Err(damaged(format!("its metadata lacks {BODY_CRC}")));
-    };
-    let length: u64 = length.parse().map_err(|_| damaged(format!("bad {BODY_CRC}")))?;
-    let io = |source| SegmentError::Io { step: "cannot read", path: path.to_owned(), source };
-    let mut body = File::open(path).map_err(io)?.take(length);
-    let mut hasher = crc32fast::Hasher::new();
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let n = body.read(&mut buffer).map_err(io)?;
-        if n == 0 {
-            break;
-        }
-        hasher.update(&buffer[..n]);
-    }
-    let found = format!("{:08x}", hasher.finalize());
-    if found == crc { Ok(segment) } else { Err(damaged(format!("checksum is {found}, written was {crc}"))) }
+    footer.check_body(path)?;
+    Ok(segment)
 }

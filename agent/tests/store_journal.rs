@@ -13,11 +13,14 @@ use fgm::export;
 use fgm::ledger::Accounts;
 use fgm::names::Table;
 use fgm::query::{self, Filter};
+use fgm::segment::Encoder;
 use fgm::store::{Chunk, Kept, SealResult, Store, View, Writer};
 use rows::{BOOT_ID, KILL_US, KILLED, batch};
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -233,4 +236,44 @@ fn a_journal_that_somebody_removes_is_made_again() {
     assert!(matches!(answer(&told), Kept::Failed { .. }));
     assert_eq!(count(&store.view(), Table::Samples), 3, "memory has them all");
     drop(dir);
+}
+
+#[test]
+fn inspect_says_what_is_well_and_what_is_not() {
+    let copy = crashed(3);
+    let inspect = |path: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fgm"));
+        let done = command.arg("inspect").arg(path).arg("--json").output().expect("fgm");
+        let found: Value = serde_json::from_slice(&done.stdout).unwrap_or_default();
+        (done.status.code(), found)
+    };
+    assert_eq!(inspect(&copy.path().join("recent")).0, Some(3), "nothing to look at");
+    let (code, found) = inspect(copy.path());
+    assert_eq!(
+        (code, &found["files"][0]["rows"]["samples"], &found["problems"]),
+        (Some(0), &3.into(), &0.into()),
+        "{found}"
+    );
+    assert_eq!(found["ledger"]["samples"]["rows"], 3, "{found}");
+    let files: Vec<PathBuf> =
+        Store::open(copy.path()).expect("opens").view().segments.into_iter().map(|s| s.path).collect();
+    let (code, found) = inspect(copy.path());
+    assert_eq!((code, found["files"].as_array().map(Vec::len)), (Some(0), Some(2)), "{found}");
+    for file in found["files"].as_array().expect("files") {
+        assert_eq!((&file["crc_is_right"], &file["is_in_order"]), (&true.into(), &true.into()), "{file}");
+    }
+    let samples = files.iter().find(|p| p.to_string_lossy().contains("samples")).expect("one");
+    let byte = fs::read(samples).expect("read")[100];
+    let file = fs::File::options().write(true).open(samples).expect("open");
+    file.write_all_at(&[byte ^ 1], 100).expect("flipped");
+    let (code, found) = inspect(samples);
+    assert_eq!((code, &found["files"][0]["crc_is_right"]), (Some(1), &false.into()), "{found}");
+    // a file that says of itself what is not so
+    let disorder = batch(Table::Samples, &[rows::base(KILLED, KILL_US + 1), rows::base(KILLED, KILL_US)]);
+    let path = copy.path().join("exported.parquet");
+    let sink = fs::File::create(&path).expect("create");
+    let mut encoder = Encoder::new(sink, &disorder.schema(), (1, 1), &rows::metadata()).expect("an encoder");
+    encoder.write(&disorder).and_then(|()| encoder.close()).expect("written");
+    let (code, found) = inspect(&path);
+    assert_eq!((code, &found["files"][0]["is_in_order"]), (Some(1), &false.into()), "{found}");
 }

@@ -9,6 +9,7 @@ mod clock;
 mod demo;
 mod demo_play;
 mod ebpf;
+mod faults;
 mod http;
 mod image;
 mod initrd;
@@ -36,6 +37,7 @@ cargo xtask VERB
   build-ebpf                  compile the kernel programs into target/ebpf
   demo                        all set-up, then the report of a real OOM kill
   bench evidence|burst|churn|quiet  the numbers that the recorder is held to
+  faults [--points N]         kill the store and the agent at N points, and count what that cost
   scenario list|run NAME      play a workload in cgroups of its own
   image [--out FILE]          the agent as an OCI image, one static binary in it
   vm [OPTIONS] -- COMMAND     run a command in the test VM
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         "ci" => usage::none(rest, "cargo xtask ci").map(|()| suite::ci()),
         "demo" => demo::verb(rest),
         "bench" => bench::verb(rest),
+        "faults" => faults::verb(rest),
         "scenario" => scenario::verb(rest),
         "image" => image::verb(rest),
         "vm" => vm::verb(rest),

@@ -235,8 +235,8 @@ pub(super) fn metrics(rows: &Metrics, names: &NodeNames) -> Result<RecordBatch, 
     let [entry, key, value] = parts;
     let mut labels = MapBuilder::new(
         Some(MapFieldNames { entry, key, value }),
-        StringBuilder::new(),
-        StringBuilder::new(),
+        StringBuilder::with_capacity(0, 0),
+        StringBuilder::with_capacity(0, 0),
     );
     for (metric, _) in &rows.values {
         for (key, value) in &metric.labels {

@@ -45,7 +45,7 @@ pub(super) const YOUNG: u64 = 5 * SECOND;
 const INIT_WITHIN: u64 = 10 * SECOND;
 /// Rows go to the journal this often. A crash may cost a second of them; the rest of it is for making batches and for a
 /// machine that is busy.
-const FLUSH_EVERY: u64 = 800 * MS;
+const FLUSH_EVERY: u64 = 600 * MS;
 /// Rows held here beyond this are handed over before that: a history of many containers.
 const MAX_PENDING_BYTES: usize = 16 << 20;
 /// Two flushes are at least this far apart, however many incidents want one.

@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Attempts to see memory and store of one instant. A flush comes every 0.8 s or at an incident.
+/// Attempts to see memory and store of one instant. A flush comes every 0.6 s or at an incident.
 const LOOKS: usize = 10;
 const MAX_EVENTS: u64 = 10_000;
 /// Range of `/api/events` when none is named.

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use arrow::array::RecordBatch;
+use arrow::util::display::array_value_to_string;
 use fgm::ledger::Accounts;
 use fgm::names::Table;
 use fgm::query::{self, Filter};
@@ -44,15 +45,19 @@ fn key(table: Table, rows: &RecordBatch, i: usize) -> String {
         "ledger" => &["of_table", "ktime_ns"],
         _ => &[],
     };
-    let schema = rows.schema();
-    let names = schema.fields().iter().map(|f| f.name().as_str());
-    let names: Vec<&str> = if columns.is_empty() { names.collect() } else { columns.to_vec() };
-    let cell = |name: &&str| {
-        query::int(rows, name, i)
-            .map(|n| n.to_string())
-            .or_else(|| query::text(rows, name, i).map(str::to_owned))
+    // instants as numbers: the formatter knows no time zone by name
+    let cell = |name: &str| {
+        let number = query::int(rows, name, i).map(|n| n.to_string());
+        number.or_else(|| query::text(rows, name, i).map(str::to_owned)).unwrap_or_else(|| {
+            let column = rows.column_by_name(name).expect("a column of the table");
+            array_value_to_string(column, i).expect("a value that can be shown")
+        })
     };
-    names.iter().map(|name| cell(name).unwrap_or_default()).collect::<Vec<_>>().join(" ")
+    let schema = rows.schema();
+    let all = schema.fields().iter().map(|f| f.name().as_str());
+    let names: Vec<&str> = if columns.is_empty() { all.collect() } else { columns.to_vec() };
+    let cells: Vec<String> = names.into_iter().map(cell).collect();
+    cells.join(" ")
 }
 
 pub fn keys(view: &View, table: Table) -> Vec<String> {

@@ -1,0 +1,207 @@
+//! `fgm inspect`: what is in a file of ours or in a data folder, and whether it is well: readable, its checksum right, its
+//! rows in order, its ledger and its rows of one mind. Changes nothing; a folder may be that of a running agent.
+
+use super::{Failure, output};
+use crate::journal::{self, Contents};
+use crate::ledger::{self, Accounts};
+use crate::names::Table;
+use crate::query::{self, Filter};
+use crate::segment::{self, Footer};
+use crate::store::Store;
+use anyhow::Context as _;
+use arrow::array::RecordBatch;
+use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Prints what is there. A failure when something is not well.
+pub fn inspect(path: &Path, as_json: bool) -> Result<(), Failure> {
+    let meta = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut files = if meta.is_dir() { of_folder(path)? } else { vec![path.to_owned()] };
+    files.sort();
+    let looked: Vec<Value> = files.iter().map(|file| one(file)).collect();
+    let mut problems = 0;
+    for file in &looked {
+        problems += file["problems"].as_array().map_or(0, Vec::len);
+    }
+    let ledger = if meta.is_dir() { of_ledger(path)? } else { json!({}) };
+    problems += ledger.as_object().into_iter().flatten().filter(|(_, a)| a["rows"] != a["written"]).count();
+    let all =
+        json!({"path": path.display().to_string(), "files": looked, "ledger": ledger, "problems": problems});
+    let text = if as_json { format!("{all:#}\n") } else { text(&all) };
+    output::print(&text)?;
+    if problems > 0 {
+        let detail = format!("{} has {problems} problems; they are listed above", path.display());
+        return Err(anyhow::anyhow!(detail).into());
+    }
+    Ok(())
+}
+
+/// The segments and journals below a folder.
+fn of_folder(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let mut out = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
+            if path.is_dir() && path.file_name().is_none_or(|n| n != "quarantine") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "parquet" || e == "journal") {
+                out.push(path);
+            }
+        }
+    }
+    if out.is_empty() {
+        return Err(Failure::Nothing(format!("no .parquet and no .journal below {}", dir.display())));
+    }
+    Ok(out)
+}
+
+fn one(path: &Path) -> Value {
+    let mut out =
+        if path.extension().is_some_and(|e| e == "journal") { of_journal(path) } else { of_segment(path) };
+    out["path"] = json!(path.display().to_string());
+    out
+}
+
+fn of_journal(path: &Path) -> Value {
+    let contents = match fs::read(path) {
+        Ok(bytes) => journal::read(&bytes),
+        Err(error) => return json!({"problems": [error.to_string()]}),
+    };
+    let mut problems = Vec::new();
+    for (table, rows) in contents.missing() {
+        problems.push(format!("{rows} rows of {} are missing", table.as_str()));
+    }
+    let Contents { damaged, torn, frames, .. } = &contents;
+    if *damaged > 0 {
+        problems.push(format!("{damaged} bytes are damaged"));
+    }
+    let mut rows = Map::new();
+    for table in Table::ALL {
+        let n: usize = contents.of(table).iter().map(RecordBatch::num_rows).sum();
+        rows.insert(table.as_str().to_owned(), json!(n));
+    }
+    let last = contents.last.as_ref();
+    json!({
+        "kind": "journal",
+        "frames": frames,
+        "rows": rows,
+        "to_us": last.map(|l| l.at.wall_us),
+        // the last write may be under way, or was cut by a crash
+        "torn_bytes": torn,
+        "damaged_bytes": damaged,
+        "ledger": last.map(|l| l.accounts.to_json()),
+        "problems": problems,
+    })
+}
+
+fn of_segment(path: &Path) -> Value {
+    let footer = match Footer::read(path) {
+        Ok(footer) => footer,
+        Err(error) => return json!({"kind": "parquet", "problems": [error.to_string()]}),
+    };
+    let mut problems = Vec::new();
+    let crc = footer.check_body(path).map_err(|e| problems.push(e.to_string())).is_ok();
+    let order = footer.is_in_order(path).unwrap_or_else(|e| {
+        problems.push(e);
+        false
+    });
+    if !order {
+        problems.push("its rows are not in the order of (cgroup_id, ts)".to_owned());
+    }
+    let number = |key| footer.value(key).and_then(|v| v.parse::<i64>().ok());
+    let version = number("fgm.schema_version");
+    if version.is_some_and(|v| v > i64::from(crate::schema::VERSION)) {
+        problems.push(format!("schema version {} is newer than this fgm", version.unwrap_or(0)));
+    }
+    // exported files are no table's
+    let table = footer.value("fgm.table").map(str::to_owned);
+    let account = footer.value("fgm.ledger").and_then(|t| serde_json::from_str::<Value>(t).ok());
+    let of_table = table.as_deref().and_then(|t| account.as_ref()?.get(t).cloned());
+    json!({
+        "kind": "parquet",
+        "table": table,
+        "rows": footer.rows(),
+        "from_us": number("fgm.from_us"),
+        "to_us": number("fgm.to_us"),
+        "bytes": fs::metadata(path).ok().map(|m| m.len()),
+        "schema_version": version,
+        "columns": footer.columns(),
+        "journal": footer.value(segment::JOURNAL),
+        "incident": footer.value("fgm.incident").map(|_| true),
+        "crc_is_right": crc,
+        "is_in_order": order,
+        "ledger": of_table,
+        "problems": problems,
+    })
+}
+
+/// The sums of the table `ledger`, and the rows that are there.
+fn of_ledger(dir: &Path) -> Result<Value, Failure> {
+    // a folder of exported files has no ledger
+    let Ok(store) = Store::open_read_only(dir) else { return Ok(json!({})) };
+    let view = store.view();
+    let all = Filter::range(i64::MIN, i64::MAX);
+    let mut sum = Accounts::default();
+    let (batches, _) = query::rows(&view, Table::Ledger, &all, None, u64::MAX).context("the table ledger")?;
+    for rows in &batches {
+        sum.add(&Accounts::of_rows(rows));
+    }
+    let mut out = sum.to_json();
+    for (name, account) in out.as_object_mut().into_iter().flatten() {
+        let Some(table) = ledger::named(name) else { continue };
+        let closed = view.segments.iter().filter(|s| s.table == table).map(|s| s.rows);
+        let left = view.journaled.iter().filter(|l| l.table == table).map(|l| l.batch.num_rows() as u64);
+        account["rows"] = json!(closed.chain(left).sum::<u64>());
+    }
+    Ok(out)
+}
+
+fn text(all: &Value) -> String {
+    let time = |v: &Value| {
+        let at = v.as_i64().and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
+        at.map_or_else(|| "-".to_owned(), |at| format!("{at:.0}"))
+    };
+    let mut out = String::new();
+    for f in all["files"].as_array().into_iter().flatten() {
+        let what = match f["kind"].as_str() {
+            Some("journal") => {
+                let rows: u64 =
+                    f["rows"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum();
+                format!("journal  {rows} rows in {} frames up to {}", f["frames"], time(&f["to_us"]))
+            }
+            _ => format!(
+                "{}  {} rows of {} columns  {} to {}  {} bytes",
+                f["table"].as_str().unwrap_or("exported"),
+                f["rows"],
+                f["columns"],
+                time(&f["from_us"]),
+                time(&f["to_us"]),
+                f["bytes"]
+            ),
+        };
+        let _ = writeln!(out, "{}\n    {what}", output::printable(f["path"].as_str().unwrap_or_default()));
+        for problem in f["problems"].as_array().into_iter().flatten() {
+            let _ = writeln!(out, "    PROBLEM: {}", output::printable(problem.as_str().unwrap_or_default()));
+        }
+    }
+    for (table, a) in all["ledger"].as_object().into_iter().flatten() {
+        let lost: Vec<String> =
+            a["lost"].as_object().into_iter().flatten().map(|(reason, n)| format!("{reason} {n}")).collect();
+        let lost =
+            if lost.is_empty() { "nothing lost".to_owned() } else { format!("lost: {}", lost.join(", ")) };
+        let rows = if a["rows"] == a["written"] {
+            String::new()
+        } else {
+            format!("  PROBLEM: {} rows are there", a["rows"])
+        };
+        let _ = writeln!(out, "ledger of {table}: due {}, written {}, {lost}{rows}", a["due"], a["written"]);
+    }
+    let verdict =
+        if all["problems"] == 0 { "all is well".to_owned() } else { format!("{} problems", all["problems"]) };
+    let _ = writeln!(out, "{verdict}");
+    out
+}

@@ -1,0 +1,93 @@
+//! The footer of a closed Parquet file of ours, and what it lets one check: the checksum of the body, the order of rows.
+
+use super::{BODY_CRC, SegmentError, guarded, metadata_value};
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+pub struct Footer(ParquetMetaData);
+
+impl Footer {
+    /// Reads the footer and the page index; no page is read.
+    pub fn read(path: &Path) -> Result<Self, SegmentError> {
+        let io = |source| SegmentError::Io { step: "cannot open", path: path.to_owned(), source };
+        // Looked at before it is opened: to open a pipe would wait for ever.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            return Err(io(io::Error::other("it is not a file")));
+        }
+        let file = File::open(path).map_err(io)?;
+        let parse = || {
+            let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
+            reader.parse_and_finish(&file).map_err(|e| format!("no footer: {e}"))
+        };
+        let damaged = |reason| SegmentError::Damaged { path: path.to_owned(), reason };
+        guarded(parse).map(Self).map_err(damaged)
+    }
+
+    pub fn value(&self, key: &str) -> Option<&str> {
+        metadata_value(&self.0, key)
+    }
+
+    pub fn rows(&self) -> u64 {
+        u64::try_from(self.0.file_metadata().num_rows()).unwrap_or(0)
+    }
+
+    pub fn columns(&self) -> usize {
+        self.0.file_metadata().schema_descr().root_schema().get_fields().len()
+    }
+
+    /// Holds every byte before the footer against its checksum.
+    pub fn check_body(&self, path: &Path) -> Result<(), SegmentError> {
+        let damaged = |reason: String| SegmentError::Damaged { path: path.to_owned(), reason };
+        let Some((length, crc)) = self.value(BODY_CRC).and_then(|v| v.split_once(':')) else {
+            return Err(damaged(format!("its metadata lacks {BODY_CRC}")));
+        };
+        let length: u64 = length.parse().map_err(|_| damaged(format!("bad {BODY_CRC}")))?;
+        let io = |source| SegmentError::Io { step: "cannot read", path: path.to_owned(), source };
+        let mut body = File::open(path).map_err(io)?.take(length);
+        let mut hasher = crc32fast::Hasher::new();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let n = body.read(&mut buffer).map_err(io)?;
+            if n == 0 {
+                break;
+            }
+            hasher.update(&buffer[..n]);
+        }
+        let found = format!("{:08x}", hasher.finalize());
+        if found == crc { Ok(()) } else { Err(damaged(format!("checksum is {found}, written was {crc}"))) }
+    }
+
+    /// Whether the rows are sorted by (cgroup_id, ts), those of no cgroup first.
+    pub fn is_in_order(&self, path: &Path) -> Result<bool, String> {
+        let file = File::open(path).map_err(|e| e.to_string())?;
+        guarded(|| {
+            let mask = ProjectionMask::columns(self.0.file_metadata().schema_descr(), ["cgroup_id", "ts"]);
+            let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| e.to_string())?;
+            let reader = builder.with_projection(mask).build().map_err(|e| e.to_string())?;
+            let mut last = None;
+            for batch in reader {
+                let batch = batch.map_err(|e| e.to_string())?;
+                let ids = batch.column_by_name("cgroup_id").and_then(|c| c.as_primitive_opt::<Int64Type>());
+                let ts =
+                    batch.column_by_name("ts").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
+                let (Some(ids), Some(ts)) = (ids, ts) else {
+                    return Err("it has no cgroup_id or no ts".to_owned());
+                };
+                for i in 0..batch.num_rows() {
+                    let key = (ids.is_valid(i).then(|| ids.value(i)), ts.value(i));
+                    if last.is_some_and(|last| key < last) {
+                        return Ok(false);
+                    }
+                    last = Some(key);
+                }
+            }
+            Ok(true)
+        })
+    }
+}
