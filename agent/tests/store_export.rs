@@ -267,6 +267,24 @@ fn a_segment_that_rots_is_left_out_and_accounted_for() {
 }
 
 #[test]
+fn every_table_comes_back_as_it_was_written() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = Store::open(dir.path()).expect("opens");
+    let writer = Writer::start(store.clone(), BOOT_ID).expect("starts");
+    writer.seal(1, rows::all(), rows::metadata(), None);
+    writer.shutdown(Duration::from_secs(20)).expect("in time");
+    for (table, batch) in rows::all() {
+        let all = query::Filter::range(0, i64::MAX);
+        let schema = fgm::schema::of(table);
+        let (got, _) = query::rows(&store.view(), table, &all, None, 1 << 20).expect("rows");
+        let got = segment::sorted(table, &got, &schema).expect("one batch");
+        let written = segment::sorted(table, &[batch], &schema).expect("one batch");
+        assert!(written.num_rows() > 0);
+        assert!(got == written, "{} comes back otherwise", table.as_str());
+    }
+}
+
+#[test]
 fn a_folder_for_other_engines() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("interop");
     let _ = std::fs::remove_dir_all(&dir);
