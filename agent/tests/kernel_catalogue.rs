@@ -110,8 +110,11 @@ fn words(batch: &RecordBatch, column: &str) -> Vec<Option<String>> {
     texts.into_iter().map(|t| t.map(str::to_owned)).collect()
 }
 
-/// Rows of `metrics` by name and labels.
-fn narrow(batch: &RecordBatch) -> BTreeMap<(String, Vec<(String, String)>), Option<f64>> {
+/// A series by its name and labels.
+type Series = (String, Vec<(String, String)>);
+
+/// Rows of `metrics`.
+fn narrow(batch: &RecordBatch) -> BTreeMap<Series, Option<f64>> {
     let labels = batch.column_by_name("labels").expect("labels").as_map();
     let values = batch.column_by_name("value").expect("value").as_primitive::<Float64Type>();
     let names = words(batch, "name").into_iter().enumerate();
@@ -203,6 +206,8 @@ fn every_number_of_a_container_is_in_a_row() {
         assert!((got - sum).abs() < 0.5, "{column}: {got} is not the sum of the devices, {sum}");
     }
     println!("{wide} numbers in columns, {loose_ones} in metrics, {} of them moved: {moved:?}", moved.len());
+    // means go on sinking, and the time for which it is frozen on growing
+    moved.retain(|(file, _, sub)| !sub.starts_with("avg") && file != "cgroup.stat.local");
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a kernel");
     if !kernel.starts_with("6.1.") {
         assert!(wide + loose_ones >= 200, "{} metrics", wide + loose_ones);
@@ -235,6 +240,6 @@ fn the_node_is_as_its_files_say() {
         catalogue::node::columns().filter(|(i, ..)| row[*i].is_none()).map(|(_, _, c)| c.name).collect();
     println!("{} keys in columns, {} in metrics, not here: {absent:?}", row.len() - absent.len(), rest.len());
     let expected = |n: &&str| n.starts_with("irq_") || n.starts_with("meminfo_zswap");
-    assert!(absent.iter().all(|n| expected(&n)), "{absent:?}");
+    assert!(absent.iter().all(expected), "{absent:?}");
     assert!(node.faults.unparsed.is_empty() && node.faults.unread.is_empty(), "{:?}", node.faults);
 }

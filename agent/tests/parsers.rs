@@ -179,7 +179,7 @@ proptest! {
 #[test]
 fn each_kind_of_damage_has_no_value() {
     let none = |name: &str, text: &[u8]| {
-        assert_eq!(read(name, text), None, "{name} {:?}", String::from_utf8_lossy(text))
+        assert_eq!(read(name, text), None, "{name} {:?}", String::from_utf8_lossy(text));
     };
     none("memory.current", b"");
     none("memory.current", b"4096");
