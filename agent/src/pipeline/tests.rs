@@ -324,6 +324,9 @@ fn process_tables_are_not_taken_all_at_once() {
         }
         let mut now = ktime_ns();
         s.turn(now);
+        while s.state.waiting() > 0 {
+            s.turn(now);
+        }
         let mut most = 0;
         for _ in 0..500 {
             let before = s.tables();

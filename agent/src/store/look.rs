@@ -3,6 +3,7 @@
 use super::{LOCK, StoreError};
 use rustix::fs::{Access, FlockOperation};
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What was found of a data folder.
@@ -25,11 +26,15 @@ pub fn look(dir: &Path) -> Result<Look, StoreError> {
     }
     let exists = dir.is_dir();
     let absolute = std::path::absolute(dir).unwrap_or_else(|_| PathBuf::from(dir));
-    let there = absolute.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/"));
-    rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| {
-        let (path, source) = (dir.to_owned(), e.into());
+    let there = absolute.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let refused = |source: io::Error| {
+        let path = dir.to_owned();
         if exists { StoreError::NotWritable { path, source } } else { StoreError::Create { path, source } }
-    })?;
+    };
+    if !there.is_dir() {
+        return Err(refused(io::ErrorKind::NotADirectory.into()));
+    }
+    rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| refused(e.into()))?;
     let free_bytes = rustix::fs::statvfs(there).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
     let lock = dir.join(LOCK);
     let held = File::open(&lock).is_ok_and(|file| {
@@ -59,6 +64,6 @@ mod tests {
         assert_eq!(look(&data).expect("there").in_use_by, None);
         std::fs::write(dir.path().join("file"), "").expect("write");
         assert!(matches!(look(&dir.path().join("file")), Err(StoreError::NotAFolder { .. })));
-        assert!(look(Path::new("/proc/fgm")).is_err());
+        assert!(matches!(look(&dir.path().join("file/data")), Err(StoreError::Create { .. })));
     }
 }
