@@ -114,7 +114,7 @@ fn a_kill_without_a_limit_is_told_for_what_it_is() {
     if !guard("a_kill_without_a_limit_is_told_for_what_it_is") {
         return;
     }
-    let agent = Agent::start("node", "");
+    let agent = Agent::start("node", "").spared_by_the_oom_killer();
     let pod = Pod::new(None);
     let asked = pod.container(None);
     let mut sitter = Process::spawn("sit 40", &asked);
