@@ -2,8 +2,8 @@
 //!
 //! The end of the init is the end of the container, so it must be known at once: a container may live 200 ms. What tells
 //! it, from the weakest on: the oldest process in cgroup.procs (read when the cgroup gets its first process, and with its
-//! base samples), the first exec in a cgroup that was made under our eyes, an exec by pid 1 of a pid namespace whose parent
-//! is outside. Must never take a sandbox's pid 1 inside a container for the container's own. `react` and `state` call it.
+//! base samples), the first exec in a cgroup that was made under our eyes, an exec by pid 1 of a pid namespace; both by a
+//! process whose parent is outside. Must never take a sandbox's pid 1 inside a container for the container's own. `react` and `state` call it.
 
 use super::state::State;
 use crate::cgroup::Meta;
@@ -109,10 +109,14 @@ impl State {
     /// A program begins in a container: its own one, maybe.
     pub(super) fn learn_init(&mut self, owner: &Meta, exec: &Exec) {
         let Some(pid) = exec.task.pid.filter(|_| owner.identity.scope == Scope::Container) else { return };
-        if exec.inner_pid == Some(1) && !self.has_inside(owner, exec.ppid) {
-            self.inits.learn(owner.id, pid, By::Namespace);
-        } else if exec.first_process && self.inits.is_born_here(owner.id) {
-            self.inits.learn(owner.id, pid, By::FirstExec);
+        let by = match (exec.inner_pid, exec.first_process && self.inits.is_born_here(owner.id)) {
+            (Some(1), _) => By::Namespace,
+            (_, true) => By::FirstExec,
+            _ => return,
+        };
+        // One whose parent is inside is the init of a sandbox, or the child of an init that came in without an exec.
+        if !self.has_inside(owner, exec.ppid) {
+            self.inits.learn(owner.id, pid, by);
         }
     }
 
