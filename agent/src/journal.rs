@@ -26,7 +26,7 @@ use std::sync::Arc;
 pub const MARK: [u8; 8] = *b"\xf7fgmJ1\r\n";
 /// Mark, length, CRC.
 const FRAMING: usize = MARK.len() + 8;
-/// Of 200 cgroups' rows level 1 takes 0.4 ms and leaves a tenth; more effort saves little.
+/// The least effort; what more of it would save has not been measured.
 const ZSTD_LEVEL: i32 = 1;
 
 #[derive(Debug, thiserror::Error)]

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// Frames that may wait for a disk that hangs: minutes of 200 cgroups.
 const QUEUE_BYTES: usize = 16 << 20;
-/// A journal holds one rotation, which ends early at 48 MB in memory; on disk that is a tenth.
+/// A journal holds one rotation, which ends early at 48 MB in memory; on disk, compressed, it is less.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// What became of a flush; sent to its `done` without ever waiting.
