@@ -6,7 +6,7 @@
 //! frame can be read alone, so that damage costs the frames that it is in and no other: the reader looks for the next mark.
 //!
 //! A table costs nothing here: rows are record batches, columns without a value are left out ([`slim`]) and come back as
-//! NULL when a reader conforms the rows to its schema. Measured, 100 cgroups: see `docs/decisions/004-the-journal.md`.
+//! NULL when a reader conforms the rows to its schema. Why it is so: `docs/decisions/004-the-journal.md`.
 //! Pure: `store` writes and reads the files.
 
 use crate::accumulator::Stamp;
