@@ -12,7 +12,7 @@ mod stage;
 
 use node::{Node, inode, kind};
 use serde_json::Value;
-use stage::{Agent, Cgroup, MIB, Pod, Victims, guard, ints, texts};
+use stage::{Agent, Cgroup, MIB, Pod, Victims, guard, ints, texts, wait};
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
@@ -128,6 +128,9 @@ fn two_nodes_side_by_side_see_their_own_containers_only() {
     assert!(summary.contains("pid not visible from here"), "{summary}");
     assert!(summary.contains("a cgroup outside what this agent sees"), "{summary}");
 
+    // of two segments that are closed from now on the second has all that there is by now
+    let before = [&in_a, &in_b].map(|agent| (agent, agent.segments().len()));
+    wait("two segments of each", LIMIT, || before.iter().all(|(agent, n)| agent.segments().len() > n + 1));
     sees_only_its_own(&in_a, &a);
     sees_only_its_own(&in_b, &b);
     assert!(has_history(&in_a, &hungry), "the lane's walk began at the node's own root");
