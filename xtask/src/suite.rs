@@ -158,6 +158,9 @@ impl Suite {
             sum += *tally;
         }
         // A test skipped on this machine and run in the VM is no skipped test; one that ran nowhere counts once.
+        if !self.names.second_tries().is_empty() {
+            println!("run twice, since they failed once: {}", self.names.second_tries().join(", "));
+        }
         let nowhere: Vec<_> = self.names.nowhere().map(String::as_str).collect();
         if sum.skipped > 0 {
             println!(
@@ -209,23 +212,37 @@ fn kernel_tests(series: &str, which: &[&str], names: &mut Names) -> Result<Tally
     });
     let mut sum = Tally::default();
     for binary in built {
-        let mut guest =
-            Guest::new(vec![binary.clone().into(), "--test-threads=1".into(), "--show-output".into()])?;
-        series.clone_into(&mut guest.series);
-        guest.timeout = KERNEL;
-        guest.cwd = paths::root().join("agent");
-        let mut copy = Copy { bytes: Vec::new() };
-        let code = guest.run_with(&mut copy, &mut std::io::stderr())?;
-        let text = String::from_utf8_lossy(&copy.bytes);
-        names.add(&text);
-        let tally = tally::libtest(&text);
-        sum += tally;
-        if code != 0 && tally.failed == 0 {
-            say(&format!("kernel {series}: {} ended with exit code {code}", binary.display()));
-            sum += Tally::FAILED;
+        let file = binary.file_name().unwrap_or_default().display().to_string();
+        let mut tally = kernel_file(series, &binary, names)?;
+        if tally.failed > 0 {
+            // An emulated CPU on a busy machine may be seconds late. What a test says of the product fails twice.
+            say(&format!(
+                "kernel {series}: {file} failed (above); once more, and what fails again has failed"
+            ));
+            tally = kernel_file(series, &binary, names)?;
+            names.twice(format!("{file} on {series}"));
         }
+        sum += tally;
     }
     Ok(sum)
+}
+
+/// One file of them, in a boot of its own.
+fn kernel_file(series: &str, binary: &Path, names: &mut Names) -> Result<Tally> {
+    let mut guest = Guest::new(vec![binary.into(), "--test-threads=1".into(), "--show-output".into()])?;
+    series.clone_into(&mut guest.series);
+    guest.timeout = KERNEL;
+    guest.cwd = paths::root().join("agent");
+    let mut copy = Copy { bytes: Vec::new() };
+    let code = guest.run_with(&mut copy, &mut std::io::stderr())?;
+    let text = String::from_utf8_lossy(&copy.bytes);
+    names.add(&text);
+    let mut tally = tally::libtest(&text);
+    if code != 0 && tally.failed == 0 {
+        say(&format!("kernel {series}: {} ended with exit code {code}", binary.display()));
+        tally += Tally::FAILED;
+    }
+    Ok(tally)
 }
 
 /// The demo's Parquet, read by engines that have nothing of ours.

@@ -65,9 +65,19 @@ pub fn libtest(text: &str) -> Tally {
 pub struct Names {
     ran: BTreeSet<String>,
     skipped: BTreeSet<String>,
+    twice: Vec<String>,
 }
 
 impl Names {
+    /// This failed once and was run again.
+    pub fn twice(&mut self, what: String) {
+        self.twice.push(what);
+    }
+
+    pub fn second_tries(&self) -> &[String] {
+        &self.twice
+    }
+
     pub fn add(&mut self, text: &str) {
         let tests = || text.lines().filter_map(|l| l.strip_prefix("test ")?.split_once(" ... "));
         let ignored = tests().filter(|(_, verdict)| verdict.starts_with("ignored")).map(|(name, _)| name);
