@@ -131,13 +131,12 @@ fn a_kill_without_a_limit_is_told_for_what_it_is() {
     );
     assert!(summary(&i).contains("SysRq") && summary(&i).contains("cause not observed"), "{i}");
 
-    // the node is as good as full when the kernel must keep free almost all that is free; without the caches, since what it
-    // would take from them are the pages of the programs that look on
+    // The kernel is to keep half of what is free; its marks end at one and a half of that, so that when the process has gone
+    // nothing presses any more: with more than that it went on to kill those who look on.
     fs::write("/proc/sys/vm/drop_caches", "3").expect("drop_caches");
-    let free = meminfo("MemFree");
     let hungry = pod.container(None);
-    let reserve = Reserve::keep_free(free.saturating_sub(400 * 1024));
-    let mut hog = Process::spawn("greedy 900", &hungry);
+    let reserve = Reserve::keep_free(meminfo("MemFree") / 2);
+    let mut hog = Process::spawn("greedy 1900", &hungry);
     first_to_go(&hog);
     let ended = hog.wait();
     drop(reserve);
