@@ -113,7 +113,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
     }
     suite.group("interop", |_| interop(outcome.as_ref().context("there is no demo to read")?));
     suite.group("deploy", |_| deploy());
-    suite.group("browser", |_| browser(outcome.as_ref().context("there is no demo to look at")?));
+    suite.group("browser", |names| browser(outcome.as_ref().context("there is no demo to look at")?, names));
     Ok(suite.finish())
 }
 
@@ -153,6 +153,9 @@ impl Suite {
     fn finish(self) -> i32 {
         let mut sum = Tally::default();
         println!();
+        for report in self.names.reports() {
+            println!("{report}\n");
+        }
         for (name, tally) in &self.groups {
             println!("{} {name:16} {tally}", if tally.good() { "✓" } else { "✗" });
             sum += *tally;
@@ -307,7 +310,7 @@ fn venv(folder: &Path) -> Result<PathBuf> {
 }
 
 /// The front end's own tests, with the demo's report, and its data in the viewer, opened in a browser.
-fn browser(demo: &Outcome) -> Result<Tally> {
+fn browser(demo: &Outcome, names: &mut Names) -> Result<Tally> {
     let folder = paths::root().join("static");
     let lock = folder.join("package-lock.json");
     let wanted = fs::read_to_string(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
@@ -328,6 +331,7 @@ fn browser(demo: &Outcome) -> Result<Tally> {
     let agent = agent.into_iter().find(|p| p.ends_with("fgm")).context("cargo built no fgm")?;
     c.env("FGM_DATA", &demo.data).env("FGM_BIN", agent);
     let (status, text) = shown(&mut c, BROWSER_TESTS)?;
+    names.keep_failures(&text);
     settle(status, tally::node(&text))
 }
 

@@ -66,7 +66,11 @@ pub struct Names {
     ran: BTreeSet<String>,
     skipped: BTreeSet<String>,
     twice: Vec<String>,
+    reports: Vec<String>,
 }
+
+/// Lines of the reports of failed tests that are shown again at the end.
+const REPORT_LINES: usize = 120;
 
 impl Names {
     /// This failed once and was run again.
@@ -78,7 +82,32 @@ impl Names {
         &self.twice
     }
 
+    /// What runners said of their failed tests, for the end: the log's middle is far up, or was cut.
+    pub fn reports(&self) -> &[String] {
+        &self.reports
+    }
+
+    /// Keeps what a runner's output says of failed tests: libtest's section `failures:`, or node's `not ok` blocks.
+    pub fn keep_failures(&mut self, text: &str) {
+        let mut lines = Vec::new();
+        let mut inside = false;
+        for line in text.lines() {
+            let start = line == "failures:" || line.trim_start().starts_with("not ok ");
+            let end = line.starts_with("test result: ") || line.trim() == "...";
+            inside = (inside || start) && !end;
+            // a backtrace's second lines, which name files of the library and the toolchain
+            if inside && !line.trim_start().starts_with("at /") {
+                lines.push(line);
+            }
+        }
+        if !lines.is_empty() {
+            lines.truncate(REPORT_LINES);
+            self.reports.push(lines.join("\n"));
+        }
+    }
+
     pub fn add(&mut self, text: &str) {
+        self.keep_failures(text);
         let tests = || text.lines().filter_map(|l| l.strip_prefix("test ")?.split_once(" ... "));
         let ignored = tests().filter(|(_, verdict)| verdict.starts_with("ignored")).map(|(name, _)| name);
         let skipped: BTreeSet<&str> = text.lines().filter_map(skipped_name).chain(ignored).collect();
@@ -143,6 +172,22 @@ mod tests {
         names.add("test oom ... ok\ntest old ... ignored\ntest unit ... ok\ntest v1 ... ok\nSKIPPED oom: no cgroup v2\n");
         names.add("test oom ... FAILED\ntest v1 ... ok\ntest kvm ... ok\nSKIPPED v1: not here\nSKIPPED kvm: no KVM\n");
         assert_eq!(names.nowhere().collect::<Vec<_>>(), ["kvm", "old"]);
+    }
+
+    #[test]
+    fn what_failed_is_kept_for_the_end_and_what_passed_is_not() {
+        let mut names = Names::default();
+        names.add(
+            "test a ... ok\nsuccesses:\n---- a stdout ----\nfine\ntest result: ok. 1 passed; 0 failed\n",
+        );
+        assert!(names.reports().is_empty());
+        names.add(
+            "successes:\n---- a stdout ----\nfine\nfailures:\n\n---- b stdout ----\nleft 1\n   at /x\n\
+             test result: FAILED. 1 passed; 1 failed\nmore",
+        );
+        assert_eq!(names.reports(), ["failures:\n\n---- b stdout ----\nleft 1"]);
+        names.keep_failures("ok 1 - a\nnot ok 2 - b\n  ---\n  error: 'x'\n  ...\nok 3 - c\n");
+        assert_eq!(names.reports()[1], "not ok 2 - b\n  ---\n  error: 'x'");
     }
 
     #[test]
