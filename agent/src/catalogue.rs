@@ -163,6 +163,19 @@ pub const fn first_column(file: FileIndex) -> ColumnIndex {
     n
 }
 
+/// By how much the values of a file may lag behind the instant at which it is read; None where they are those of that instant.
+///
+/// Source: `mem_cgroup_flush_stats` of mm/memcontrol.c, `psi_avgs_work` of kernel/sched/psi.c.
+pub fn lag(file: &str) -> Option<&'static str> {
+    match file {
+        "memory.stat" | "memory.numa_stat" => {
+            Some("up to 2 s, or 64 pages × CPUs of changes: the kernel sums it over its CPUs at intervals")
+        }
+        _ if file.ends_with(".pressure") => Some("avg10, avg60, avg300: up to 2 s; total: none"),
+        _ => None,
+    }
+}
+
 /// All columns, in the order of the `samples` table, each with its file.
 pub fn columns() -> impl Iterator<Item = (ColumnIndex, &'static File, &'static Column)> {
     FILES.iter().flat_map(|f| f.columns.iter().map(move |c| (f, c))).enumerate().map(|(i, (f, c))| (i, f, c))

@@ -14,7 +14,7 @@ mod view;
 
 use crate::config::{Config, ConfigError};
 use crate::discovery::DiscoveryError;
-use crate::export::{Format, Problem};
+use crate::export::{self, Format, Problem};
 use crate::incident::Incident;
 use crate::viewer::ServeError;
 use clap::{Args, Parser, Subcommand};
@@ -50,11 +50,11 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Write an incident or a range of samples to a file.
     Export(Box<ExportArgs>),
-    /// List the recorded incidents, newest first.
+    /// List the recorded incidents, newest first: all of them, or those of a range.
     Incidents(IncidentsArgs),
     /// Tell what is in a file or a data folder, and whether it is well.
     Inspect(InspectArgs),
-    /// List what the kernel told, or follow it.
+    /// List what the kernel told (default: of 15 min, of a data folder all), or follow it.
     Events(events::EventsArgs),
     /// Serve the viewer over a data folder or a copy of one; no agent, no root.
     View(ViewArgs),
@@ -99,12 +99,43 @@ struct ViewArgs {
     token_file: Option<PathBuf>,
 }
 
+/// Which time.
+#[derive(Args)]
+struct TimeRange {
+    /// The time up to now, such as 15m or 1h30m.
+    #[arg(long, conflicts_with_all = ["from", "to"])]
+    range: Option<String>,
+    /// Start of the range, RFC 3339 or Unix seconds.
+    #[arg(long)]
+    from: Option<String>,
+    /// End of the range; default: now.
+    #[arg(long)]
+    to: Option<String>,
+}
+
+impl TimeRange {
+    fn named(&self) -> [(&'static str, &Option<String>); 3] {
+        [("range", &self.range), ("from", &self.from), ("to", &self.to)]
+    }
+}
+
+/// Options that were given, as the API's parameters.
+fn pairs<'a>(named: impl IntoIterator<Item = (&'static str, &'a Option<String>)>) -> Vec<(String, String)> {
+    let given = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+    given.collect()
+}
+
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 struct IncidentsArgs {
     #[command(flatten)]
     place: Place,
-    /// Print JSON: {"incidents": […]}, as the API gives it.
+    #[command(flatten)]
+    time: TimeRange,
+    /// So many at the most, the newest; default 1000.
+    #[arg(long, value_name = "N")]
+    limit: Option<String>,
+    /// Print JSON: {"incidents": […], "total": N}, as the API gives it.
     #[arg(long)]
     json: bool,
 }
@@ -134,15 +165,8 @@ struct ExportArgs {
     /// Seconds (or 30s, 5m) after the incident; default: the incident's own window.
     #[arg(long, value_name = "S", requires = "incident")]
     after: Option<String>,
-    /// The time up to now, such as 15m or 1h30m.
-    #[arg(long, conflicts_with_all = ["from", "to"])]
-    range: Option<String>,
-    /// Start of the range, RFC 3339 or Unix seconds.
-    #[arg(long)]
-    from: Option<String>,
-    /// End of the range; default: now.
-    #[arg(long)]
-    to: Option<String>,
+    #[command(flatten)]
+    time: TimeRange,
     /// Kubernetes namespace.
     #[arg(short, long)]
     namespace: Option<String>,
@@ -298,15 +322,17 @@ fn configuration(path: Option<&Path>) -> Result<Config, Failure> {
 
 fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
     log_to_stderr("warn");
-    let all: Vec<Incident> = if let Some(dir) = &args.place.data {
-        local::incidents(dir)?
+    let pairs = pairs(args.time.named().into_iter().chain([("limit", &args.limit)]));
+    let (all, total): (Vec<Incident>, usize) = if let Some(dir) = &args.place.data {
+        local::incidents(dir, &pairs)?
     } else {
-        let mut answer: Value = fetch::json(&args.place, "/api/incidents")?;
-        serde_json::from_value(answer["incidents"].take())
+        let answer: Value = fetch::json(&args.place, &fetch::path("/api/incidents", &pairs))?;
+        serde_json::from_value(answer["incidents"].clone())
+            .and_then(|all| Ok((all, serde_json::from_value(answer["total"].clone())?)))
             .map_err(|e| anyhow::anyhow!("{} gave incidents of another version: {e}", args.place.server))?
     };
     if args.json {
-        output::print(&format!("{}\n", json!({"incidents": all})))?;
+        output::print(&format!("{}\n", json!({"incidents": all, "total": total})))?;
     } else {
         for i in &all {
             output::print(&format!(
@@ -317,6 +343,13 @@ fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
                 output::printable(&i.summary)
             ))?;
         }
+    }
+    if let Some(last) = all.last().filter(|_| total > all.len()) {
+        let to = export::instant(last.ts_us, 3);
+        tracing::warn!(
+            "{} older incidents are not shown; --limit N shows more, --to {to} goes on",
+            total - all.len()
+        );
     }
     if all.is_empty() {
         return Err(Failure::Nothing("no incident has been recorded".to_owned()));
@@ -331,16 +364,12 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
         ("incident", &args.incident),
         ("before", &args.before),
         ("after", &args.after),
-        ("range", &args.range),
-        ("from", &args.from),
-        ("to", &args.to),
         ("namespace", &args.namespace),
         ("labels", &args.labels),
         ("containers", &args.containers),
         ("metrics", &args.metrics),
     ];
-    let mut pairs: Vec<(String, String)> =
-        named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))).collect();
+    let mut pairs = pairs(named.into_iter().chain(args.time.named()));
     pairs.push(("format".to_owned(), format.as_str().to_owned()));
     let bytes = match &args.place.data {
         Some(dir) => local::export(dir, &pairs)?,

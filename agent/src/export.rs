@@ -17,6 +17,7 @@ pub use labels::Labels;
 pub use problem::{MEDIA_TYPE, Problem};
 pub use selection::{
     Containers, Format, PARAMETERS, Rows, Selection, columns, duration_us, instant, time_range,
+    time_range_or_all,
 };
 
 use crate::incident::{Incident, Lost};
@@ -43,8 +44,9 @@ pub const MAX_REPORT_BYTES: u64 = 32 << 20;
 /// Rows of events, and of processes, that go along.
 const MAX_SIDE_ROWS: u64 = 100_000;
 const LEDGER_PERIOD_US: i64 = 60_000_000;
-/// Incidents that are listed, newest first.
-pub const MAX_INCIDENTS: usize = 1000;
+/// Incidents of one list where no number is named, and at the most: one has some 5 KB.
+pub const INCIDENTS_LISTED: usize = 1000;
+const MAX_INCIDENTS: usize = 10_000;
 /// Files that may turn out unreadable in the middle before an export gives up.
 const MAX_UNREADABLE: usize = 16;
 
@@ -117,8 +119,23 @@ pub fn incidents(view: &View, running: Vec<Incident>) -> Result<Vec<Incident>, P
     }
     let mut out: Vec<Incident> = latest.into_values().collect();
     out.sort_by(|a, b| (b.ts_us, &b.id).cmp(&(a.ts_us, &a.id)));
-    out.truncate(MAX_INCIDENTS);
     Ok(out)
+}
+
+/// The part of the incidents that a list shows: those of a range, newest first, `limit` at the most; and how many the range has.
+pub fn listed(
+    mut all: Vec<Incident>,
+    (from_us, to_us): (i64, i64),
+    limit: Option<&str>,
+) -> Result<(Vec<Incident>, usize), Problem> {
+    let limit = limit.map_or(Ok(INCIDENTS_LISTED), str::parse);
+    let limit = limit.ok().filter(|n| (1..=MAX_INCIDENTS).contains(n));
+    let limit = limit
+        .ok_or_else(|| Problem::bad_query(format!("limit is a number from 1 to {MAX_INCIDENTS}"), &[]))?;
+    all.retain(|i| (from_us..=to_us).contains(&i.ts_us));
+    let total = all.len();
+    all.truncate(limit);
+    Ok((all, total))
 }
 
 /// The incident of that id, or the newest one for `latest`.

@@ -45,7 +45,9 @@ fn samples() -> Schema {
 /// A column of the catalogue, with what it is in its metadata.
 fn sampled(file: &str, column: &Column) -> Field {
     let about = [("unit", column.unit.as_str()), ("kind", column.kind.as_str()), ("file", file)];
-    let about: HashMap<_, _> = about.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    let lag = catalogue::lag(file).map(|lag| ("lag", lag));
+    let about: HashMap<_, _> =
+        about.into_iter().chain(lag).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
     int(column.name).with_metadata(about)
 }
 

@@ -124,7 +124,7 @@ export function panelsOf(group, incident, nameOf) {
     {
       id: 'memory',
       title: 'Memory',
-      hint: 'bytes charged to the cgroup, against its limit',
+      hint: 'bytes charged to the cgroup, against its limit; all but what is in use and swap is of memory.stat, which may lag by 2 s',
       unit: 'bytes',
       height: 230,
       traces: drawable([

@@ -3,7 +3,7 @@
 //! The test below holds the committed page against it; with `FGM_WRITE_DOCS=1` the test writes the page.
 
 use super::loose::LEFT_OUT;
-use super::{Column, FILES, node};
+use super::{Column, FILES, lag, node};
 use std::fmt::Write as _;
 
 const HEAD: &str = "# Metrics
@@ -58,6 +58,9 @@ pub fn page() -> String {
     let _ = write!(out, "\n## Table `samples`: {count} columns of {} files of a cgroup\n", FILES.len());
     for (bit, file) in FILES.iter().enumerate() {
         let _ = write!(out, "\n### `{}` ({}, bit {bit} of `files_read`)\n", file.name, file.tier.as_str());
+        if let Some(lag) = lag(file.name) {
+            let _ = write!(out, "\n*Lags*: {lag}.\n");
+        }
         table(&mut out, file.columns);
     }
     out.push_str(

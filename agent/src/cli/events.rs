@@ -13,15 +13,8 @@ pub struct EventsArgs {
     /// Go on with what happens from now on, until interrupted (of a running agent).
     #[arg(short, long, conflicts_with_all = ["data", "range", "from", "to"])]
     follow: bool,
-    /// The time up to now, such as 15m or 1h30m; default 15m, of a data folder all of it.
-    #[arg(long, conflicts_with_all = ["from", "to"])]
-    range: Option<String>,
-    /// Start of the range, RFC 3339 or Unix seconds.
-    #[arg(long)]
-    from: Option<String>,
-    /// End of the range; default: now.
-    #[arg(long)]
-    to: Option<String>,
+    #[command(flatten)]
+    time: super::TimeRange,
     /// Kinds, comma-separated, such as oom_kill,exit.
     #[arg(short, long, value_name = "KIND")]
     kind: Option<String>,
@@ -48,9 +41,7 @@ pub fn run(args: &EventsArgs) -> Result<(), Failure> {
             _ => Ok(()),
         });
     }
-    let named = [("range", &args.range), ("from", &args.from), ("to", &args.to), ("kind", &args.kind)];
-    let pairs: Vec<(String, String)> =
-        named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))).collect();
+    let pairs = super::pairs(args.time.named().into_iter().chain([("kind", &args.kind)]));
     let events = match &args.place.data {
         Some(dir) => local::events(dir, &pairs)?,
         None => match fetch::json(&args.place, &fetch::path("/api/events", &pairs))?["events"].take() {

@@ -3,7 +3,7 @@
 use super::Failure;
 use crate::clock;
 use crate::config::Config;
-use crate::export::{self, Evidence, Limits, Selection, time_range};
+use crate::export::{self, Evidence, Limits, Problem, Selection, time_range_or_all};
 use crate::incident::Incident;
 use crate::store::{Store, View};
 use crate::viewer;
@@ -16,8 +16,19 @@ fn view(dir: &Path) -> Result<View, Failure> {
     Ok(store.view())
 }
 
-pub fn incidents(dir: &Path) -> Result<Vec<Incident>, Failure> {
-    Ok(export::incidents(&view(dir)?, Vec::new())?)
+fn get<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    pairs.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+}
+
+/// Those of the whole folder when no range is named.
+fn range(pairs: &[(String, String)]) -> Result<(i64, i64), Problem> {
+    time_range_or_all(get(pairs, "range"), get(pairs, "from"), get(pairs, "to"), clock::wall_us())
+}
+
+/// As `/api/incidents` has them.
+pub fn incidents(dir: &Path, pairs: &[(String, String)]) -> Result<(Vec<Incident>, usize), Failure> {
+    let all = export::incidents(&view(dir)?, Vec::new())?;
+    Ok(export::listed(all, range(pairs)?, get(pairs, "limit"))?)
 }
 
 pub fn export(dir: &Path, pairs: &[(String, String)]) -> Result<Vec<u8>, Failure> {
@@ -31,12 +42,6 @@ pub fn export(dir: &Path, pairs: &[(String, String)]) -> Result<Vec<u8>, Failure
     Ok(export::export(evidence, &selection)?.bytes)
 }
 
-/// Those of the whole folder when no range is named.
 pub fn events(dir: &Path, pairs: &[(String, String)]) -> Result<Vec<Value>, Failure> {
-    let get = |name: &str| pairs.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-    let (from_us, to_us) = match (get("range"), get("from"), get("to")) {
-        (None, None, None) => (i64::MIN, i64::MAX),
-        (range, from, to) => time_range(range, from, to, clock::wall_us())?,
-    };
-    Ok(viewer::events(&view(dir)?, get("kind").unwrap_or_default(), (from_us, to_us))?)
+    Ok(viewer::events(&view(dir)?, get(pairs, "kind").unwrap_or_default(), range(pairs)?)?)
 }

@@ -162,6 +162,20 @@ fn list(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
 }
 
+/// The range that is named; without one everything, without its start everything up to its end.
+pub fn time_range_or_all(
+    range: Option<&str>,
+    from: Option<&str>,
+    to: Option<&str>,
+    now_us: i64,
+) -> Result<(i64, i64), Problem> {
+    match (range, from, to) {
+        (None, None, None) => Ok((i64::MIN, i64::MAX)),
+        (None, None, Some(_)) => time_range(None, Some("0"), to, now_us),
+        _ => time_range(range, from, to, now_us),
+    }
+}
+
 /// `range=15m` up to now, or `from` and `to`, each RFC 3339 or Unix seconds; `to` may be left out (now).
 pub fn time_range(
     range: Option<&str>,

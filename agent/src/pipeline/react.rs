@@ -67,7 +67,7 @@ impl State {
             }
             What::OomKill(_) | What::CgroupStart { .. } | What::CgroupEnd { .. } | What::Exit(_) => None,
         };
-        let Some(event) = event else { return };
+        let Some(mut event) = event else { return };
         let Some(owner) = event.cgroup_id.and_then(|id| self.owner(id, None)) else { return };
         match what {
             What::Kill(kill) => self.blame(&owner, &event, kill),
@@ -78,6 +78,8 @@ impl State {
             {
                 self.start_burst(&owner, Kind::MemoryReclaim, None, ktime_ns);
             }
+            // it goes on: the row has the totals so far, and is no news
+            What::Reclaim(_) => event.severity = Severity::Info,
             _ => {}
         }
         self.record(event, Some(owner));

@@ -9,7 +9,7 @@ use crate::accumulator::{NodeNames, Pending, Stamp};
 use crate::incident::Incident;
 use crate::ledger::Accounts;
 use crate::names::Table;
-use crate::store::{Chunk, DropReason, Kept, SealResult, Writer};
+use crate::store::{Chunk, DropReason, Kept, SealResult, ShutdownError, Writer};
 use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::BTreeMap;
@@ -167,7 +167,14 @@ impl AtWork {
             let SealResult::Stored { rotation, .. } = result else { continue };
             announce_up_to(&shared, &mut self.unannounced, self.rotations.remove(&rotation));
         }
-        Ok(outcome?)
+        match outcome {
+            // Nothing is lost and nobody has to do anything: no failure.
+            Err(journaled @ ShutdownError::Journaled { .. }) => {
+                tracing::warn!("{journaled}");
+                Ok(())
+            }
+            other => Ok(other?),
+        }
     }
 
     /// The batches of a job; what cannot be made into columns is lost, and told.

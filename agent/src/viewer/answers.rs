@@ -98,9 +98,11 @@ pub async fn status<S: Source>(State(app): State<Arc<App<S>>>) -> Response {
     json_answer(&Value::Object(all))
 }
 
-pub async fn incidents<S: Source>(State(app): State<Arc<App<S>>>) -> Result<Response, Refusal> {
-    let incidents = known_incidents(&app).await?;
-    Ok(json_answer(&json!({"incidents": incidents})))
+pub async fn incidents<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> Result<Response, Refusal> {
+    let asked = api::understood(&api::INCIDENTS, pairs)?;
+    let range = asked.range_or_all(app.now_us())?;
+    let (incidents, total) = export::listed(known_incidents(&app).await?, range, asked.get("limit"))?;
+    Ok(json_answer(&json!({"incidents": incidents, "total": total})))
 }
 
 pub async fn incident<S: Source>(

@@ -4,7 +4,7 @@
 //! Called by the handlers (`understood`) and for `/api/openapi.json`.
 
 use crate::catalogue;
-use crate::export::{Format, Problem, time_range};
+use crate::export::{Format, Problem, time_range, time_range_or_all};
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
 use serde_json::{Map, Value, json};
@@ -92,7 +92,7 @@ pub static FILTERS: Endpoint = Endpoint {
 };
 pub static METRICS_LIST: Endpoint = Endpoint {
     path: "/api/metrics",
-    about: "The catalogue: every metric with its meaning, file, key, kind, unit, the kernel that brought it and how often it is read.",
+    about: "The catalogue: every metric with its meaning, file, key, kind, unit, the kernel that brought it, how often it is read and by how much it may lag.",
     params: &[p("search", "Part of a name, file, key or meaning.", "throttled")],
     answers: JSON,
 };
@@ -100,6 +100,12 @@ pub static EVENTS: Endpoint = Endpoint {
     path: "/api/events",
     about: "What the kernel told, in time order.",
     params: &[p("kind", "Kinds, comma-separated.", "oom_kill,exit"), CONTAINERS, NAMESPACE, RANGE, FROM, TO],
+    answers: JSON,
+};
+pub static INCIDENTS: Endpoint = Endpoint {
+    path: "/api/incidents",
+    about: "The latest revision of each incident, newest first; `total` counts those of the range. Where `limit` left older ones out, they come with `to` at the time of the last that is listed.",
+    params: &[p("limit", "So many at the most, 1 to 10000; default 1000.", "50"), RANGE, FROM, TO],
     answers: JSON,
 };
 pub static LIVE: Endpoint = Endpoint {
@@ -139,20 +145,19 @@ const fn plain(path: &'static str, about: &'static str, answers: &'static [&'sta
     Endpoint { path, about, params: &[], answers }
 }
 
-pub static PLAIN: [Endpoint; 8] = [
+pub static PLAIN: [Endpoint; 7] = [
     plain("/", "The viewer.", &["text/html"]),
     plain("/healthz", "Alive.", TEXT),
     plain("/readyz", "Ready: the first round of sampling is done.", TEXT),
     plain("/metrics", "Prometheus exposition.", TEXT),
     plain("/api/status", "Instance, ladder, rates, cost, ledger totals, store size.", JSON),
-    plain("/api/incidents", "All incidents, newest first.", JSON),
     plain("/api/incidents/{id}", "One incident; `latest` is the newest.", JSON),
     plain("/api/openapi.json", "This description.", JSON),
 ];
 
 /// All of them.
 pub fn endpoints() -> impl Iterator<Item = &'static Endpoint> {
-    let own = [&METRICS_LIST, &CONTAINERS_LIST, &FILTERS, &TIMESERIES, &EVENTS, &LIVE, &EXPORT];
+    let own = [&METRICS_LIST, &CONTAINERS_LIST, &FILTERS, &TIMESERIES, &EVENTS, &INCIDENTS, &LIVE, &EXPORT];
     PLAIN.iter().chain(own)
 }
 
@@ -163,6 +168,11 @@ impl Asked {
     /// None when absent or empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty())
+    }
+
+    /// The range that is named, or everything.
+    pub fn range_or_all(&self, now_us: i64) -> Result<(i64, i64), Problem> {
+        time_range_or_all(self.get("range"), self.get("from"), self.get("to"), now_us)
     }
 
     /// The range that is named, or the time up to now that stands for it.
@@ -277,18 +287,11 @@ pub fn metrics(search: Option<&str>) -> Value {
     });
     let metrics: Vec<Value> = all
         .map(|(_, file, column)| {
-            let kind = match column.kind {
-                catalogue::Kind::Counter => "counter",
-                catalogue::Kind::Gauge => "gauge",
-                catalogue::Kind::Limit => "limit",
-            };
-            let tier = match file.tier {
-                catalogue::Tier::Lane => "lane",
-                catalogue::Tier::Hot => "hot",
-                catalogue::Tier::Slow => "slow",
-            };
             let key = (!column.key.is_empty()).then_some(column.key);
-            json!({"name": column.name, "file": file.name, "key": key, "kind": kind, "unit": column.unit.as_str(), "tier": tier, "since": column.since, "about": column.about})
+            json!({
+                "name": column.name, "file": file.name, "key": key, "kind": column.kind.as_str(), "unit": column.unit.as_str(),
+                "tier": file.tier.as_str(), "since": column.since, "lag": catalogue::lag(file.name), "about": column.about,
+            })
         })
         .collect();
     json!({"metrics": metrics})

@@ -34,7 +34,7 @@ const TABLES: &str = "[lane]\nperiod_ms = 50\ncpu_budget_percent = 25\n";
 /// What begins takes memory and CPU for a moment, and may be told: counting starts after it.
 const BEGIN: Duration = Duration::from_secs(30);
 const RESULT: &str = "quiet.json";
-/// Kinds that warn. The others tell what happened.
+/// Kinds that warn. The others tell what happened, and so does a row of these that says that it goes on (`info`).
 const WARNINGS: [&str; 8] = [
     "limit_near",
     "forecast_oom",
@@ -187,7 +187,7 @@ fn result(events: &Value, incidents: &Value, classes: &BTreeMap<String, &str>, m
     let mut told: BTreeMap<&str, BTreeMap<String, u64>> = BTreeMap::new();
     for event in events["events"].as_array().into_iter().flatten() {
         let kind = event["kind"].as_str().unwrap_or_default();
-        if WARNINGS.contains(&kind) {
+        if WARNINGS.contains(&kind) && event["severity"] != "info" {
             let class = event["container_id"].as_str().and_then(|id| classes.get(id)).unwrap_or(&"other");
             *told.entry(class).or_default().entry(kind.to_owned()).or_default() += 1;
         }
@@ -211,9 +211,10 @@ mod tests {
     #[test]
     fn warnings_are_counted_by_class_and_those_of_full_caches_apart() {
         let classes = BTreeMap::from([("a".to_owned(), "idle"), ("b".to_owned(), "full-cache")]);
-        let event = |kind: &str, id: &str| json!({"kind": kind, "container_id": id});
+        let event = |kind: &str, id: &str| json!({"kind": kind, "container_id": id, "severity": "warning"});
+        let goes_on = json!({"kind": "memory_reclaim", "container_id": "b", "severity": "info"});
         let events = json!({"events": [
-            event("psi_stall", "a"), event("memory_max", "b"), event("memory_max", "b"), event("exec", "a"),
+            event("psi_stall", "a"), event("memory_max", "b"), event("memory_max", "b"), event("exec", "a"), goes_on,
         ]});
         let r = result(&events, &json!({"incidents": []}), &classes, 10);
         assert_eq!(r["warnings"], json!({"full-cache": {"memory_max": 2}, "idle": {"psi_stall": 1}}));
