@@ -3,6 +3,7 @@
 //! Read once at the start. An error names what is missing and the mend; a missing controller is a warning, since the
 //! rest still works. `survey`, beside this file, has each thing that is looked at.
 
+mod pages;
 mod survey;
 
 pub use survey::{Finding, Standing, missing_capabilities, survey};

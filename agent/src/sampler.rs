@@ -69,6 +69,8 @@ pub struct Target {
     pub ring: Ring,
     pub next_base_ns: u64,
     pub next_slow_ns: u64,
+    /// Something happened: the next base row brings what has no column, which takes too long for the row at the event.
+    pub loose_wanted: bool,
     /// When its process table is due.
     pub next_table_ns: u64,
     pub first_seen_ns: u64,
@@ -199,6 +201,7 @@ impl Sampler {
             ring,
             next_base_ns: now_ns,
             next_slow_ns: now_ns,
+            loose_wanted: false,
             next_table_ns: now_ns,
             first_seen_ns: now_ns,
             last_row_ns: 0,

@@ -125,6 +125,15 @@ fn incidents_of_the_store_and_of_the_running_agent_are_one_list() {
         .collect();
     let id = rows::incident_id();
     assert_eq!(seen, [("newer", 0), (id.as_str(), 3)], "newest first, the latest revision of each");
+    let page = get_json(&router, "/api/incidents?limit=1");
+    assert_eq!((&page["incidents"][0]["id"], &page["total"]), (&json!("newer"), &json!(2)), "one of two");
+    #[expect(clippy::cast_precision_loss, reason = "µs of this century")]
+    let until = format!("/api/incidents?to={:.6}", KILL_US as f64 / 1e6);
+    let rest = get_json(&router, &until);
+    assert_eq!((&rest["incidents"][0]["id"], &rest["total"]), (&json!(id), &json!(1)), "the older one");
+    for wrong in ["limit=0", "limit=many", "limit=10001", "from=2026-01-02&to=2026-01-01"] {
+        assert_eq!(ask(&router, &format!("/api/incidents?{wrong}")).0, 400, "{wrong}");
+    }
     let one = get_json(&router, &format!("/api/incidents/{id}"));
     let typed: Incident = serde_json::from_value(one).expect("the shape of an incident");
     assert_eq!(typed, rows::incident(3));

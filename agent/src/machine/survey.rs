@@ -1,10 +1,11 @@
 //! What this machine offers and lacks, one finding a thing: what is there, what its absence costs, and the mend.
 //!
 //! The agent logs at its start what `fgm doctor` prints: the same findings. Reads /proc, /sys and the cgroup root, changes
-//! nothing but the soft limit of open files, and never fails: what cannot be looked at is found to be missing.
+//! nothing but the soft limit of open files and what of this program stays in memory, and never fails: what cannot be looked at is found to be missing.
 
 use super::{
-    Limit, MachineError, controllers, is_cgroup2, mount_of, raise_descriptor_limit, refusal, trimmed,
+    Limit, MachineError, controllers, is_cgroup2, mount_of, pages::keep_program, raise_descriptor_limit,
+    refusal, trimmed,
 };
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -246,12 +247,22 @@ fn open_files() -> Finding {
 }
 
 fn locked_memory() -> Finding {
-    let limit: Limit = getrlimit(Resource::Memlock).current;
-    let found = limit.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
-    Finding::note(
-        "locked memory",
-        format!("{found}; kernels since 5.11 charge BPF maps to the cgroup instead"),
-    )
+    match keep_program() {
+        Ok(bytes) => Finding::good(
+            "locked memory",
+            format!("the pages in use of the program's {} MiB stay in memory", bytes >> 20),
+        ),
+        Err(error) => {
+            let limit: Limit = getrlimit(Resource::Memlock).current;
+            let limit = limit.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
+            Finding::degraded(
+                "locked memory",
+                format!("the program can't be locked into memory: {error} (RLIMIT_MEMLOCK is {limit})"),
+                "on a node that is out of memory the kernel evicts the agent's own program, and it samples seconds late",
+                "give it CAP_IPC_LOCK, or raise RLIMIT_MEMLOCK (LimitMEMLOCK=) to 64 MiB",
+            )
+        }
+    }
 }
 
 fn inotify() -> Finding {

@@ -127,9 +127,9 @@ impl State {
             return Started::default();
         }
         let id = format!("{}-{}-{ktime_ns}", self.names.node, self.names.boot_id);
-        let (id, first) = match (decision, self.bursts.get(&owner.id)) {
-            (Decision::Extend { .. }, Some(running)) => (running.id.clone(), false),
-            _ => (id, true),
+        let id = match (decision, self.bursts.get(&owner.id)) {
+            (Decision::Extend { .. }, Some(running)) => running.id.clone(),
+            _ => id,
         };
         for meta in &members {
             self.history(meta, settings.history_ns, ktime_ns, now, &id);
@@ -140,28 +140,26 @@ impl State {
                 self.ledger.lost(Table::Samples, why.as_str(), rows);
                 return Started { suppressed: Some((why.as_str(), rows)), ..Started::default() };
             }
-            Decision::Start { .. } | Decision::Extend { .. } if first => {
-                let members: Vec<_> = members.iter().map(|m| m.id).collect();
-                // the row at the event, with limits and peaks: as near to it as can be
-                let mut first_row = None;
-                let plan = Plan { slow: true, loose: true, ..self.burst_plan(settings.period_ns, &id) };
-                for &member in &members {
-                    let stamp = self.sample(member, plan);
-                    first_row = first_row.or(stamp.filter(|_| member == owner.id));
-                }
-                self.bursts.insert(owner.id, Running { id, members });
-                return Started { first_row_ns: first_row.map(|s| s.ktime_ns), suppressed: None };
-            }
             Decision::Start { .. } | Decision::Extend { .. } => {
-                // another limit than that of the burst's first event: its cgroup is sampled from now on
-                if let Some(running) = self.bursts.get_mut(&owner.id) {
-                    let news: Vec<_> =
-                        members.iter().map(|m| m.id).filter(|id| !running.members.contains(id)).collect();
-                    running.members.extend(news);
+                // The row at the event, with limits and peaks, as near to it as can be, whether the burst runs already or not.
+                // (Cool-down bounds how often.)
+                let plan = Plan { slow: true, ..self.burst_plan(settings.period_ns, &id) };
+                let mut first_row = None;
+                for meta in &members {
+                    if let Some(target) = self.targets.get_mut(&meta.id) {
+                        target.loose_wanted = true;
+                    }
+                    let stamp = self.sample(meta.id, plan);
+                    first_row = first_row.or(stamp.filter(|_| meta.id == owner.id));
                 }
+                // another limit than that of the burst's first event: its cgroup is sampled from now on
+                let mut all = self.bursts.remove(&owner.id).map_or_else(Vec::new, |running| running.members);
+                let news = members.iter().map(|m| m.id).filter(|id| !all.contains(id)).collect::<Vec<_>>();
+                all.extend(news);
+                self.bursts.insert(owner.id, Running { id, members: all });
+                Started { first_row_ns: first_row.map(|s| s.ktime_ns), suppressed: None }
             }
         }
-        Started::default()
     }
 
     /// The window is that before the event, and all up to now.

@@ -461,7 +461,7 @@ impl State {
             target.next_base_ns += (missed + 1) * period;
             // limits are often written just after the directory is made: a young cgroup's are read with every row
             let age = now.saturating_sub(target.first_seen_ns);
-            let loose = target.next_slow_ns <= now;
+            let loose = target.next_slow_ns <= now || std::mem::take(&mut target.loose_wanted);
             let slow = loose || age < YOUNG;
             if loose {
                 target.next_slow_ns = now + slow_period;
