@@ -103,8 +103,8 @@ pub struct Exported {
 /// has announced over them. A revision that is not on disk yet is nobody's business: it might be lost again.
 pub fn incidents(view: &View, running: Vec<Incident>) -> Result<Vec<Incident>, Problem> {
     let all = Filter::range(i64::MIN, i64::MAX);
-    let closed =
-        View { segments: view.segments.clone(), journaled: view.journaled.clone(), ..View::default() };
+    let (segments, journaled) = (view.segments.clone(), view.journaled.clone());
+    let closed = View { segments, journaled, spilled: view.spilled.clone(), ..View::default() };
     let (rows, _) =
         query::rows(&closed, Table::Incidents, &all, Some(&["json"]), u64::MAX).map_err(of_query)?;
     let mut latest: BTreeMap<String, Incident> = BTreeMap::new();

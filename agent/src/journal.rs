@@ -195,13 +195,22 @@ impl Contents {
 
 /// Reads whatever bytes there are.
 pub fn read(bytes: &[u8]) -> Contents {
+    read_of(bytes, None)
+}
+
+/// The rows of one table.
+pub fn read_table(bytes: &[u8], table: Table) -> Vec<RecordBatch> {
+    read_of(bytes, Some(table)).rows.into_iter().map(|(_, batch)| batch).collect()
+}
+
+fn read_of(bytes: &[u8], only: Option<Table>) -> Contents {
     let mut contents = Contents::default();
     let (mut at, mut skipped) = (0, 0);
     while at < bytes.len() {
         if let Some(body) = frame_at(&bytes[at..]) {
             contents.damaged += skipped;
             skipped = 0;
-            if !take(body, &mut contents) {
+            if !take(body, only, &mut contents) {
                 contents.damaged += (FRAMING + body.len()) as u64;
             }
             at += FRAMING + body.len();
@@ -231,7 +240,7 @@ fn number(bytes: &[u8]) -> Option<(usize, &[u8])> {
 }
 
 /// False when something in the frame is not understood; what is, is taken.
-fn take(body: &[u8], contents: &mut Contents) -> bool {
+fn take(body: &[u8], only: Option<Table>, contents: &mut Contents) -> bool {
     let parsed = number(body).and_then(|(length, rest)| {
         let head: Value = serde_json::from_slice(rest.get(..length)?).ok()?;
         Some((head, &rest[length..]))
@@ -258,7 +267,11 @@ fn take(body: &[u8], contents: &mut Contents) -> bool {
         let Some((blob, rest)) = length.and_then(|n| blobs.split_at_checked(n)) else { return false };
         blobs = rest;
         // a table of a later version is none of ours, and no reason to lose the others
-        let rows = entry[0].as_str().and_then(ledger::named).and_then(|table| Some((table, decode(blob)?)));
+        let table = entry[0].as_str().and_then(ledger::named);
+        if only.is_some() && table != only {
+            continue;
+        }
+        let rows = table.and_then(|table| Some((table, decode(blob)?)));
         match rows {
             Some((table, batches)) => contents.rows.extend(batches.into_iter().map(|b| (table, b))),
             None => is_understood = false,

@@ -17,12 +17,12 @@ pub use pending::{DropReason, Dropped, PENDING_BYTES};
 pub use writer::{Chunk, SealResult, ShutdownError, Unjournaled, Writer};
 
 use crate::incident::Lost;
-use crate::journal::JournalName;
+use crate::journal::{self, JournalName};
 use crate::ledger::Accounts;
 use crate::names::Table;
 use crate::segment::{self, Disk, Io, Segment, SegmentError};
 use arrow::array::RecordBatch;
-use pending::Pending;
+use pending::{InJournal, Pending};
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -63,6 +63,24 @@ pub struct Loose {
     pub batch: RecordBatch,
 }
 
+/// Rows of one table and rotation that are in a journal and not in memory.
+#[derive(Clone, Debug)]
+pub struct Spilled {
+    pub table: Table,
+    pub boot: String,
+    pub rows: u64,
+    journal: Arc<File>,
+}
+
+impl Spilled {
+    /// Reads them.
+    pub fn read(&self) -> io::Result<Vec<Loose>> {
+        let batches = journal::read_table(&pending::whole(&self.journal)?, self.table);
+        let loose = |batch| Loose { table: self.table, boot: self.boot.clone(), batch };
+        Ok(batches.into_iter().map(loose).collect())
+    }
+}
+
 /// What the store held at one instant: no row twice, none missing.
 #[derive(Clone, Debug, Default)]
 pub struct View {
@@ -70,6 +88,8 @@ pub struct View {
     pub loose: Vec<Loose>,
     /// Rows that a crash left in the journal: on the disk, in no segment yet.
     pub journaled: Vec<Loose>,
+    /// Rows of this run that are in its journals alone, since too much waits.
+    pub spilled: Vec<Spilled>,
     /// Files that cannot be read, as losses.
     pub lost: Vec<Lost>,
     /// The last flush or seal that this view knows of.
@@ -88,6 +108,18 @@ struct Held {
     metadata: Vec<(String, String)>,
     accounts: Accounts,
     given: BTreeMap<Table, u64>,
+    last_flush: u64,
+}
+
+/// A journal of this run whose rows are not all in segments.
+#[derive(Default)]
+struct OnDisk {
+    /// To read it by, even when its name has gone.
+    file: Option<Arc<File>>,
+    /// The last flush that was written to it.
+    written: u64,
+    /// Some flush could not be.
+    lacks_some: bool,
 }
 
 /// How the journal fares.
@@ -105,6 +137,7 @@ struct State {
     lost: Vec<Lost>,
     held: Held,
     journal: Health,
+    journals: BTreeMap<JournalName, OnDisk>,
     /// Rows of journals that the start could not make into segments.
     journaled: Vec<Loose>,
     pending: Pending,
@@ -117,6 +150,29 @@ impl State {
     fn take_seq(&mut self) -> u64 {
         self.next_seq += 1;
         self.next_seq - 1
+    }
+
+    fn spilled(&self) -> Vec<Spilled> {
+        let items = self.pending.items().filter_map(|item| {
+            let (table, boot, rows) = (item.table, self.boot.clone(), item.rows);
+            Some(Spilled { table, boot, rows, journal: item.journal.clone()? })
+        });
+        items.collect()
+    }
+
+    /// Holds what waits to its bounds.
+    fn make_room(&mut self) {
+        let journals = &self.journals;
+        self.pending.make_room(|rotation| {
+            let Some(name) = &rotation.journal else { return InJournal::Never };
+            match journals.get(name) {
+                Some(j) if j.lacks_some => InJournal::Never,
+                Some(OnDisk { file: Some(file), written, .. }) if *written >= rotation.last_flush => {
+                    InJournal::Whole(file.clone())
+                }
+                _ => InJournal::NotYet,
+            }
+        });
     }
 }
 
@@ -236,6 +292,7 @@ impl Store {
             lost,
             held: Held::default(),
             journal: Health::default(),
+            journals: BTreeMap::new(),
             journaled,
             pending: Pending::new(PENDING_BYTES),
             next_seq: highest_seq + 1,
@@ -281,6 +338,7 @@ impl Store {
         View {
             segments: state.segments.clone(),
             loose: loose.collect(),
+            spilled: state.spilled(),
             journaled: state.journaled.clone(),
             lost: state.lost.clone(),
             seq: state.next_seq - 1,
@@ -329,7 +387,10 @@ impl Store {
             "rows": state.segments.iter().map(|s| s.rows).sum::<u64>(),
             "from_us": state.segments.iter().map(|s| s.from_us).min(),
             "to_us": state.segments.iter().map(|s| s.to_us).max(),
-            "pending": {"batches": batches, "rows": rows, "bytes": bytes, "limit_bytes": PENDING_BYTES},
+            "pending": {
+                "batches": batches, "rows": rows, "bytes": bytes, "limit_bytes": PENDING_BYTES,
+                "rows_in_journal_alone": state.pending.rows_in_journal_alone(),
+            },
             "held": {
                 "rows": state.held.rows.iter().map(|(_, b)| b.num_rows()).sum::<usize>(),
                 "bytes": state.held.bytes,

@@ -7,7 +7,7 @@ mod rows;
 
 use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use disks::FullDisk;
+use disks::{FullDisk, NoSegments};
 use fgm::accumulator::Stamp;
 use fgm::export;
 use fgm::ledger::Accounts;
@@ -38,6 +38,16 @@ fn keep(writer: &Writer, n: i64, done: &Sender<Kept>) {
         writer.keep(&Chunk { at, account: &account, rows, metadata: &metadata }),
         Some(done.clone()),
     );
+}
+
+/// Gives rows to the journal.
+fn keep_batch(writer: &Writer, n: u64, rows: &RecordBatch, done: &Sender<Kept>) {
+    let mut account = Accounts::default();
+    account.written(Table::Samples, rows.num_rows() as u64);
+    let at = Stamp { ktime_ns: n, wall_us: KILL_US };
+    let metadata = rows::metadata();
+    let rows = vec![(Table::Samples, rows.clone())];
+    writer.journal(writer.keep(&Chunk { at, account: &account, rows, metadata: &metadata }), Some(done.clone()));
 }
 
 fn answer(from: &Receiver<Kept>) -> Kept {
@@ -188,6 +198,45 @@ fn a_journal_that_cannot_be_recovered_now_stays_and_is_seen() {
     drop(store);
     let view = Store::open(copy.path()).expect("opens").view();
     assert_eq!((count(&view, Table::Samples), view.journaled.len()), (4, 0));
+}
+
+#[test]
+fn what_waits_beyond_the_bound_is_left_to_the_journal_and_none_of_it_is_lost() {
+    const FLUSHES: u64 = 120;
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = Store::open(dir.path()).expect("opens");
+    let disk = Arc::new(NoSegments { refuses: AtomicBool::new(true) });
+    let writer = Writer::start_on(store.clone(), BOOT_ID, disk.clone()).expect("starts");
+    let many: Vec<_> = (0..2000).map(|n| rows::base(KILLED, KILL_US + n)).collect();
+    let many = batch(Table::Samples, &many);
+    let all = usize::try_from(FLUSHES).expect("small") * many.num_rows();
+    let (tell, told) = unbounded();
+    let (stored, results) = unbounded();
+    for n in 1..=FLUSHES {
+        keep_batch(&writer, n, &many, &tell);
+        assert!(matches!(answer(&told), Kept::Durable { .. }));
+        if n % 10 == 0 {
+            writer.rotate(n, rows::metadata(), Some(stored.clone()));
+        }
+    }
+    let status = store.status();
+    let pending = &status["pending"];
+    let (alone, bytes) = (pending["rows_in_journal_alone"].as_u64(), pending["bytes"].as_u64());
+    let in_all = many.get_array_memory_size() * usize::try_from(FLUSHES).expect("small");
+    assert!(in_all > 100 << 20 && alone > Some(100_000) && bytes < Some(32 << 20), "{in_all} bytes: {pending}");
+    assert_eq!(status["dropped"], serde_json::json!([]));
+    assert_eq!(count(&store.view(), Table::Samples), all, "a query finds them where they are");
+    disk.refuses.store(false, Ordering::SeqCst);
+    writer.rotate(FLUSHES + 1, rows::metadata(), None);
+    let mut rotations = 0;
+    while rotations < FLUSHES / 10 {
+        let result = results.recv_timeout(WAIT).expect("an answer");
+        rotations += u64::from(matches!(result, SealResult::Stored { dropped_rows: 0, .. }));
+    }
+    writer.shutdown(WAIT).expect("in time");
+    assert!(journals(dir.path()).is_empty(), "what is stored has no journal");
+    let view = Store::open_read_only(dir.path()).expect("opens").view();
+    assert_eq!((count(&view, Table::Samples), view.segments.len()), (all, 12));
 }
 
 #[test]

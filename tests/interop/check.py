@@ -1,10 +1,10 @@
-"""Reads what fgm writes with engines that share no code with it: pyarrow and DuckDB.
+"""Reads what fgm writes with engines that share no code with it: pyarrow, DuckDB, Polars and pandas.
 
     check.py --parquet incident.parquet --data DIR
 
 Both read every table of the data folder and the exported file; row counts and the sums of all integer columns must be
-equal, and the facts that the schema promises must hold. Prints one line for each failure, then `N passed, N failed`;
-exit code 1 if any failed or nothing was checked. Needs: pip install duckdb pyarrow.
+equal, and the facts that the schema promises must hold. The queries of docs/query.md run over the folder. Prints one line for each failure, then `N passed, N failed`;
+exit code 1 if any failed or nothing was checked. Needs: requirements.txt.
 """
 
 import argparse
@@ -12,9 +12,12 @@ import decimal
 import glob
 import json
 import os
+import re
 import sys
 
 import duckdb
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -113,6 +116,40 @@ def equal(name, db, source, table):
         check(f"{name}: the same times", duck_ts == (bounds["min"], bounds["max"]), f"{duck_ts} {bounds}")
 
 
+def others_agree(name, files, table):
+    """Polars and pandas: the same rows and the same sums of what is summed at all."""
+    arrow = sums_of_arrow(table)
+    lazy = pl.scan_parquet(files, missing_columns="insert")
+    polars = lazy.select(pl.len().alias("n"), *[pl.col(c).cast(pl.Int128).sum() for c in arrow]).collect().row(0)
+    check(f"{name}: as many rows in polars", polars[0] == table.num_rows, f"{polars[0]} {table.num_rows}")
+    for column, total in zip(arrow, polars[1:]):
+        check(f"{name}.{column}: the same sum in polars", total == (arrow[column] or 0), f"{total} {arrow[column]}")
+    pandas = pd.concat([pd.read_parquet(f, dtype_backend="pyarrow") for f in files])
+    check(f"{name}: as many rows in pandas", len(pandas) == table.num_rows, len(pandas))
+    for column, total in arrow.items():
+        found = sum(int(v) for v in pandas[column].dropna()) if column in pandas else 0
+        check(f"{name}.{column}: the same sum in pandas", found == (total or 0), f"{found} {total}")
+
+
+def questions(db, page, folder):
+    """Runs each query of the page as it stands there, over this folder."""
+    blocks = re.findall(r"```sql\n(.*?)```", open(page).read(), re.S)
+    check("the page has ten questions and the tables", len(blocks) >= 11, len(blocks))
+    answered = 0
+    for block in blocks:
+        first = block.strip().splitlines()[0][:60]
+        try:
+            answer = db.sql(block.replace("'data/", f"'{folder}/"))
+            answered += answer is not None and answer.to_arrow_table().num_rows > 0
+            check(f"{first}: runs", True)
+        except duckdb.Error as e:
+            check(f"{first}: runs", False, e)
+    # nobody is throttled in the demo, and no loss may be told
+    check("the questions have answers", answered >= 8, answered)
+    killed = db.execute("SELECT count(*) FROM incidents WHERE kind = 'oom_kill'").fetchone()[0]
+    check("the kill is an incident", killed > 0, killed)
+
+
 def narrow(name, db, source, table):
     """The map and the numbers of `metrics`, row by row in both engines."""
     key = lambda row: (row[0], sorted((row[1] or {}).items()), row[2] is None, row[2] or 0.0)
@@ -145,6 +182,7 @@ def data_folder(db, folder):
         schema_facts(name, pq.read_schema(files[0]))
         table = ds.dataset(files, format="parquet").to_table()
         equal(name, db, f"read_parquet('{path}/*.parquet')", table)
+        others_agree(name, files, table)
     # The folder names are columns, in both.
     if tables:
         recent = os.path.join(folder, "recent")
@@ -184,11 +222,13 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--parquet", required=True, help="a file of `fgm export`")
     args.add_argument("--data", required=True, help="a data folder of the agent")
+    args.add_argument("--questions", required=True, help="docs/query.md")
     args = args.parse_args()
     db = duckdb.connect()
     db.execute("SET TimeZone = 'UTC'")
     data_folder(db, args.data)
     exported(db, args.parquet)
+    questions(db, args.questions, args.data)
     print(f"{passed} passed, {failed} failed")
     return 0 if passed and not failed else 1
 

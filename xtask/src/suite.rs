@@ -254,6 +254,7 @@ fn interop(demo: &Outcome) -> Result<Tally> {
     let python = venv(&folder)?;
     let mut c = tool(python);
     c.arg(folder.join("check.py")).arg("--parquet").arg(&demo.parquet).arg("--data").arg(&demo.data);
+    c.arg("--questions").arg(paths::root().join("docs/query.md"));
     let (status, text) = shown(&mut c, OTHER)?;
     checked(status, &text)
 }

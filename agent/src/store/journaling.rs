@@ -46,6 +46,7 @@ enum Work {
 }
 
 struct Written {
+    journal: JournalName,
     file: Arc<File>,
     seq: u64,
     done: Option<Sender<Kept>>,
@@ -101,7 +102,7 @@ impl Journaling {
         done: Option<Sender<Kept>>,
     ) {
         if self.queued.load(Ordering::Relaxed) + frame.len() > QUEUE_BYTES {
-            self.failed(seq, "the disk is behind", done.as_ref());
+            self.failed(&journal, seq, "the disk is behind", done.as_ref());
             return;
         }
         self.queued.fetch_add(frame.len(), Ordering::Relaxed);
@@ -110,12 +111,12 @@ impl Journaling {
         if let Err(back) = self.work.send(Work::Flush(flush))
             && let Work::Flush(flush) = back.0
         {
-            self.failed(seq, "its thread has ended", flush.done.as_ref());
+            self.failed(&flush.journal, seq, "its thread has ended", flush.done.as_ref());
         }
     }
 
-    pub fn failed(&self, seq: u64, reason: &str, done: Option<&Sender<Kept>>) {
-        fail(&self.store, seq, reason, done);
+    pub fn failed(&self, journal: &JournalName, seq: u64, reason: &str, done: Option<&Sender<Kept>>) {
+        fail(&self.store, journal, seq, reason, done);
     }
 
     /// Waits until all is on the disk; false when it took longer.
@@ -126,9 +127,11 @@ impl Journaling {
     }
 }
 
-fn fail(store: &Store, seq: u64, reason: &str, done: Option<&Sender<Kept>>) {
+fn fail(store: &Store, journal: &JournalName, seq: u64, reason: &str, done: Option<&Sender<Kept>>) {
     {
-        let health = &mut store.state().journal;
+        let mut state = store.state();
+        state.journals.entry(journal.clone()).or_default().lacks_some = true;
+        let health = &mut state.journal;
         health.failed += 1;
         if health.degraded.is_none() {
             tracing::error!(reason, "the journal cannot be written; a crash would lose the rows in memory");
@@ -157,17 +160,24 @@ fn write(store: &Store, io: &dyn Io, todo: &Receiver<Work>, written: &Sender<Wri
                 let Flush { seq, done, .. } = &flush;
                 match append(store, io, &mut open, &flush) {
                     Ok(file) => {
-                        store.state().journal.bytes = open.as_ref().map_or(0, |o| o.bytes);
-                        let _ = written.send(Written { file, seq: *seq, done: done.clone() });
+                        {
+                            let mut state = store.state();
+                            state.journal.bytes = open.as_ref().map_or(0, |o| o.bytes);
+                            state.journals.entry(flush.journal.clone()).or_default().written = *seq;
+                        }
+                        let journal = flush.journal.clone();
+                        let _ = written.send(Written { journal, file, seq: *seq, done: done.clone() });
                     }
                     Err((path, error)) => {
-                        fail(store, *seq, &format!("{}: {error}", path.display()), done.as_ref());
+                        let reason = format!("{}: {error}", path.display());
+                        fail(store, &flush.journal, *seq, &reason, done.as_ref());
                     }
                 }
             }
             Work::Remove(name) => {
                 let path = store.dir.join(JOURNAL).join(name.file_name());
                 open = open.filter(|o| o.name != name);
+                store.state().journals.remove(&name);
                 match io.remove(&path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         tracing::warn!(path = %path.display(), %error, "cannot remove a journal whose rows are stored");
@@ -226,6 +236,14 @@ fn begin(store: &Store, io: &dyn Io, flush: &Flush) -> Result<Open, (PathBuf, io
     let file = io.create(&path).map_err(wrong)?;
     file.write_all_at(&flush.opening, 0).map_err(wrong)?;
     io.sync_dir(&dir).map_err(wrong)?;
+    let to_read = File::open(&path).map_err(wrong)?;
+    {
+        let mut state = store.state();
+        let journal = state.journals.entry(flush.journal.clone()).or_default();
+        // made anew, since somebody removed it with what was in it
+        journal.lacks_some |= journal.file.is_some();
+        journal.file = Some(Arc::new(to_read));
+    }
     let bytes = flush.opening.len() as u64;
     Ok(Open { name: flush.journal.clone(), path, file: Arc::new(file), bytes })
 }
@@ -249,8 +267,8 @@ fn sync(store: &Store, io: &dyn Io, to_sync: &Receiver<Written>) {
                 }
                 Err(error) => {
                     let reason = format!("cannot fsync the journal: {error}");
-                    for Written { seq, done, .. } in of_one {
-                        fail(store, *seq, &reason, done.as_ref());
+                    for Written { journal, seq, done, .. } in of_one {
+                        fail(store, journal, *seq, &reason, done.as_ref());
                     }
                 }
             }

@@ -1,18 +1,26 @@
 //! Sealed batches that are not yet a closed segment: the bounded list between the pipeline and the writer thread.
 //!
-//! Plain values, no clock, no file, no lock. When the writer is behind (a slow or a full disk) the list grows to its
-//! bound; beyond it the oldest batch that belongs to no incident goes first, and every row that goes is counted.
+//! Plain values, no clock, no lock, no file opened. When the writer is behind (a slow or a full disk, a busy machine) the
+//! list grows. Beyond a first bound rows that the journal has leave memory, oldest rotation first, and are read from there
+//! when their turn has come. Beyond a second one, which only rows that the journal could not take can reach, the oldest
+//! batch that belongs to no incident goes first, and every row that goes is counted.
 
-use crate::journal::JournalName;
+use crate::journal::{self, JournalName};
 use crate::names::Table;
 use crate::segment::Segment;
 use crate::store::writer::SealResult;
 use arrow::array::{Array, RecordBatch};
 use crossbeam_channel::Sender;
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// Bytes that waiting batches may take together: some ten minutes of 200 cgroups at 1 Hz.
 pub const PENDING_BYTES: usize = 64 << 20;
+/// Bytes beyond which those that the journal has are left to it.
+const IN_MEMORY_BYTES: usize = 24 << 20;
 
 /// Why a batch was dropped before it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +29,8 @@ pub enum DropReason {
     WriterBehind,
     /// The writer was behind and only evidence of incidents was left to make room.
     WriterBehindIncident,
+    /// The writer was behind, the rows were left to the journal, and it gave back fewer.
+    JournalDamaged,
     /// The rows do not fit the table: a fault of the program, which must not hold up all that comes after.
     Refused,
 }
@@ -30,6 +40,7 @@ impl DropReason {
         match self {
             Self::WriterBehind => "writer_behind",
             Self::WriterBehindIncident => "writer_behind_incident",
+            Self::JournalDamaged => "journal_damaged",
             Self::Refused => "refused",
         }
     }
@@ -49,11 +60,22 @@ pub struct Item {
     pub table: Table,
     pub batches: Vec<RecordBatch>,
     pub rows: u64,
+    /// The journal that has the rows, when `batches` has them no more.
+    pub journal: Option<Arc<File>>,
     bytes: usize,
     is_evidence: bool,
 }
 
 impl Item {
+    /// The rows, from wherever they are. From the journal they may be fewer than there should be.
+    pub fn read(&self) -> io::Result<Vec<RecordBatch>> {
+        match &self.journal {
+            None => Ok(self.batches.clone()),
+            Some(file) => Ok(journal::read_table(&whole(file)?, self.table)),
+        }
+    }
+
+
     pub fn new(seq: u64, table: Table, batches: Vec<RecordBatch>) -> Self {
         let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
         let bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
@@ -64,8 +86,16 @@ impl Item {
                 .any(|b| b.column_by_name("burst_id").is_some_and(|c| c.logical_null_count() < c.len())),
             Table::IoDevices | Table::Metrics | Table::Node | Table::Ledger => false,
         };
-        Self { seq, table, batches, rows, bytes, is_evidence }
+        Self { seq, table, batches, rows, journal: None, bytes, is_evidence }
     }
+}
+
+/// All bytes of a file, whatever its place in it, and even when its name has gone.
+pub fn whole(file: &File) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
 }
 
 pub struct Rotation {
@@ -77,6 +107,18 @@ pub struct Rotation {
     pub done: Option<Sender<SealResult>>,
     /// Goes when nothing of the rotation waits any more.
     pub journal: Option<JournalName>,
+    /// The last flush of the rotation.
+    pub last_flush: u64,
+}
+
+/// How a rotation's journal stands.
+pub enum InJournal {
+    /// All its flushes are there.
+    Whole(Arc<File>),
+    /// The last ones are on their way.
+    NotYet,
+    /// Some flush will never be there, or there is no journal.
+    Never,
 }
 
 /// What the writer is given to write.
@@ -103,13 +145,37 @@ impl Pending {
     pub fn push(&mut self, rotation: Rotation) {
         self.bytes += rotation.items.iter().map(|i| i.bytes).sum::<usize>();
         self.rotations.push_back(rotation);
+    }
+
+    /// Holds the list to its bounds; to be called whenever it or a journal has grown.
+    pub fn make_room(&mut self, journal: impl Fn(&Rotation) -> InJournal) {
+        if self.bytes > IN_MEMORY_BYTES.min(self.limit) {
+            self.leave_to_journal(journal);
+        }
         while self.bytes > self.limit && (self.drop_oldest(false) || self.drop_oldest(true)) {}
+    }
+
+    fn leave_to_journal(&mut self, journal: impl Fn(&Rotation) -> InJournal) {
+        for rotation in &mut self.rotations {
+            let InJournal::Whole(file) = journal(rotation) else { continue };
+            let busy = self.busy;
+            for item in rotation.items.iter_mut().filter(|i| i.journal.is_none() && Some(i.seq) != busy) {
+                self.bytes -= item.bytes;
+                item.bytes = 0;
+                item.batches = Vec::new();
+                item.journal = Some(file.clone());
+            }
+            if self.bytes <= IN_MEMORY_BYTES.min(self.limit) {
+                return;
+            }
+        }
     }
 
     fn drop_oldest(&mut self, of_evidence: bool) -> bool {
         let busy = self.busy;
         for rotation in &mut self.rotations {
-            let at = rotation.items.iter().position(|i| i.is_evidence == of_evidence && Some(i.seq) != busy);
+            let goes = |i: &Item| i.is_evidence == of_evidence && i.bytes > 0 && Some(i.seq) != busy;
+            let at = rotation.items.iter().position(goes);
             if let Some(at) = at {
                 let item = rotation.items.remove(at);
                 rotation.dropped_rows += item.rows;
@@ -133,13 +199,28 @@ impl Pending {
 
     /// The item that was begun is now `segment`.
     pub fn finish(&mut self, segment: Segment) {
+        if let Some((rotation, item)) = self.take(segment.name.seq) {
+            let missing = item.rows.saturating_sub(segment.rows);
+            rotation.written.push(segment);
+            self.count(item.table, DropReason::JournalDamaged, missing);
+        }
+    }
+
+    fn take(&mut self, seq: u64) -> Option<(&mut Rotation, Item)> {
         self.busy = None;
         for rotation in &mut self.rotations {
-            if let Some(at) = rotation.items.iter().position(|i| i.seq == segment.name.seq) {
-                self.bytes -= rotation.items.remove(at).bytes;
-                rotation.written.push(segment);
-                return;
+            if let Some(at) = rotation.items.iter().position(|i| i.seq == seq) {
+                let item = rotation.items.remove(at);
+                self.bytes -= item.bytes;
+                return Some((rotation, item));
             }
+        }
+        None
+    }
+
+    fn count(&mut self, table: Table, reason: DropReason, rows: u64) {
+        if rows > 0 {
+            *self.dropped.entry((table, reason)).or_default() += rows;
         }
     }
 
@@ -149,16 +230,10 @@ impl Pending {
     }
 
     /// The item that was begun can never be written: it goes, counted.
-    pub fn refuse(&mut self, seq: u64) {
-        self.busy = None;
-        for rotation in &mut self.rotations {
-            if let Some(at) = rotation.items.iter().position(|i| i.seq == seq) {
-                let item = rotation.items.remove(at);
-                rotation.dropped_rows += item.rows;
-                self.bytes -= item.bytes;
-                *self.dropped.entry((item.table, DropReason::Refused)).or_default() += item.rows;
-                return;
-            }
+    pub fn refuse(&mut self, seq: u64, reason: DropReason) {
+        if let Some((rotation, item)) = self.take(seq) {
+            rotation.dropped_rows += item.rows;
+            self.count(item.table, reason, item.rows);
         }
     }
 
@@ -182,6 +257,11 @@ impl Pending {
     /// Whether all that waits is in a journal.
     pub fn is_journaled(&self) -> bool {
         self.rotations.iter().all(|r| r.journal.is_some())
+    }
+
+    /// Rows that are in a journal and not in memory.
+    pub fn rows_in_journal_alone(&self) -> u64 {
+        self.items().filter(|i| i.journal.is_some()).map(|i| i.rows).sum()
     }
 
     pub fn newest_metadata(&self) -> Vec<(String, String)> {
@@ -211,7 +291,6 @@ mod tests {
     use crate::schema;
     use arrow::array::new_null_array;
     use arrow::array::{ArrayRef, Int64Array, TimestampMicrosecondArray};
-    use std::sync::Arc;
 
     fn batch(table: Table, rows: usize) -> RecordBatch {
         let schema = schema::of(table);
@@ -231,7 +310,7 @@ mod tests {
 
     fn rotation(number: u64, items: Vec<Item>) -> Rotation {
         let (written, metadata) = (Vec::new(), Vec::new());
-        Rotation { number, items, written, dropped_rows: 0, metadata, done: None, journal: None }
+        Rotation { number, items, written, dropped_rows: 0, metadata, done: None, journal: None, last_flush: 0 }
     }
 
     #[test]
@@ -242,6 +321,7 @@ mod tests {
         for seq in 2..5 {
             pending
                 .push(rotation(seq, vec![Item::new(seq, Table::Samples, vec![batch(Table::Samples, 10)])]));
+            pending.make_room(|_| InJournal::Never);
         }
         let left: Vec<u64> = pending.items().map(|i| i.seq).collect();
         assert_eq!(left, [1, 3, 4], "the events stay although they are older");
@@ -255,6 +335,7 @@ mod tests {
         let mut pending = Pending::new(events(0).bytes * 2);
         for seq in 1..5 {
             pending.push(rotation(seq, vec![events(seq)]));
+            pending.make_room(|_| InJournal::NotYet);
         }
         let left: Vec<u64> = pending.items().map(|i| i.seq).collect();
         assert_eq!(left, [3, 4]);
@@ -269,7 +350,27 @@ mod tests {
         pending.push(rotation(1, vec![samples(1)]));
         let item = pending.begin().expect("an item waits").item;
         pending.push(rotation(2, vec![samples(2)]));
+        pending.make_room(|_| InJournal::Never);
         let left: Vec<u64> = pending.items().map(|i| i.seq).collect();
         assert_eq!((item.seq, left), (1, vec![1]));
+    }
+
+    #[test]
+    fn what_the_journal_has_leaves_memory_and_is_lost_to_nobody() {
+        let samples = |seq| Item::new(seq, Table::Samples, vec![batch(Table::Samples, 10)]);
+        let mut pending = Pending::new(samples(0).bytes);
+        for seq in 1..4 {
+            pending.push(rotation(seq, vec![samples(seq)]));
+        }
+        let file = Arc::new(tempfile::tempfile().expect("a file"));
+        pending.make_room(|r| if r.number < 3 { InJournal::Whole(file.clone()) } else { InJournal::NotYet });
+        let (batches, rows, bytes) = pending.size();
+        assert_eq!((batches, rows, bytes), (3, 30, samples(0).bytes), "rows are counted wherever they are");
+        assert_eq!((pending.rows_in_journal_alone(), pending.dropped()), (20, vec![]));
+        let item = pending.begin().expect("the oldest").item;
+        assert_eq!(item.read().expect("an empty journal").len(), 0);
+        pending.refuse(item.seq, DropReason::JournalDamaged);
+        let dropped = Dropped { table: Table::Samples, reason: DropReason::JournalDamaged, rows: 10 };
+        assert_eq!(pending.dropped(), [dropped], "what the journal does not give back is counted");
     }
 }

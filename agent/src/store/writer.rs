@@ -9,9 +9,9 @@ use crate::accumulator::Stamp;
 use crate::journal::{self, Frame, JournalName};
 use crate::ledger::Accounts;
 use crate::names::Table;
-use crate::segment::{self, Disk, Io, Segment, SegmentError};
+use crate::segment::{self, Disk, Io, Segment};
 use crate::store::journaling::{Journaling, Kept};
-use crate::store::pending::{Begun, Dropped, Item, Rotation};
+use crate::store::pending::{Begun, DropReason, Dropped, Item, Rotation};
 use crate::store::{Held, State, Store, StoreError, folder};
 use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -127,7 +127,8 @@ impl Writer {
             held.bytes += batch.get_array_memory_size();
         }
         held.rows.extend(rows.iter().cloned());
-        Unjournaled {
+        held.last_flush = seq;
+        let flush = Unjournaled {
             seq,
             at: chunk.at,
             journal: held.journal.clone().unwrap_or_else(|| JournalName { seq, boot: String::new() }),
@@ -135,7 +136,9 @@ impl Writer {
             accounts: held.accounts.clone(),
             given: held.given.clone(),
             rows,
-        }
+        };
+        state.make_room();
+        flush
     }
 
     /// Frames a flush and gives it to the threads of the journal. Waits for no disk. `done` hears what became of it.
@@ -143,7 +146,7 @@ impl Writer {
         let Unjournaled { seq, at, journal, metadata, accounts, given, rows } = flush;
         match (Frame { at, accounts: &accounts, given: &given, rows: &rows }).encode() {
             Ok(frame) => self.journaling.give(journal, &metadata, seq, frame, done),
-            Err(error) => self.journaling.failed(seq, &error.to_string(), done.as_ref()),
+            Err(error) => self.journaling.failed(&journal, seq, &error.to_string(), done.as_ref()),
         }
     }
 
@@ -200,8 +203,10 @@ impl Writer {
         }
         let items = tables.into_iter().map(|(table, batches)| Item::new(state.take_seq(), table, batches));
         let items = items.collect();
-        let (written, journal) = (Vec::new(), held.journal);
-        state.pending.push(Rotation { number, items, written, dropped_rows: 0, metadata, done, journal });
+        let (written, journal, last_flush) = (Vec::new(), held.journal, held.last_flush);
+        let rotation = Rotation { number, items, written, dropped_rows: 0, metadata, done, journal, last_flush };
+        state.pending.push(rotation);
+        state.make_room();
         drop(state);
         // A full channel means that the thread has been told already.
         let _ = self.wake.try_send(());
@@ -270,7 +275,19 @@ fn write_all(store: &Store, io: &dyn Io, forget: &dyn Fn(JournalName)) {
         let boot = store.boot();
         pairs.push(("fgm.rotation".to_owned(), rotation.to_string()));
         let dir = folder(&store.dir, item.table);
-        match segment::write(io, &dir, item.table, &item.batches, &boot, item.seq, &pairs) {
+        let batches = match item.read() {
+            Ok(batches) => batches,
+            Err(error) => {
+                degrade(store, &format!("cannot read back the journal: {error}"), error.raw_os_error());
+                return;
+            }
+        };
+        if batches.is_empty() {
+            tracing::error!(table = item.table.as_str(), rows = item.rows, "the journal has lost rows that were left to it");
+            store.state().pending.refuse(item.seq, DropReason::JournalDamaged);
+            continue;
+        }
+        match segment::write(io, &dir, item.table, &batches, &boot, item.seq, &pairs) {
             Ok(segment) => {
                 let mut state = store.state();
                 state.segments.push(segment.clone());
@@ -281,10 +298,10 @@ fn write_all(store: &Store, io: &dyn Io, forget: &dyn Fn(JournalName)) {
             }
             Err(error) if error.is_final() => {
                 tracing::error!(table = item.table.as_str(), rows = item.rows, %error, "refused rows that no file can hold");
-                store.state().pending.refuse(item.seq);
+                store.state().pending.refuse(item.seq, DropReason::Refused);
             }
             Err(error) => {
-                degrade(store, &error);
+                degrade(store, &error.to_string(), error.os_error());
                 return;
             }
         }
@@ -321,8 +338,8 @@ fn size_of_file(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|m| m.len())
 }
 
-fn degrade(store: &Store, error: &SegmentError) {
-    let mend = match error.os_error() {
+fn degrade(store: &Store, error: &str, os_error: Option<i32>) {
+    let mend = match os_error {
         Some(ENOSPC | EDQUOT) => "; free space there, rows wait in memory meanwhile",
         _ => "; rows wait in memory while the attempt is repeated",
     };

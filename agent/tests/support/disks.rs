@@ -28,3 +28,25 @@ impl Io for FullDisk {
         Disk.sync_dir(dir)
     }
 }
+
+/// Disk on which no segment can be written while it refuses, and journals can.
+pub struct NoSegments {
+    pub refuses: AtomicBool,
+}
+
+impl Io for NoSegments {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        if self.refuses.load(Ordering::SeqCst) && path.extension().is_some_and(|e| e == "tmp") {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        Disk.create(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Disk.rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        Disk.sync_dir(dir)
+    }
+}
