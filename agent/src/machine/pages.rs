@@ -24,7 +24,11 @@ pub fn keep_program() -> io::Result<usize> {
         #[expect(unsafe_code, reason = "mlock2 takes an address")]
         // SAFETY: it changes nothing of the memory, and a range that has gone is refused by the kernel (ENOMEM).
         unsafe {
-            mlock_with(std::ptr::with_exposed_provenance_mut(mapping.start), mapping.length, MlockFlags::ONFAULT)?;
+            mlock_with(
+                std::ptr::with_exposed_provenance_mut(mapping.start),
+                mapping.length,
+                MlockFlags::ONFAULT,
+            )?;
         }
         bytes += mapping.length;
     }

@@ -138,7 +138,7 @@ impl State {
             Decision::Suppress { why, ns } => {
                 let rows = ns / settings.period_ns * members.len() as u64;
                 self.ledger.lost(Table::Samples, why.as_str(), rows);
-                return Started { suppressed: Some((why.as_str(), rows)), ..Started::default() };
+                Started { suppressed: Some((why.as_str(), rows)), ..Started::default() }
             }
             Decision::Start { .. } | Decision::Extend { .. } => {
                 // The row at the event, with limits and peaks, as near to it as can be, whether the burst runs already or not.

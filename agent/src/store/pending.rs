@@ -75,7 +75,6 @@ impl Item {
         }
     }
 
-
     pub fn new(seq: u64, table: Table, batches: Vec<RecordBatch>) -> Self {
         let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
         let bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
@@ -310,7 +309,16 @@ mod tests {
 
     fn rotation(number: u64, items: Vec<Item>) -> Rotation {
         let (written, metadata) = (Vec::new(), Vec::new());
-        Rotation { number, items, written, dropped_rows: 0, metadata, done: None, journal: None, last_flush: 0 }
+        Rotation {
+            number,
+            items,
+            written,
+            dropped_rows: 0,
+            metadata,
+            done: None,
+            journal: None,
+            last_flush: 0,
+        }
     }
 
     #[test]

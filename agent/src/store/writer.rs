@@ -204,7 +204,8 @@ impl Writer {
         let items = tables.into_iter().map(|(table, batches)| Item::new(state.take_seq(), table, batches));
         let items = items.collect();
         let (written, journal, last_flush) = (Vec::new(), held.journal, held.last_flush);
-        let rotation = Rotation { number, items, written, dropped_rows: 0, metadata, done, journal, last_flush };
+        let rotation =
+            Rotation { number, items, written, dropped_rows: 0, metadata, done, journal, last_flush };
         state.pending.push(rotation);
         state.make_room();
         drop(state);
@@ -283,7 +284,11 @@ fn write_all(store: &Store, io: &dyn Io, forget: &dyn Fn(JournalName)) {
             }
         };
         if batches.is_empty() {
-            tracing::error!(table = item.table.as_str(), rows = item.rows, "the journal has lost rows that were left to it");
+            tracing::error!(
+                table = item.table.as_str(),
+                rows = item.rows,
+                "the journal has lost rows that were left to it"
+            );
             store.state().pending.refuse(item.seq, DropReason::JournalDamaged);
             continue;
         }

@@ -89,7 +89,7 @@ fn report(out: &Path, agent: &Path, options: &Options<'_>, native: Option<Result
         .collect::<Result<_, _>>()
         .context("truth.jsonl is not understood")?;
     let data = out.join("data");
-    let told = output(tool(agent).args(["incidents", "--json", "--data"]).arg(&data))?;
+    let told = output(tool(agent).args(["incidents", "--json", "--limit", "10000", "--data"]).arg(&data))?;
     let told: Value = serde_json::from_str(&told).context("fgm incidents --json is no JSON")?;
     let incidents = told["incidents"].as_array().cloned().unwrap_or_default();
 
