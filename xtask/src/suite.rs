@@ -2,7 +2,7 @@
 //! Must never call a group passed of which nothing ran. Called by a person and by `.ci/run`.
 
 use crate::child::{self, Reaped, tool};
-use crate::clock::Deadline;
+use crate::clock::{Deadline, ktime_ns};
 use crate::demo::{self, Outcome};
 use crate::progress::{quiet, say};
 use crate::setup::{self, Check, Need};
@@ -56,7 +56,8 @@ const VENV: Need =
 /// What one run is made of.
 #[derive(Default)]
 struct Suite {
-    groups: Vec<(String, Tally)>,
+    /// Name, count and seconds of each.
+    groups: Vec<(String, Tally, u64)>,
     names: Names,
 }
 
@@ -137,15 +138,20 @@ pub fn ci() -> i32 {
 impl Suite {
     fn group(&mut self, name: &str, run: impl FnOnce(&mut Names) -> Result<Tally>) {
         say(&format!("\n── {name}"));
+        let start = ktime_ns();
         let tally = run(&mut self.names).unwrap_or_else(|e| {
             say(&format!("{name}: {e:#}"));
             Tally::FAILED
         });
         if !tally.good() && tally.failed == 0 {
             say(&format!("{name}: nothing of this group ran, which counts as a failure"));
-            self.groups.push((name.to_owned(), Tally { failed: 1, ..tally }));
+            self.groups.push((
+                name.to_owned(),
+                Tally { failed: 1, ..tally },
+                (ktime_ns() - start) / 1_000_000_000,
+            ));
         } else {
-            self.groups.push((name.to_owned(), tally));
+            self.groups.push((name.to_owned(), tally, (ktime_ns() - start) / 1_000_000_000));
         }
     }
 
@@ -156,8 +162,8 @@ impl Suite {
         for report in self.names.reports() {
             println!("{report}\n");
         }
-        for (name, tally) in &self.groups {
-            println!("{} {name:16} {tally}", if tally.good() { "✓" } else { "✗" });
+        for (name, tally, seconds) in &self.groups {
+            println!("{} {name:16} {tally} · {seconds} s", if tally.good() { "✓" } else { "✗" });
             sum += *tally;
         }
         // A test skipped on this machine and run in the VM is no skipped test; one that ran nowhere counts once.
@@ -174,12 +180,12 @@ impl Suite {
         let named: u32 = self
             .groups
             .iter()
-            .filter(|(n, _)| n == "workspace" || n.starts_with("kernel "))
-            .map(|(_, t)| t.skipped)
+            .filter(|(n, ..)| n == "workspace" || n.starts_with("kernel "))
+            .map(|(_, t, _)| t.skipped)
             .sum();
         sum.skipped = sum.skipped - named + u32::try_from(nowhere.len()).unwrap_or(u32::MAX);
         println!("{sum}");
-        i32::from(!self.groups.iter().all(|(_, t)| t.good()))
+        i32::from(!self.groups.iter().all(|(_, t, _)| t.good()))
     }
 }
 
