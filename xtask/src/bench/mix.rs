@@ -106,10 +106,11 @@ fn storm(of: usize) -> Plan {
 pub fn node() -> Plan {
     let hog = Container {
         oom_score_adj: Some(1000),
-        parts: vec![part("blast --bytes 3G --after 1 --name node-hog")],
+        parts: vec![part("blast --bytes 3G --after stdin --name node-hog")],
         ..Container::default()
     };
-    Plan { kind: "node", containers: vec![hog], ..Plan::default() }
+    // not before it was told so: with nobody to kill the kernel panics
+    Plan { kind: "node", containers: vec![hog], gate: true, ..Plan::default() }
 }
 
 /// As many cases of each kind as give some `kills` in all, at least one of each, those of a kind spread over the whole.
