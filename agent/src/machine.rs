@@ -6,6 +6,7 @@
 mod pages;
 mod survey;
 
+pub use pages::give_back_memory;
 pub use survey::{Finding, Standing, missing_capabilities, survey};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

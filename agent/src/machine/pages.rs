@@ -1,10 +1,20 @@
-//! Keeps the program's own pages in memory. A node that runs out of memory gives up page cache first, and the text of
+//! The program's own memory: its pages stay, what its heap has no use for goes back. A node that runs out of memory gives up page cache first, and the text of
 //! running programs is page cache: the recorder would wait for the disk at the very moment that it is there for.
 //! Locks only what has been touched (`MLOCK_ONFAULT`), and nothing but mapped files: heap and maps stay the kernel's.
 
 use rustix::mm::{MlockFlags, mlock_with};
 use std::fs;
 use std::io;
+
+/// What is free goes back to the system: it was in many small pieces and on many threads, and the allocator would keep it.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "malloc_trim(3) has no safe wrapper")]
+    // SAFETY: it takes no pointer; it may be called at any time, by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
 
 /// A mapping of /proc/self/maps.
 #[derive(Debug, PartialEq, Eq)]

@@ -2,7 +2,6 @@
 //! aya's, tens of megabytes while it is there and nothing after.
 //!
 //! `pipeline` reads it at the start, attaches everything and lets go of it. Must never be kept.
-#![expect(unsafe_code, reason = "malloc_trim(3) has no safe wrapper")]
 
 use super::{
     attach,
@@ -10,6 +9,7 @@ use super::{
     offsets::{BTF_PATH, Facts, no_btf},
     walk,
 };
+use crate::machine::give_back_memory;
 use agent_ebpf::LaneOffsets;
 use std::fs;
 
@@ -31,7 +31,7 @@ impl Kernel {
         let lane = parsed.as_ref().map_err(Clone::clone).and_then(walk::resolve);
         // ours is done with before aya's begins
         let is_there = parsed.map(drop);
-        trim();
+        give_back_memory();
         let btf = is_there.and_then(|()| aya::Btf::from_sys_fs().map_err(|e| attach::explain(&e)));
         Self { facts, lane, btf }
     }
@@ -39,15 +39,6 @@ impl Kernel {
     /// Frees it, and gives the memory back to the system.
     pub fn let_go(self) {
         drop(self);
-        trim();
-    }
-}
-
-/// What is free goes back to the system: it was in many small pieces, which the allocator would keep.
-fn trim() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes no pointer; it may be called at any time, by any thread.
-    unsafe {
-        libc::malloc_trim(0);
+        give_back_memory();
     }
 }

@@ -8,6 +8,7 @@
 use crate::accumulator::Stamp;
 use crate::journal::{self, Frame, JournalName};
 use crate::ledger::Accounts;
+use crate::machine::give_back_memory;
 use crate::names::Table;
 use crate::segment::{self, Disk, Io, Segment};
 use crate::store::journaling::{Journaling, Kept};
@@ -320,6 +321,10 @@ fn complete(store: &Store, forget: &dyn Fn(JournalName)) {
         let total: u64 = state.segments.iter().map(|s| s.bytes).sum();
         (state.pending.take_complete(), total)
     };
+    if !complete.is_empty() {
+        // columns of a rotation, and what it took to encode them
+        give_back_memory();
+    }
     for rotation in complete {
         let file_size_bytes =
             rotation.written.iter().map(|s| size_of_file(&s.path).unwrap_or(s.bytes)).sum::<u64>();
