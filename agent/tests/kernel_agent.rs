@@ -187,6 +187,7 @@ fn a_container_that_lives_a_fifth_of_a_second_is_recorded() {
     let of_it: Vec<_> = rows(&text).into_iter().filter(|r| r.cgroup_id == id).collect();
     assert!(!of_it.is_empty(), "it was sampled at least once");
     assert!(of_it.iter().all(|r| (born..died).contains(&r.ktime_ns)), "no row outside its life: {of_it:?}");
+    agent.settle("events");
     let events = agent.stored_events();
     let kinds: Vec<_> = events.iter().filter(|(cgroup, ..)| *cgroup == Some(id)).collect();
     for kind in ["cgroup_start", "exit", "cgroup_end"] {

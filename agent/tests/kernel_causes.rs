@@ -52,6 +52,7 @@ fn the_end_of_a_container_that_lives_a_fifth_of_a_second_is_told_as_its_inits() 
         assert_eq!((&i["kind"], &i["exit"]["code"]), (&"crash".into(), &3.into()), "{i}");
         assert_eq!(pid_of(&i["victims"][0]), Some(init.pid), "{i}");
     }
+    agent.settle("events");
     let exits = details(&agent, "exit");
     assert_eq!(exits.iter().filter(|(_, detail)| detail["is_init"] == true).count(), 2, "{exits:?}");
 }
@@ -104,6 +105,7 @@ fn a_limit_that_was_lowered_is_told_and_who_did_it_where_the_kernel_shows_it() {
     assert!(not_before < Some(after + 5000) && not_after > Some(before - 5000), "{before}-{after}: {i}");
     assert!(change["by"].is_null() && summary(&i).contains("who wrote it: cause not observed"), "{i}");
 
+    agent.settle("events");
     let told = details(&agent, "limit_change");
     let of = |cgroup: &Cgroup| told.iter().filter(|(id, _)| *id == Some(cgroup.id().cast_signed())).count();
     assert_eq!((of(&app), of(&later), told.len()), (1, 1, 2), "the first setting is no change: {told:?}");

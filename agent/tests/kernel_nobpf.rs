@@ -142,6 +142,7 @@ fn kills_in_containers_that_live_an_instant_are_counted() {
         let of = i["cgroup_id"].as_u64().expect("a cgroup");
         assert!(of == pod.id() || born.contains(&of.cast_signed()), "{i}");
     }
+    agent.settle("events");
     let events = agent.stored_events();
     for kind in ["cgroup_start", "cgroup_end"] {
         let told = born.iter().filter(|id| events.iter().any(|(of, k, _)| *of == Some(**id) && k == kind));
@@ -153,6 +154,7 @@ fn kills_in_containers_that_live_an_instant_are_counted() {
     std::thread::sleep(Duration::from_secs(1));
     drop(longer);
     std::thread::sleep(Duration::from_secs(4));
+    agent.settle("events");
     let events = agent.stored_events();
     for kind in ["cgroup_start", "cgroup_end"] {
         assert_eq!(events.iter().filter(|(of, k, _)| *of == Some(id) && k == kind).count(), 1, "{kind}");

@@ -453,6 +453,16 @@ impl Agent {
         closed.flat_map(|p| batches(&fs::read(p).expect("read"))).collect()
     }
 
+    /// Waits until all rows that the agent has taken so far are in closed segments.
+    pub fn settle(&self, table: &str) {
+        // the state that is asked for is at the most a second old
+        std::thread::sleep(Duration::from_secs(2));
+        let status: Value = serde_json::from_slice(&self.get_ok("/api/status")).expect("JSON");
+        let taken = status["ledger"][table]["written"].as_u64().expect("a count");
+        let closed = || self.stored(table).iter().map(|b| b.num_rows() as u64).sum::<u64>();
+        wait("all rows in segments", Duration::from_secs(150), || closed() >= taken);
+    }
+
     /// (cgroup id, kind, exit code) of all events in closed segments.
     pub fn stored_events(&self) -> Vec<(Option<i64>, String, Option<i64>)> {
         let mut out = Vec::new();
