@@ -1,9 +1,10 @@
-//! The command line: `fgm agent | view | export | events | incidents | inspect | doctor`.
+//! The command line: `fgm agent | view | export | events | incidents | inspect | compact | doctor`.
 //!
 //! Turns arguments into a call of the library and its outcome into an exit code. Output goes to stdout or the named file,
 //! everything else to stderr. `export`, `events` and `incidents` work on a running agent (`--server`) or on a data folder (`--data`),
 //! which they never change. Called by `main` only.
 
+mod compact;
 mod doctor;
 mod events;
 mod fetch;
@@ -54,6 +55,8 @@ enum Command {
     Incidents(IncidentsArgs),
     /// Tell what is in a file or a data folder, and whether it is well.
     Inspect(InspectArgs),
+    /// Merge the segments of finished hours below v1/, in a data folder that no agent holds.
+    Compact(compact::CompactArgs),
     /// List what the kernel told (default: of 15 min, of a data folder all), or follow it.
     Events(events::EventsArgs),
     /// Serve the viewer over a data folder or a copy of one; no agent, no root.
@@ -263,6 +266,10 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => {
             log_to_stderr("warn");
             inspect::inspect(&args.path, args.json)
+        }
+        Command::Compact(args) => {
+            log_to_stderr("warn");
+            compact::run(&args)
         }
         Command::Events(args) => {
             log_to_stderr("warn");

@@ -7,6 +7,7 @@
 mod lane;
 mod place;
 mod range;
+mod upkeep;
 
 use crate::event::Kind;
 pub use lane::{Lane, Period, Source};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+pub use upkeep::{Compaction, Retention};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -49,6 +51,8 @@ pub struct Config {
     pub budget: Budget,
     pub probes: Probes,
     pub rotation: Rotation,
+    pub compaction: Compaction,
+    pub retention: Retention,
     pub export: Export,
 }
 
@@ -68,6 +72,8 @@ impl Default for Config {
             budget: Budget::default(),
             probes: Probes::default(),
             rotation: Rotation::default(),
+            compaction: Compaction::default(),
+            retention: Retention::default(),
             export: Export::default(),
         }
     }
@@ -275,6 +281,25 @@ const KEYS: &[(&str, &str)] = &[
         "means of attaching not to use, where a kernel misbehaves: tp_btf, raw_tp, tracepoint, fentry",
     ),
     ("rotation.every_s", "seconds after which a segment is closed (1 to 3600)"),
+    ("compaction.enabled", "merge the segments of each finished hour into one file below v1/"),
+    ("compaction.after_s", "seconds after the end of an hour until it is merged (0 to 86400)"),
+    ("retention.max_age_h", "hours after which ordinary data is removed (1 to 87600)"),
+    (
+        "retention.incident_max_age_h",
+        "hours after which incidents and the data of their windows are removed (max_age_h to 87600)",
+    ),
+    (
+        "retention.max_bytes",
+        "bytes of all recorded files: beyond it the oldest go, incidents last (at least 1048576)",
+    ),
+    (
+        "retention.min_free_bytes",
+        "bytes to leave free on the disk: ordinary data is removed for it, incidents are not; 0 = none",
+    ),
+    (
+        "retention.reserve_bytes",
+        "bytes set aside for incidents, given up when the disk is full (0 to 1073741824); 0 = none",
+    ),
     ("export.max_rows", "rows one export may hold"),
     ("export.max_containers", "containers one export may hold"),
 ];

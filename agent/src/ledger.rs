@@ -76,6 +76,13 @@ impl Accounts {
         self.combine(other, -1);
     }
 
+    /// That of one table.
+    #[must_use]
+    pub fn only(mut self, table: Table) -> Self {
+        self.0.retain(|t, _| *t == table);
+        self
+    }
+
     pub fn of(&self, table: Table) -> Option<&Account> {
         self.0.get(&table)
     }

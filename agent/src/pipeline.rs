@@ -33,6 +33,7 @@ use crate::probes::{self, Kernel, Ladder, Mechanism, Probes, ReclaimTotals};
 use crate::recorder::{self, Series};
 use crate::sampler::Sampler;
 use crate::store::{Store, Writer};
+use crate::upkeep::Upkeep;
 use crate::viewer;
 use anyhow::Context as _;
 use inbox::{Inbox, Input};
@@ -86,6 +87,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         Err(problem) => tracing::warn!(%problem, "earlier incidents cannot be listed"),
     }
     let outage = outage::before(&store.view(), &machine.boot_id, config.sampling.base_period_ms);
+    store.reserve(config.retention.reserve_bytes);
     let writer = Writer::start(store.clone(), &machine.boot_id)?;
     let metadata = metadata(&config, &names, &machine, &ladder, lane.pace.period_ms());
     let sealer = Sealer::start(Setup { writer, names: names.clone(), metadata, shared: shared.clone() })
@@ -99,6 +101,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         names.clone(),
     ));
     let server = viewer::serve(source, store.clone(), &config)?;
+    let upkeep = Upkeep::start(store.clone(), &config).context("cannot start the upkeep thread")?;
     stop_on_signals(outside).context("cannot listen for signals")?;
 
     let sampler = Sampler::new(&config.cgroup_root, series.clone(), machine.descriptor_limit);
@@ -115,6 +118,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     // whatever ended the loop, the rows are written
     tracing::info!("closing");
     server.stop();
+    upkeep.stop();
     let _ = sealer.give(state.finish());
     sealer.finish().context("the last rows")?;
     tracing::info!("closed");

@@ -13,8 +13,8 @@ pub use identity::{Identity, int, text};
 use crate::incident::Lost;
 use crate::names::Table;
 use crate::schema;
-use crate::segment::{self, SegmentError};
-use crate::store::View;
+use crate::segment::{self, Segment, SegmentError};
+use crate::store::{Pin, View};
 use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
@@ -98,12 +98,15 @@ pub struct Plan {
     runs: Vec<Run>,
     pub rows: u64,
     pub lost: Vec<Lost>,
+    /// The files stay while the plan lives.
+    _pin: Pin,
 }
 
 /// Finds the rows. An error when they are more than `max_rows`.
 pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result<Plan, QueryError> {
     let lost = view.lost.iter().filter(|l| l.table == table.as_str()).cloned().collect();
-    let mut plan = Plan { table, sources: Vec::new(), runs: Vec::new(), rows: 0, lost };
+    let (sources, runs) = (Vec::new(), Vec::new());
+    let mut plan = Plan { table, sources, runs, rows: 0, lost, _pin: view.pin.clone() };
     for segment in &view.segments {
         let is_wanted = segment.table == table
             && segment.overlaps(filter.from_us, filter.to_us)
@@ -114,7 +117,7 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         let boot: Arc<str> = segment.name.boot.as_str().into();
         let found = open(&segment.path).and_then(|metadata| {
             let mut runs = Vec::new();
-            keys_of_file(&segment.path, &metadata, filter, &boot, plan.sources.len(), &mut runs)?;
+            keys_of_file(segment, &metadata, filter, &boot, plan.sources.len(), &mut runs)?;
             Ok((metadata, runs))
         });
         match found {
@@ -126,7 +129,8 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
                 let name = segment.path.file_name().unwrap_or_default().to_string_lossy();
                 tracing::error!(path = %segment.path.display(), reason, "left an unreadable segment out of a query");
                 let reason = format!("unreadable segment {name}");
-                plan.lost.push(Lost { table: table.as_str().to_owned(), reason, rows: segment.rows });
+                let rows = segment.rows_left();
+                plan.lost.push(Lost { table: table.as_str().to_owned(), reason, rows });
             }
         }
     }
@@ -146,7 +150,7 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         let boot: Arc<str> = loose.boot.as_str().into();
         let source = plan.sources.len();
         let keys = segment::conform(table, &loose.batch, &key_schema(table))?;
-        keys_of_batch(&keys, 0, filter, &boot, source, &mut plan.runs);
+        keys_of_batch(&keys, 0, filter, &|_| true, &boot, source, &mut plan.runs);
         plan.sources.push(Source::Batch(loose.batch.clone()));
     }
     plan.rows = plan.runs.iter().map(|r| r.rows.len() as u64).sum();
@@ -198,7 +202,7 @@ fn may_match(group: &RowGroupMetaData, filter: &Filter) -> bool {
 }
 
 fn keys_of_file(
-    path: &Path,
+    segment: &Segment,
     metadata: &ArrowReaderMetadata,
     filter: &Filter,
     boot: &Arc<str>,
@@ -211,8 +215,8 @@ fn keys_of_file(
         if may_match(group, filter) {
             let all = RowSelection::from_consecutive_ranges(std::iter::once(0..rows), rows);
             let mut at = start;
-            for batch in read_group(path, metadata, i, all, &["cgroup_id", "ts"])? {
-                keys_of_batch(&batch, at, filter, boot, source, runs);
+            for batch in read_group(&segment.path, metadata, i, all, &["cgroup_id", "ts"])? {
+                keys_of_batch(&batch, at, filter, &|ts| segment.counts(ts), boot, source, runs);
                 at += batch.num_rows();
             }
         }
@@ -248,6 +252,7 @@ fn keys_of_batch(
     batch: &RecordBatch,
     first_row: usize,
     filter: &Filter,
+    counts: &dyn Fn(i64) -> bool,
     boot: &Arc<str>,
     source: usize,
     runs: &mut Vec<Run>,
@@ -257,7 +262,7 @@ fn keys_of_batch(
     let (Some(ids), Some(ts)) = (ids, ts) else { return };
     for i in 0..batch.num_rows() {
         let cgroup_id = ids.is_valid(i).then(|| ids.value(i));
-        if !filter.wants(cgroup_id, ts.value(i)) {
+        if !filter.wants(cgroup_id, ts.value(i)) || !counts(ts.value(i)) {
             continue;
         }
         let row = first_row + i;

@@ -8,38 +8,42 @@
 //! parquet 60.1 verifies page checksums but cannot write them, so the checksum of everything before the footer stands
 //! in the footer: `fgm.body_crc32` = `<bytes>:<crc32 in hex>`. [`verify`] holds a file against it.
 
+mod encoder;
 mod footer;
 
+pub use encoder::{ColumnEncoder, Encoder, distinct};
 pub use footer::Footer;
 
 use crate::names::Table;
 use crate::schema;
-use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, new_null_array};
-use arrow::compute::{SortColumn, SortOptions, cast, concat_batches, lexsort_to_indices, take_record_batch};
-use arrow::datatypes::{DataType, Int32Type, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array};
+use arrow::compute::{
+    SortColumn, SortOptions, cast, concat_batches, filter_record_batch, lexsort_to_indices, take_record_batch,
+};
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
-use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{KeyValue, ParquetMetaData, SortingColumn};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::schema::types::ColumnPath;
-use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Write};
+use parquet::file::metadata::ParquetMetaData;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Rows of a row group at the most: bounds what writer and reader hold, and is the grain of pruning.
 pub const ROW_GROUP_ROWS: usize = 65_536;
-/// Rows of a page at the most; at 1 Hz it is a little over an hour of one cgroup.
-const PAGE_ROWS: usize = 4096;
-/// zstd 9 saves 2-3 % more for four times the CPU.
-const ZSTD_LEVEL: i32 = 3;
 /// Ending of a file that is still being written. It does not match `*.parquet`.
 pub const TEMPORARY: &str = "parquet.tmp";
 /// Key of the journal that held the file's rows.
 pub const JOURNAL: &str = "fgm.journal";
+/// Key of the files that a merged one was made of, and of the hour that it is.
+pub const INPUTS: &str = "fgm.inputs";
+pub const HOUR: &str = "fgm.hour_us";
+pub const FROM: &str = "fgm.from_us";
+pub const TO: &str = "fgm.to_us";
+pub const HOUR_US: i64 = 3_600_000_000;
 const BODY_CRC: &str = "fgm.body_crc32";
 
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +87,8 @@ impl SegmentError {
     }
 }
 
-/// `<start_us>-<boot>-<seq>.parquet`: sorts by time, unique in a data folder.
+/// `<start_us>-<boot>-<seq>.parquet`: sorts by time, unique in a data folder. A file of `v1/`, whose path has the time, is
+/// `<boot>-<seq>.parquet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentName {
     pub start_us: i64,
@@ -94,12 +99,16 @@ pub struct SegmentName {
 
 impl SegmentName {
     pub fn parse(file_name: &str) -> Option<Self> {
-        let mut parts = file_name.strip_suffix(".parquet")?.splitn(3, '-');
-        let start_us = parts.next()?.parse().ok().filter(|v| *v >= 0)?;
-        let boot = parts.next().filter(|b| !b.is_empty())?.to_owned();
+        let parts: Vec<&str> = file_name.strip_suffix(".parquet")?.splitn(3, '-').collect();
+        let (start, boot, seq) = match parts[..] {
+            [start, boot, seq] => (start, boot, seq),
+            [boot, seq] => ("0", boot, seq),
+            _ => return None,
+        };
+        let start_us = start.parse().ok().filter(|v| *v >= 0)?;
         // The store counts on from the highest.
-        let seq = parts.next()?.parse().ok().filter(|seq| *seq < u64::MAX / 2)?;
-        Some(Self { start_us, boot, seq })
+        let seq = seq.parse().ok().filter(|seq| *seq < u64::MAX / 2)?;
+        (!boot.is_empty()).then(|| Self { start_us, boot: boot.to_owned(), seq })
     }
 
     pub fn file_name(&self) -> String {
@@ -123,11 +132,71 @@ pub struct Segment {
     pub to_us: i64,
     pub rows: u64,
     pub bytes: u64,
-    /// The journal whose rows of this table these are: with it, a journal that is left over is not read twice.
+    /// When its bytes were last changed.
+    pub modified_ns: i64,
+    /// The journal whose rows of this table these are (of a merged file: those that were left, with commas between): with
+    /// it, a journal that is left over is not read twice.
     pub journal: Option<String>,
+    /// Of a file of `v1/`.
+    pub merged: Option<Merged>,
+    /// The hours of a file of `recent/` that are in `v1/` already: these rows of it do not count.
+    pub taken: Vec<Taken>,
+}
+
+/// What a file of `v1/` was made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merged {
+    pub hour_us: i64,
+    /// Those that may still be there.
+    pub inputs: Vec<Merging>,
+}
+
+/// The rows that a merged file has of one segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merging {
+    pub file: String,
+    pub rows: u64,
+}
+
+/// The rows of an hour that a merged file has of this segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    pub hour_us: i64,
+    pub rows: u64,
+}
+
+/// Start of the hour of an instant.
+pub fn hour_of(ts_us: i64) -> i64 {
+    ts_us.div_euclid(HOUR_US).saturating_mul(HOUR_US)
 }
 
 impl Segment {
+    pub fn file_name(&self) -> &str {
+        self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default()
+    }
+
+    /// Rows that are in no merged file.
+    pub fn rows_left(&self) -> u64 {
+        self.rows.saturating_sub(self.taken.iter().map(|t| t.rows).sum())
+    }
+
+    /// Whether the row of that instant counts here.
+    pub fn counts(&self, ts_us: i64) -> bool {
+        self.taken.is_empty() || !self.taken.iter().any(|t| t.hour_us == hour_of(ts_us))
+    }
+
+    /// Those of some of its rows that count.
+    pub fn counted(&self, rows: &RecordBatch) -> Result<RecordBatch, String> {
+        let ts = rows.column_by_name("ts").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
+        let counts: BooleanArray =
+            ts.ok_or("it has no ts")?.values().iter().map(|ts| Some(self.counts(*ts))).collect();
+        filter_record_batch(rows, &counts).map_err(|e| e.to_string())
+    }
+
+    pub fn is_of_journal(&self, tag: &str) -> bool {
+        self.journal.as_deref().is_some_and(|all| all.split(',').any(|one| one == tag))
+    }
+
     pub fn overlaps(&self, from_us: i64, to_us: i64) -> bool {
         self.from_us <= to_us && self.to_us >= from_us
     }
@@ -214,122 +283,31 @@ pub fn sorted(
     take_record_batch(&whole, &order).map_err(rows)
 }
 
-/// Different values of a dictionary column, for the size of its bloom filter.
-pub fn distinct(batch: &RecordBatch, column: &str) -> u64 {
-    let Some(array) = batch.column_by_name(column) else { return 0 };
-    let Some(dictionary) = array.as_any().downcast_ref::<arrow::array::DictionaryArray<Int32Type>>() else {
-        return 0;
-    };
-    let Some(values) = dictionary.values().as_any().downcast_ref::<StringArray>() else { return 0 };
-    let keys: HashSet<usize> = dictionary.keys_iter().flatten().collect();
-    keys.into_iter().map(|k| values.value(k)).collect::<HashSet<_>>().len() as u64
-}
-
-/// The writer settings of every file we make.
-fn properties(schema: &Schema, ndv: [(&str, u64); 2], metadata: Vec<KeyValue>) -> WriterProperties {
-    let mut p = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL).unwrap_or_default()))
-        .set_dictionary_enabled(false)
-        .set_statistics_enabled(EnabledStatistics::Page)
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-        .set_data_page_row_count_limit(PAGE_ROWS)
-        .set_created_by(concat!("fgm ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_key_value_metadata(Some(metadata));
-    let mut sorting = Vec::new();
-    for (i, field) in schema.fields().iter().enumerate() {
-        let path = ColumnPath::from(field.name().as_str());
-        p = match field.data_type() {
-            DataType::Dictionary(_, _) => p.set_column_dictionary_enabled(path, true),
-            DataType::Map(entries, _) => {
-                let part = |of: &str| {
-                    ColumnPath::new(vec![field.name().clone(), entries.name().clone(), of.to_owned()])
-                };
-                p.set_column_dictionary_enabled(part("key"), true)
-                    .set_column_dictionary_enabled(part("value"), true)
-            }
-            DataType::Float64 => p.set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT),
-            _ => p.set_column_encoding(path, Encoding::DELTA_BINARY_PACKED),
-        };
-        if matches!(field.name().as_str(), "cgroup_id" | "ts") {
-            let column_idx = i32::try_from(i).unwrap_or(i32::MAX);
-            sorting.push((
-                field.name() == "ts",
-                SortingColumn { column_idx, descending: false, nulls_first: true },
-            ));
-        }
-    }
-    sorting.sort_by_key(|(is_ts, _)| *is_ts);
-    for (column, n) in ndv {
-        if schema.column_with_name(column).is_some() {
-            p = p.set_column_bloom_filter_max_ndv(ColumnPath::from(column), n.max(1));
-        }
-    }
-    p.set_sorting_columns(Some(sorting.into_iter().map(|(_, s)| s).collect())).build()
-}
-
-/// Counts and checksums what passes through.
-struct Checked<W> {
-    inner: W,
-    crc: crc32fast::Hasher,
-    bytes: u64,
-}
-
-impl<W: Write> Write for Checked<W> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(buf)?;
-        self.crc.update(&buf[..n]);
-        self.bytes += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-/// Rows into Parquet with the settings of every file we make. The rows must come sorted.
-pub struct Encoder<W: Write + Send> {
-    writer: ArrowWriter<Checked<W>>,
-}
-
-impl<W: Write + Send> Encoder<W> {
-    /// `ndv` = different container ids and pod uids to come, for the bloom filters.
-    pub fn new(
-        sink: W,
-        schema: &SchemaRef,
-        ndv: (u64, u64),
-        metadata: &[(String, String)],
-    ) -> Result<Self, ParquetError> {
-        let pairs = metadata.iter().map(|(k, v)| KeyValue::new(k.clone(), v.clone())).collect();
-        let p = properties(schema, [("container_id", ndv.0), ("pod_uid", ndv.1)], pairs);
-        let sink = Checked { inner: sink, crc: crc32fast::Hasher::new(), bytes: 0 };
-        Ok(Self { writer: ArrowWriter::try_new(sink, schema.clone(), Some(p))? })
-    }
-
-    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
-        self.writer.write(batch)
-    }
-
-    /// Bytes given to the sink so far.
-    pub fn bytes(&self) -> u64 {
-        self.writer.inner().bytes
-    }
-
-    /// Writes the footer and gives the sink back.
-    pub fn close(mut self) -> Result<W, ParquetError> {
-        self.writer.flush()?;
-        self.writer.sync()?;
-        let body = self.writer.inner();
-        let check = format!("{}:{:08x}", body.bytes, body.crc.clone().finalize());
-        self.writer.append_key_value_metadata(KeyValue::new(BODY_CRC.to_owned(), check));
-        Ok(self.writer.into_inner()?.inner)
-    }
-}
-
 /// A temporary file that goes away unless it is published.
-struct Temporary {
+pub struct Temporary {
     path: PathBuf,
     is_published: bool,
+}
+
+impl Temporary {
+    /// Makes the file that will be `path`.
+    pub fn create(io: &dyn Io, path: &Path) -> Result<(Self, File), SegmentError> {
+        let own = path.with_extension(TEMPORARY);
+        let file = io.create(&own).map_err(fail("cannot create", &own))?;
+        Ok((Self { path: own, is_published: false }, file))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the file its name once its bytes are durable. The name is durable when its folder is fsynced.
+    pub fn publish(mut self, io: &dyn Io, file: &File, path: &Path) -> Result<(), SegmentError> {
+        io.sync(file).map_err(fail("cannot fsync", &self.path))?;
+        io.rename(&self.path, path).map_err(fail("cannot rename to", path))?;
+        self.is_published = true;
+        Ok(())
+    }
 }
 
 impl Drop for Temporary {
@@ -339,6 +317,11 @@ impl Drop for Temporary {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+fn fail(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SegmentError {
+    let path = path.to_owned();
+    move |source| SegmentError::Io { step, path, source }
 }
 
 /// Writes the rows as one closed segment into `dir` and returns it once it is durable.
@@ -356,38 +339,37 @@ pub fn write(
     let (from_us, to_us) = time_range(&rows);
     let name = SegmentName { start_us: from_us.max(0), boot: boot.to_owned(), seq };
     let path = dir.join(name.file_name());
-    let temporary = path.with_extension(TEMPORARY);
 
     let mut pairs = vec![
         ("fgm.table".to_owned(), table.as_str().to_owned()),
         ("fgm.schema_version".to_owned(), schema::VERSION.to_string()),
         ("fgm.agent_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("fgm.from_us".to_owned(), from_us.to_string()),
-        ("fgm.to_us".to_owned(), to_us.to_string()),
+        (FROM.to_owned(), from_us.to_string()),
+        (TO.to_owned(), to_us.to_string()),
         ("fgm.seq".to_owned(), seq.to_string()),
     ];
     pairs.retain(|(k, _)| !metadata.iter().any(|(m, _)| m == k));
     pairs.extend_from_slice(metadata);
 
-    let fail = |step, path: &Path| {
-        let path = path.to_owned();
-        move |source| SegmentError::Io { step, path, source }
-    };
-    let encode = |source| SegmentError::Encode { path: temporary.clone(), source };
-    let file = io.create(&temporary).map_err(fail("cannot create", &temporary))?;
-    let mut guard = Temporary { path: temporary.clone(), is_published: false };
+    let (temporary, file) = Temporary::create(io, &path)?;
+    let encode = |source| SegmentError::Encode { path: temporary.path.clone(), source };
     let ndv = (distinct(&rows, "container_id"), distinct(&rows, "pod_uid"));
     let mut encoder = Encoder::new(file, &schema, ndv, &pairs).map_err(encode)?;
     encoder.write(&rows).map_err(encode)?;
     let file = encoder.close().map_err(encode)?;
-    io.sync(&file).map_err(fail("cannot fsync", &temporary))?;
-    let bytes = file.metadata().map_err(fail("cannot read the size of", &temporary))?.len();
-    drop(file);
-    io.rename(&temporary, &path).map_err(fail("cannot rename to", &path))?;
-    guard.is_published = true;
+    let there = file.metadata().map_err(fail("cannot read the size of", &temporary.path))?;
+    let (bytes, modified_ns) = (there.len(), modified_ns(&there));
+    temporary.publish(io, &file, &path)?;
     io.sync_dir(dir).map_err(fail("cannot fsync the folder", dir))?;
     let journal = pairs.into_iter().find(|(k, _)| k == JOURNAL).map(|(_, v)| v);
-    Ok(Segment { table, path, name, from_us, to_us, rows: rows.num_rows() as u64, bytes, journal })
+    let rows = rows.num_rows() as u64;
+    let (merged, taken) = (None, Vec::new());
+    Ok(Segment { table, path, name, from_us, to_us, rows, bytes, modified_ns, journal, merged, taken })
+}
+
+/// When a file's bytes were last changed.
+pub fn modified_ns(there: &Metadata) -> i64 {
+    there.mtime().saturating_mul(1_000_000_000).saturating_add(there.mtime_nsec())
 }
 
 /// First and last `ts` of rows in any order; (0, 0) of none.
@@ -415,6 +397,19 @@ pub fn metadata_value<'a>(footer: &'a ParquetMetaData, key: &str) -> Option<&'a 
     pairs.iter().find(|kv| kv.key == key).and_then(|kv| kv.value.as_deref())
 }
 
+/// All rows of a file that is known to be small.
+///
+/// # Errors
+/// Why it cannot be read.
+pub fn rows(path: &Path) -> Result<Vec<RecordBatch>, String> {
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    guarded(|| {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| e.to_string())?;
+        let reader = builder.build().map_err(|e| e.to_string())?;
+        reader.collect::<Result<_, _>>().map_err(|e| e.to_string())
+    })
+}
+
 /// Reads the footer and the page index of a closed file; no page is read.
 pub fn open(table: Table, path: &Path) -> Result<Segment, SegmentError> {
     inspect(table, path).map(|(segment, _)| segment)
@@ -426,14 +421,24 @@ fn inspect(table: Table, path: &Path) -> Result<(Segment, Footer), SegmentError>
     let name = SegmentName::parse(file_name)
         .ok_or_else(|| damaged("its name is not <start_us>-<boot>-<seq>.parquet".to_owned()))?;
     let footer = Footer::read(path)?;
-    let io = |source| SegmentError::Io { step: "cannot read the size of", path: path.to_owned(), source };
-    let bytes = std::fs::metadata(path).map_err(io)?.len();
+    let there = std::fs::metadata(path).map_err(fail("cannot read the size of", path))?;
+    let (bytes, modified_ns) = (there.len(), modified_ns(&there));
     let number = |key| footer.value(key).and_then(|v| v.parse::<i64>().ok());
-    let from_us = number("fgm.from_us").unwrap_or(name.start_us);
-    let to_us = number("fgm.to_us").ok_or_else(|| damaged("its metadata lacks fgm.to_us".to_owned()))?;
+    let from_us = number(FROM).unwrap_or(name.start_us);
+    let to_us = number(TO).ok_or_else(|| damaged(format!("its metadata lacks {TO}")))?;
+    let merged = match footer.value(INPUTS) {
+        None => None,
+        Some(text) => Some(Merged {
+            hour_us: number(HOUR).ok_or_else(|| damaged(format!("its metadata lacks {HOUR}")))?,
+            inputs: serde_json::from_str(text).map_err(|e| damaged(format!("bad {INPUTS}: {e}")))?,
+        }),
+    };
     let journal = footer.value(JOURNAL).map(str::to_owned);
-    let rows = footer.rows();
-    Ok((Segment { table, path: path.to_owned(), name, from_us, to_us, rows, bytes, journal }, footer))
+    let (rows, taken) = (footer.rows(), Vec::new());
+    let path = path.to_owned();
+    let segment =
+        Segment { table, path, name, from_us, to_us, rows, bytes, modified_ns, journal, merged, taken };
+    Ok((segment, footer))
 }
 
 /// [`open`], and holds every byte before the footer against its checksum.

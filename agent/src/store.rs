@@ -1,19 +1,29 @@
 //! The data folder: which closed segments there are, what waits to become one, and one consistent view of both.
 //!
-//! `recent/table=T/<start_us>-<boot>-<seq>.parquet` are closed segments; `quarantine/` holds damaged ones with the
+//! `recent/table=T/<start_us>-<boot>-<seq>.parquet` are closed segments; `v1/…` are hours of them, merged; `quarantine/` holds damaged ones with the
 //! reason beside them; `journal/` holds rows that are in no segment yet; `LOCK` is held by the one agent that writes.
-//! Opening is the recovery: temporary files of a crash are removed, damaged files are set aside (never deleted), a journal
-//! becomes segments, all of it is logged. While an agent runs, [`Writer`] alone makes segments. No code here reads rows: `query` does. `pipeline` opens and seals, `viewer` and `cli` take views.
+//! Opening is the recovery: temporary files of a crash are removed, damaged files are set aside (never deleted), segments that
+//! a merged file has are removed, a journal becomes segments, all of it is logged. While an agent runs, [`Writer`] alone makes segments. No code here reads rows: `query` does. `pipeline` opens and seals, `viewer` and `cli` take views.
 
+mod compacting;
+mod index;
 mod journaling;
 mod look;
 mod pending;
 mod recovery;
+mod removed;
+mod reserve;
+mod retaining;
+mod scan;
 mod writer;
 
+pub use compacting::{Compacted, Compaction, Rules};
 pub use journaling::Kept;
 pub use look::{Look, look};
 pub use pending::{DropReason, Dropped, PENDING_BYTES};
+pub use removed::Removed;
+pub use reserve::free_bytes;
+pub use retaining::Gone;
 pub use writer::{Chunk, SealResult, ShutdownError, Unjournaled, Writer};
 
 use crate::incident::Lost;
@@ -22,16 +32,21 @@ use crate::ledger::Accounts;
 use crate::names::Table;
 use crate::segment::{self, Disk, Io, Segment, SegmentError};
 use arrow::array::RecordBatch;
+use compacting::Doomed;
+use index::Index;
 use pending::{InJournal, Pending};
+use reserve::Reserve;
 use rustix::fs::FlockOperation;
+use scan::scan;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const RECENT: &str = "recent";
+const MERGED: &str = "v1";
 const JOURNAL: &str = "journal";
 const QUARANTINE: &str = "quarantine";
 const LOCK: &str = "LOCK";
@@ -46,7 +61,7 @@ pub enum StoreError {
     NotWritable { path: PathBuf, source: io::Error },
     #[error("the data folder {} is in use by another agent (pid {holder}); stop that one, or name another with data_dir", path.display())]
     InUse { path: PathBuf, holder: String },
-    #[error("{} is not a data folder of fgm: it has no folder {RECENT}; name the folder that data_dir names", path.display())]
+    #[error("{} is not a data folder of fgm: it has no folder {RECENT} and none {MERGED}; name the folder that data_dir names", path.display())]
     NoData { path: PathBuf },
     #[error("cannot read {}: {source}; run this as a user who may, or on a copy", path.display())]
     Read { path: PathBuf, source: io::Error },
@@ -96,7 +111,12 @@ pub struct View {
     pub seq: u64,
     /// Metadata of the newest batches that wait.
     pub metadata: Vec<(String, String)>,
+    /// While it lives, no file of this view is removed by the store that gave it.
+    pub pin: Pin,
 }
+
+/// Holds files in their place.
+pub type Pin = Option<Arc<()>>;
 
 /// Rows that were kept since the last rotation.
 #[derive(Default)]
@@ -144,6 +164,16 @@ struct State {
     next_seq: u64,
     boot: String,
     degraded: Option<String>,
+    /// Of the views that are given out now.
+    pin: Arc<()>,
+    /// Files that no new view has, oldest first.
+    doomed: VecDeque<Doomed>,
+    compaction: compacting::Totals,
+    removed: Removed,
+    reserve: Reserve,
+    /// Files that the start knew from the index, and those that it had to open.
+    believed: usize,
+    opened: usize,
 }
 
 impl State {
@@ -204,7 +234,8 @@ impl Store {
         }
         create(&dir.join(QUARANTINE))?;
         create(&dir.join(JOURNAL))?;
-        let mut found = scan(dir)?;
+        let index = Index::read(dir);
+        let mut found = scan(dir, &index)?;
         for path in &found.temporary {
             match fs::remove_file(path) {
                 Ok(()) => {
@@ -215,11 +246,14 @@ impl Store {
                 }
             }
         }
-        found.segments.retain(|s| match segment::verify(s.table, &s.path) {
-            Ok(_) => true,
-            Err(error) => {
-                found.damaged.push((s.table, s.path.clone(), error));
-                false
+        let believed = found.segments.len() - found.opened.len();
+        found.segments.retain(|s| {
+            match found.opened.contains(&s.path).then(|| segment::verify(s.table, &s.path)) {
+                None | Some(Ok(_)) => true,
+                Some(Err(error)) => {
+                    found.damaged.push((s.table, s.path.clone(), error));
+                    false
+                }
             }
         });
         let mut lost = Vec::new();
@@ -230,32 +264,40 @@ impl Store {
                 tracing::error!(path = %path.display(), %error, "left out a segment that cannot be read");
                 continue;
             }
-            match set_aside(dir, table, &path, &error) {
-                Ok(to) => {
-                    tracing::error!(path = %path.display(), to = %to.display(), %error, "set a damaged segment aside");
-                }
-                Err(io) => {
-                    tracing::error!(path = %path.display(), %error, %io, "cannot set a damaged segment aside");
-                }
-            }
+            set_aside(dir, table, &path, &error);
         }
+        let removed = removed_of(dir, |error| {
+            let path = Removed::path(dir);
+            let reason = format!("the account of what retention removed cannot be read: {error}");
+            match aside(&dir.join(QUARANTINE), "removed.json", &path, &reason) {
+                Ok(to) => tracing::error!(path = %path.display(), to = %to.display(), reason, "set aside"),
+                Err(io) => tracing::error!(path = %path.display(), reason, %io, "cannot be set aside"),
+            }
+        });
+        found.segments.retain(|s| !removed.is_gone(dir, &s.path));
+        let merged = scan::settle(&mut found.segments);
         let recovered = recovery::recover(io, dir, &mut found.segments, found.highest_seq)?;
         lost.extend(recovered.lost);
-        Ok(Arc::new(Self::of(dir, Some(lock), found.segments, recovered.left, lost, recovered.highest_seq)))
+        let half_gone = removed.removing(dir);
+        let store =
+            Self::of(dir, Some(lock), found.segments, recovered.left, lost, recovered.highest_seq, removed);
+        store.state().doom(half_gone, Vec::new());
+        store.doom(merged);
+        store.sweep(io);
+        (store.state().believed, store.state().opened) = (believed, found.opened.len());
+        // also when files of it have gone: a name must not be known for ever
+        if !found.opened.is_empty() || index.len() != believed {
+            store.write_index(io);
+        }
+        Ok(Arc::new(store))
     }
 
     /// Opens a folder, maybe copied from elsewhere, without a lock and without changing anything in it.
     pub fn open_read_only(dir: &Path) -> Result<Arc<Self>, StoreError> {
-        let recent = dir.join(RECENT);
-        match fs::metadata(&recent) {
-            Ok(there) if there.is_dir() => {}
-            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(StoreError::Read { path: recent, source });
-            }
-            _ => return Err(StoreError::NoData { path: dir.into() }),
-        }
+        Self::must_hold_data(dir)?;
         let reading = recovery::Reading::of(dir)?;
-        let mut found = scan(dir)?;
+        let mut found = scan(dir, &Index::read(dir))?;
+        let counts = (found.segments.len() - found.opened.len(), found.opened.len());
         // What the asker may not read is no loss, and an answer without it would be a wrong one.
         let forbidden = |e: &SegmentError| matches!(e, SegmentError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied);
         if let Some(at) = found.damaged.iter().position(|(.., error)| forbidden(error))
@@ -271,12 +313,35 @@ impl Store {
                 damage(*table, path, error)
             })
             .collect();
+        let removed = removed_of(dir, |error| {
+            tracing::warn!(error, "the account of what retention removed cannot be read");
+        });
+        found.segments.retain(|s| !removed.is_gone(dir, &s.path));
+        scan::settle(&mut found.segments);
         let metadata = reading.newest_metadata();
         let (journaled, more) = reading.rows(&found.segments);
         lost.extend(more);
-        let store = Self::of(dir, None, found.segments, journaled, lost, found.highest_seq);
-        store.state().held.metadata = metadata;
+        let store = Self::of(dir, None, found.segments, journaled, lost, found.highest_seq, removed);
+        {
+            let mut state = store.state();
+            state.held.metadata = metadata;
+            (state.believed, state.opened) = counts;
+        }
         Ok(Arc::new(store))
+    }
+
+    /// Refuses a folder that is none of ours: opening to write would make it one.
+    pub fn must_hold_data(dir: &Path) -> Result<(), StoreError> {
+        let of = |name| {
+            let path = dir.join(name);
+            match fs::metadata(&path) {
+                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    Err(StoreError::Read { path, source })
+                }
+                there => Ok(there.is_ok_and(|t| t.is_dir())),
+            }
+        };
+        if of(RECENT)? || of(MERGED)? { Ok(()) } else { Err(StoreError::NoData { path: dir.into() }) }
     }
 
     fn of(
@@ -286,6 +351,7 @@ impl Store {
         journaled: Vec<Loose>,
         lost: Vec<Lost>,
         highest_seq: u64,
+        removed: Removed,
     ) -> Self {
         let state = State {
             segments,
@@ -298,6 +364,13 @@ impl Store {
             next_seq: highest_seq + 1,
             boot: "unknown".to_owned(),
             degraded: None,
+            pin: Arc::default(),
+            doomed: VecDeque::new(),
+            compaction: compacting::Totals::default(),
+            removed,
+            reserve: Reserve::default(),
+            believed: 0,
+            opened: 0,
         };
         Self { dir: dir.to_owned(), lock, state: Mutex::new(state) }
     }
@@ -346,12 +419,39 @@ impl Store {
                 [] => state.pending.newest_metadata(),
                 of_held => of_held.to_vec(),
             },
+            pin: Some(state.pin.clone()),
         }
     }
 
     /// Bytes of all closed segments.
     pub fn total_bytes(&self) -> u64 {
         self.state().segments.iter().map(|s| s.bytes).sum()
+    }
+
+    /// What retention has removed from the folder.
+    pub fn removed(&self) -> Removed {
+        self.state().removed.clone()
+    }
+
+    /// Keeps that much space for the evidence of incidents, 0 for none.
+    pub fn reserve(&self, bytes: u64) {
+        let reserve = Reserve::take(&self.dir, bytes);
+        self.state().reserve = reserve;
+    }
+
+    /// Notes what is known of each closed file, for the next start.
+    pub(crate) fn write_index(&self, io: &dyn Io) {
+        // An input that is gone for the index must be gone for the disk.
+        for table in Table::ALL {
+            if let Err(error) = io.sync_dir(&folder(&self.dir, table)) {
+                tracing::warn!(%error, "the index of segments is not written");
+                return;
+            }
+        }
+        let segments = self.state().segments.clone();
+        if let Err(error) = index::write(&self.dir, segments.iter()) {
+            tracing::warn!(%error, "the index of segments cannot be written; the next start opens each");
+        }
     }
 
     /// Batches that the bound on waiting rows has cut so far.
@@ -384,7 +484,7 @@ impl Store {
             "data_dir": self.dir.display().to_string(),
             "files": state.segments.len(),
             "bytes": state.segments.iter().map(|s| s.bytes).sum::<u64>(),
-            "rows": state.segments.iter().map(|s| s.rows).sum::<u64>(),
+            "rows": state.segments.iter().map(Segment::rows_left).sum::<u64>(),
             "from_us": state.segments.iter().map(|s| s.from_us).min(),
             "to_us": state.segments.iter().map(|s| s.to_us).max(),
             "pending": {
@@ -402,9 +502,27 @@ impl Store {
                 "failed_flushes": state.journal.failed,
                 "degraded": state.journal.degraded,
             },
+            "start": {"believed": state.believed, "opened": state.opened},
+            "retention": {
+                "files": state.removed.files,
+                "bytes": state.removed.bytes,
+                "reasons": state.removed.reasons,
+                "rows": state.removed.rows,
+                "until_us": state.removed.until_us,
+                "reserve_bytes": state.reserve.held(),
+                "only_evidence_is_written": state.reserve.is_given_up(),
+            },
+            "compaction": state.compaction.to_json(&state.segments),
             "degraded": state.degraded.as_ref().or(state.journal.degraded.as_ref()),
         })
     }
+}
+
+fn removed_of(dir: &Path, tell: impl FnOnce(&str)) -> Removed {
+    Removed::read(dir).unwrap_or_else(|error| {
+        tell(&error);
+        Removed::default()
+    })
 }
 
 fn folder(dir: &Path, table: Table) -> PathBuf {
@@ -445,48 +563,17 @@ fn take_lock(dir: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-#[derive(Default)]
-struct Found {
-    segments: Vec<Segment>,
-    temporary: Vec<PathBuf>,
-    damaged: Vec<(Table, PathBuf, SegmentError)>,
-    highest_seq: u64,
-}
-
-fn scan(dir: &Path) -> Result<Found, StoreError> {
-    let mut found = Found::default();
-    for table in Table::ALL {
-        let folder = folder(dir, table);
-        let read = |source| StoreError::Read { path: folder.clone(), source };
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(read(e)),
-        };
-        for entry in entries {
-            let path = entry.map_err(read)?.path();
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if name.ends_with(segment::TEMPORARY) {
-                found.temporary.push(path);
-            } else if name.ends_with(".parquet") {
-                if let Some(name) = segment::SegmentName::parse(name) {
-                    found.highest_seq = found.highest_seq.max(name.seq);
-                }
-                match segment::open(table, &path) {
-                    Ok(segment) => found.segments.push(segment),
-                    Err(error) => found.damaged.push((table, path, error)),
-                }
-            }
+/// Moves a damaged file into `quarantine/`, with the reason beside it.
+fn set_aside(dir: &Path, table: Table, path: &Path, error: &SegmentError) {
+    let name = format!("{}-{}", table.as_str(), path.file_name().unwrap_or_default().to_string_lossy());
+    match aside(&dir.join(QUARANTINE), &name, path, &error.to_string()) {
+        Ok(to) => {
+            tracing::error!(path = %path.display(), to = %to.display(), %error, "set a damaged segment aside");
+        }
+        Err(io) => {
+            tracing::error!(path = %path.display(), %error, %io, "cannot set a damaged segment aside");
         }
     }
-    found.segments.sort_by_key(|s| (s.table, s.from_us, s.name.seq));
-    Ok(found)
-}
-
-/// Moves a damaged file into `quarantine/`, with the reason beside it.
-fn set_aside(dir: &Path, table: Table, path: &Path, error: &SegmentError) -> io::Result<PathBuf> {
-    let name = format!("{}-{}", table.as_str(), path.file_name().unwrap_or_default().to_string_lossy());
-    aside(&dir.join(QUARANTINE), &name, path, &error.to_string())
 }
 
 fn aside(quarantine: &Path, name: &str, path: &Path, why: &str) -> io::Result<PathBuf> {

@@ -8,20 +8,19 @@ mod rows;
 
 use arrow::array::RecordBatch;
 use crossbeam_channel::unbounded;
-use faults::{Tally, random};
+use faults::{Deadly, Tally, random};
 use fgm::accumulator::{NodeNames, Pending, Stamp};
 use fgm::ledger::Ledger;
 use fgm::names::Table;
-use fgm::segment::{Disk, Io};
+use fgm::segment::Io;
 use fgm::store::{Chunk, Kept, Loose, Store, View, Writer};
 use rows::{BOOT_ID, KILL_US, KILLED, QUIET, batch, row_of, text};
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What the child is told: folder, number of the run, and the file operation in which it is to die (0: none).
@@ -30,51 +29,6 @@ const WAIT: Duration = Duration::from_secs(20);
 const FLUSHES: u64 = 24;
 /// Crashes in one folder, so that recoveries are crashed as well.
 const IN_ONE_FOLDER: u64 = 6;
-
-/// A disk on which the process dies: at an odd operation before it is done, at an even one after it.
-struct Deadly {
-    left: AtomicU64,
-}
-
-impl Deadly {
-    fn at<T>(&self, operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let left = self.left.fetch_sub(1, Ordering::SeqCst);
-        if left == 1 {
-            die();
-        }
-        let done = operation();
-        if left == 2 {
-            die();
-        }
-        done
-    }
-}
-
-fn die() {
-    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("SIGKILL");
-}
-
-impl Io for Deadly {
-    fn create(&self, path: &Path) -> io::Result<File> {
-        self.at(|| Disk.create(path))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.at(|| Disk.rename(from, to))
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.at(|| Disk.sync_dir(dir))
-    }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        self.at(|| Disk.sync(file))
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.at(|| Disk.remove(path))
-    }
-}
 
 /// The rows of one flush; each has an instant of its own.
 fn flush_of(run: u64, n: u64) -> Vec<(Table, RecordBatch)> {
@@ -101,8 +55,7 @@ fn child() {
     let told: Vec<&str> = told.split('\n').collect();
     let (dir, run, die_at): (_, u64, u64) =
         (Path::new(told[0]), told[1].parse().expect("a run"), told[2].parse().expect("an operation"));
-    let io: Arc<dyn Io> =
-        Arc::new(Deadly { left: AtomicU64::new(if die_at == 0 { u64::MAX / 2 } else { die_at }) });
+    let io: Arc<dyn Io> = Arc::new(Deadly::at_operation(die_at));
     let store = Store::open_on(dir, io.as_ref()).expect("opens");
     let writer = Writer::start_on(store, BOOT_ID, io).expect("starts");
     let (tell, kept) = unbounded();

@@ -6,7 +6,7 @@ use crate::journal::{self, Contents};
 use crate::ledger::{self, Accounts};
 use crate::names::Table;
 use crate::query::{self, Filter};
-use crate::segment::{self, Footer};
+use crate::segment::{self, Footer, Segment};
 use crate::store::Store;
 use anyhow::Context as _;
 use arrow::array::RecordBatch;
@@ -131,6 +131,8 @@ fn of_segment(path: &Path) -> Value {
         "schema_version": version,
         "columns": footer.columns(),
         "journal": footer.value(segment::JOURNAL),
+        "hour_us": number(segment::HOUR),
+        "inputs": footer.value(segment::INPUTS).and_then(|t| serde_json::from_str::<Value>(t).ok()),
         "incident": footer.value("fgm.incident").map(|_| true),
         "crc_is_right": crc,
         "is_in_order": order,
@@ -150,10 +152,18 @@ fn of_ledger(dir: &Path) -> Result<Value, Failure> {
     for rows in &batches {
         sum.add(&Accounts::of_rows(rows));
     }
+    // of what retention removed the account goes on
+    let removed = store.removed();
+    sum.add(&removed.ledger());
+    for (name, rows) in &removed.rows {
+        if let Some(table) = ledger::named(name).filter(|t| *t != Table::Ledger) {
+            sum.lost_later(table, "retention", *rows);
+        }
+    }
     let mut out = sum.to_json();
     for (name, account) in out.as_object_mut().into_iter().flatten() {
         let Some(table) = ledger::named(name) else { continue };
-        let closed = view.segments.iter().filter(|s| s.table == table).map(|s| s.rows);
+        let closed = view.segments.iter().filter(|s| s.table == table).map(Segment::rows_left);
         let left = view.journaled.iter().filter(|l| l.table == table).map(|l| l.batch.num_rows() as u64);
         account["rows"] = json!(closed.chain(left).sum::<u64>());
     }

@@ -44,6 +44,18 @@ pub fn check(config: &Config, origin: &dyn Fn(&str) -> String) -> Result<(), Con
     range("budget.rows_per_second", config.budget.rows_per_second, 20, 100_000, "20 to 100000")?;
     range("budget.max_bursts", config.budget.max_bursts as u64, 1, 1024, "1 to 1024")?;
     range("rotation.every_s", config.rotation.every_s, 1, 3600, "1 to 3600")?;
+    range("compaction.after_s", config.compaction.after_s, 0, 86_400, "0 to 86400")?;
+    let r = &config.retention;
+    range("retention.max_age_h", r.max_age_h, 1, 87_600, "1 to 87600")?;
+    range(
+        "retention.incident_max_age_h",
+        r.incident_max_age_h,
+        r.max_age_h,
+        87_600,
+        "retention.max_age_h to 87600",
+    )?;
+    range("retention.max_bytes", r.max_bytes, 1 << 20, u64::MAX, "at least 1048576")?;
+    range("retention.reserve_bytes", r.reserve_bytes, 0, 1 << 30, "0 to 1073741824")?;
     range("export.max_rows", config.export.max_rows, 1, u64::MAX, "at least 1")?;
     range("export.max_containers", config.export.max_containers as u64, 1, u64::MAX, "at least 1")?;
     let ring = u64::from(config.probes.ring_bytes);

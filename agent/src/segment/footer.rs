@@ -33,6 +33,12 @@ impl Footer {
         metadata_value(&self.0, key)
     }
 
+    /// All of the metadata.
+    pub fn pairs(&self) -> impl Iterator<Item = (String, String)> {
+        let pairs = self.0.file_metadata().key_value_metadata().into_iter().flatten();
+        pairs.map(|kv| (kv.key.clone(), kv.value.clone().unwrap_or_default()))
+    }
+
     pub fn rows(&self) -> u64 {
         u64::try_from(self.0.file_metadata().num_rows()).unwrap_or(0)
     }

@@ -188,10 +188,11 @@ impl Pending {
         false
     }
 
-    /// The oldest item with its rotation's metadata, marked as being written.
-    pub fn begin(&mut self) -> Option<Begun> {
-        let rotation = self.rotations.iter().find(|r| !r.items.is_empty())?;
-        let item = rotation.items.first()?.clone();
+    /// The oldest item, or the oldest that is evidence, with its rotation's metadata, marked as being written.
+    pub fn begin(&mut self, only_evidence: bool) -> Option<Begun> {
+        let may = |i: &&Item| i.is_evidence || !only_evidence;
+        let (rotation, item) =
+            self.rotations.iter().find_map(|r| Some((r, r.items.iter().find(may)?.clone())))?;
         self.busy = Some(item.seq);
         Some(Begun { item, metadata: rotation.metadata.clone(), rotation: rotation.number })
     }
@@ -356,7 +357,7 @@ mod tests {
         let samples = |seq| Item::new(seq, Table::Samples, vec![batch(Table::Samples, 10)]);
         let mut pending = Pending::new(samples(0).bytes);
         pending.push(rotation(1, vec![samples(1)]));
-        let item = pending.begin().expect("an item waits").item;
+        let item = pending.begin(false).expect("an item waits").item;
         pending.push(rotation(2, vec![samples(2)]));
         pending.make_room(|_| InJournal::Never);
         let left: Vec<u64> = pending.items().map(|i| i.seq).collect();
@@ -375,7 +376,7 @@ mod tests {
         let (batches, rows, bytes) = pending.size();
         assert_eq!((batches, rows, bytes), (3, 30, samples(0).bytes), "rows are counted wherever they are");
         assert_eq!((pending.rows_in_journal_alone(), pending.dropped()), (20, vec![]));
-        let item = pending.begin().expect("the oldest").item;
+        let item = pending.begin(false).expect("the oldest").item;
         assert_eq!(item.read().expect("an empty journal").len(), 0);
         pending.refuse(item.seq, DropReason::JournalDamaged);
         let dropped = Dropped { table: Table::Samples, reason: DropReason::JournalDamaged, rows: 10 };

@@ -42,7 +42,7 @@ pub fn journals(dir: &Path) -> Result<Vec<(JournalName, PathBuf)>, StoreError> {
 /// All rows of a journal, those that end its account among them, without the tables that are in a segment already.
 fn tables(name: &JournalName, contents: &Contents, segments: &[Segment]) -> Vec<(Table, Vec<RecordBatch>)> {
     let tag = name.to_string();
-    let is_stored = |table| segments.iter().any(|s| s.table == table && s.journal.as_deref() == Some(&tag));
+    let is_stored = |table| segments.iter().any(|s| s.table == table && s.is_of_journal(&tag));
     let mut all = Vec::new();
     for table in Table::ALL {
         let mut rows = contents.of(table);

@@ -253,6 +253,7 @@ fn run(
         let call = next_call(store, woken, stopping);
         write_all(store, io, forget);
         if matches!(call, Call::Stop) {
+            store.write_index(io);
             return;
         }
     }
@@ -270,9 +271,14 @@ fn next_call(store: &Store, woken: &Receiver<()>, stopping: &Receiver<()>) -> Ca
 
 /// Writes until nothing waits or an attempt fails.
 fn write_all(store: &Store, io: &dyn Io, forget: &dyn Fn(JournalName)) {
+    store.state().reserve.regain();
     loop {
         complete(store, forget);
-        let begun = store.state().pending.begin();
+        let begun = {
+            let mut state = store.state();
+            let only_evidence = state.reserve.is_given_up();
+            state.pending.begin(only_evidence)
+        };
         let Some(Begun { item, metadata: mut pairs, rotation }) = begun else { return };
         let boot = store.boot();
         pairs.push(("fgm.rotation".to_owned(), rotation.to_string()));
@@ -298,7 +304,7 @@ fn write_all(store: &Store, io: &dyn Io, forget: &dyn Fn(JournalName)) {
                 let mut state = store.state();
                 state.segments.push(segment.clone());
                 state.pending.finish(segment);
-                if state.degraded.take().is_some() {
+                if !state.reserve.is_given_up() && state.degraded.take().is_some() {
                     tracing::info!(data_dir = %store.dir.display(), "the store can be written again");
                 }
             }
@@ -307,8 +313,12 @@ fn write_all(store: &Store, io: &dyn Io, forget: &dyn Fn(JournalName)) {
                 store.state().pending.refuse(item.seq, DropReason::Refused);
             }
             Err(error) => {
+                let is_full = matches!(error.os_error(), Some(ENOSPC | EDQUOT));
                 degrade(store, &error.to_string(), error.os_error());
-                return;
+                // with the reserve evidence may be written at once
+                if !(is_full && store.state().reserve.give_up()) {
+                    return;
+                }
             }
         }
     }

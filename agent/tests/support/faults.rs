@@ -7,9 +7,63 @@ use arrow::util::display::array_value_to_string;
 use fgm::ledger::Accounts;
 use fgm::names::Table;
 use fgm::query::{self, Filter};
-use fgm::segment;
+use fgm::segment::{self, Disk, Io};
 use fgm::store::View;
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A disk on which the process dies: at an odd operation before it is done, at an even one after it.
+pub struct Deadly {
+    left: AtomicU64,
+}
+
+impl Deadly {
+    /// 0: never.
+    pub fn at_operation(number: u64) -> Self {
+        Self { left: AtomicU64::new(if number == 0 { u64::MAX / 2 } else { number }) }
+    }
+
+    fn at<T>(&self, operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let left = self.left.fetch_sub(1, Ordering::SeqCst);
+        if left == 1 {
+            die();
+        }
+        let done = operation();
+        if left == 2 {
+            die();
+        }
+        done
+    }
+}
+
+fn die() {
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("SIGKILL");
+}
+
+impl Io for Deadly {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        self.at(|| Disk.create(path))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.at(|| Disk.rename(from, to))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.at(|| Disk.sync_dir(dir))
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        self.at(|| Disk.sync(file))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.at(|| Disk.remove(path))
+    }
+}
 
 #[derive(Debug, Default, PartialEq)]
 pub struct Tally {
