@@ -98,6 +98,14 @@ pub struct Target {
     devices: Vec<Device>,
 }
 
+impl Target {
+    /// Something happened: the next base row brings what has no column, all of it.
+    pub fn want_all(&mut self) {
+        self.loose_wanted = true;
+        self.next_repeat_ns = 0;
+    }
+}
+
 /// Why a row is taken, and whether the slow files belong to it.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {

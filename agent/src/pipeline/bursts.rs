@@ -147,7 +147,7 @@ impl State {
                 let mut first_row = None;
                 for meta in &members {
                     if let Some(target) = self.targets.get_mut(&meta.id) {
-                        target.loose_wanted = true;
+                        target.want_all();
                     }
                     let stamp = self.sample(meta.id, plan);
                     first_row = first_row.or(stamp.filter(|_| meta.id == owner.id));

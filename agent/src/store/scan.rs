@@ -77,7 +77,10 @@ impl Found {
                         self.opened.extend(Some(&segment.path).filter(|_| is_opened).cloned());
                         self.segments.push(segment);
                     }
-                    Err(SegmentError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                    // it has been removed meanwhile; a link that leads nowhere has not
+                    Err(_)
+                        if fs::symlink_metadata(&path)
+                            .is_err_and(|e| e.kind() == io::ErrorKind::NotFound) => {}
                     Err(error) => self.damaged.push((table, path, error)),
                 }
             } else if entry.file_type().map_err(read)?.is_dir() {

@@ -253,6 +253,9 @@ fn a_loose_value_has_a_row_when_it_changes_and_at_an_event() {
         s.turn(start + 22 * SECOND);
         assert_eq!(count(s), first + 1);
         s.tell(kill(1, id));
-        assert_eq!(count(s), first + 1 + first, "all of them at an event");
+        s.turn(start + 23 * SECOND);
+        assert_eq!(count(s), first + 1 + first, "all of them with the first base row after an event");
+        s.turn(start + 24 * SECOND);
+        assert_eq!(count(s), first + 1 + first, "once");
     });
 }
