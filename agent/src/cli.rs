@@ -352,7 +352,8 @@ fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
         }
     }
     if let Some(last) = all.last().filter(|_| total > all.len()) {
-        let to = export::instant(last.ts_us, 3);
+        // to the microsecond: rounded, it would pass over others of that instant
+        let to = export::instant(last.ts_us, 6);
         tracing::warn!(
             "{} older incidents are not shown; --limit N shows more, --to {to} goes on",
             total - all.len()

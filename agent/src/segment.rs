@@ -204,9 +204,17 @@ impl Segment {
 
 /// The file operations behind a segment and a journal, so that a test can make each of them fail.
 pub trait Io: Send + Sync + 'static {
-    fn create(&self, path: &Path) -> io::Result<File>;
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    fn create(&self, path: &Path) -> io::Result<File> {
+        File::create(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
 
     fn sync(&self, file: &File) -> io::Result<()> {
         file.sync_all()
@@ -220,19 +228,7 @@ pub trait Io: Send + Sync + 'static {
 /// The real file system.
 pub struct Disk;
 
-impl Io for Disk {
-    fn create(&self, path: &Path) -> io::Result<File> {
-        File::create(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        std::fs::rename(from, to)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
-    }
-}
+impl Io for Disk {}
 
 /// The batch with exactly the columns of `schema`, by name: an absent nullable one becomes NULL (the file of an older
 /// version), another type is cast when arrow can (text that is not a dictionary), surplus columns are dropped.

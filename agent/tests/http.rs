@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::{Request, header};
 use fgm::config::Config;
 use fgm::incident::Incident;
-use fgm::segment::{Disk, Io};
+use fgm::segment::Io;
 use fgm::store::Writer;
 use fgm::viewer::{self, App, ServeError};
 use rows::{BOOT_ID, KILL_US};
@@ -75,14 +75,6 @@ struct FullDisk;
 impl Io for FullDisk {
     fn create(&self, _: &Path) -> std::io::Result<File> {
         File::options().write(true).open("/dev/full")
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
-        Disk.rename(from, to)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> std::io::Result<()> {
-        Disk.sync_dir(dir)
     }
 }
 

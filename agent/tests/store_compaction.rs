@@ -339,24 +339,19 @@ fn a_crash_in_any_file_operation_loses_no_row_and_doubles_none() {
         operation += 1;
         let dir = copy(whole.path());
         let is_over = run(dir.path(), operation);
+        let all_there = |what: &str| {
+            let queried = rows_at(&Store::open_read_only(dir.path()).expect("opens").view());
+            assert_eq!(queried, before, "{what}: queries");
+            assert_eq!(files_by(dir.path(), instants), before, "{what}: files");
+        };
         let what = format!("operation {operation}");
-        assert_eq!(
-            rows_at(&Store::open_read_only(dir.path()).expect("opens").view()),
-            before,
-            "{what}: queries"
-        );
-        assert_eq!(files_by(dir.path(), instants), before, "{what}: files");
+        all_there(&what);
         // the next start may crash as well
         if operation % 3 == 0 {
             let second = 1 + random(&mut seed) % 40;
             run(dir.path(), second);
             let what = format!("{what}, then {second}");
-            assert_eq!(
-                rows_at(&Store::open_read_only(dir.path()).expect("opens").view()),
-                before,
-                "{what}: queries"
-            );
-            assert_eq!(files_by(dir.path(), instants), before, "{what}: files");
+            all_there(&what);
         }
         let store = open(dir.path());
         assert_eq!(rows_at(&store.view()), before, "{what}: after the start");
@@ -383,18 +378,6 @@ fn a_crash_in_any_file_operation_loses_no_row_and_doubles_none() {
 struct Keeping;
 
 impl Io for Keeping {
-    fn create(&self, path: &Path) -> io::Result<File> {
-        Disk.create(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        Disk.rename(from, to)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        Disk.sync_dir(dir)
-    }
-
     fn remove(&self, _: &Path) -> io::Result<()> {
         Err(io::ErrorKind::PermissionDenied.into())
     }

@@ -247,14 +247,6 @@ impl Io for Nearly {
         }
         Disk.create(path)
     }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        Disk.rename(from, to)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        Disk.sync_dir(dir)
-    }
 }
 
 #[test]

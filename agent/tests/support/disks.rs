@@ -19,14 +19,6 @@ impl Io for FullDisk {
         }
         Disk.create(path)
     }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        Disk.rename(from, to)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        Disk.sync_dir(dir)
-    }
 }
 
 /// Disk on which no segment can be written while it refuses, and journals can.
@@ -40,13 +32,5 @@ impl Io for NoSegments {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         Disk.create(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        Disk.rename(from, to)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        Disk.sync_dir(dir)
     }
 }
