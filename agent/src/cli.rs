@@ -19,7 +19,8 @@ use crate::export::{self, Format, Problem};
 use crate::incident::Incident;
 use crate::viewer::ServeError;
 use clap::{Args, Parser, Subcommand};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::json;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{IsTerminal, Write};
@@ -327,15 +328,21 @@ fn configuration(path: Option<&Path>) -> Result<Config, Failure> {
     Config::load(path, |name| std::env::var_os(name).map(text)).map_err(wrong)
 }
 
+/// What `/api/incidents` answers.
+#[derive(Deserialize)]
+struct Page {
+    incidents: Vec<Incident>,
+    total: usize,
+}
+
 fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
     log_to_stderr("warn");
     let pairs = pairs(args.time.named().into_iter().chain([("limit", &args.limit)]));
-    let (all, total): (Vec<Incident>, usize) = if let Some(dir) = &args.place.data {
-        local::incidents(dir, &pairs)?
+    let Page { incidents: all, total } = if let Some(dir) = &args.place.data {
+        let (incidents, total) = local::incidents(dir, &pairs)?;
+        Page { incidents, total }
     } else {
-        let answer: Value = fetch::json(&args.place, &fetch::path("/api/incidents", &pairs))?;
-        serde_json::from_value(answer["incidents"].clone())
-            .and_then(|all| Ok((all, serde_json::from_value(answer["total"].clone())?)))
+        serde_json::from_value(fetch::json(&args.place, &fetch::path("/api/incidents", &pairs))?)
             .map_err(|e| anyhow::anyhow!("{} gave incidents of another version: {e}", args.place.server))?
     };
     if args.json {

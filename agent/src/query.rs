@@ -136,14 +136,16 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
     }
     let mut spilled = Vec::new();
     for of_one in view.spilled.iter().filter(|s| s.table == table && filter.wants_boot(&s.boot)) {
-        match of_one.read() {
-            Ok(rows) => spilled.extend(rows),
-            Err(error) => {
-                tracing::error!(%error, "left rows out of a query that are in the journal alone");
-                let reason = "unreadable journal".to_owned();
-                plan.lost.push(Lost { table: table.as_str().to_owned(), reason, rows: of_one.rows });
-            }
+        let rows = of_one.read().unwrap_or_else(|error| {
+            tracing::error!(%error, "left rows out of a query that are in the journal alone");
+            Vec::new()
+        });
+        let there: u64 = rows.iter().map(|l| l.batch.num_rows() as u64).sum();
+        if there < of_one.rows {
+            let (table, reason) = (table.as_str().to_owned(), "unreadable journal".to_owned());
+            plan.lost.push(Lost { table, reason, rows: of_one.rows - there });
         }
+        spilled.extend(rows);
     }
     let loose = view.journaled.iter().chain(&spilled).chain(&view.loose);
     for loose in loose.filter(|l| l.table == table && filter.wants_boot(&l.boot)) {

@@ -232,6 +232,17 @@ fn what_waits_beyond_the_bound_is_left_to_the_journal_and_none_of_it_is_lost() {
     );
     assert_eq!(status["dropped"], serde_json::json!([]));
     assert_eq!(count(&store.view(), Table::Samples), all, "a query finds them where they are");
+    // not the first: the writer may be at it, and what it is at stays in memory
+    let path = journals(dir.path()).remove(2);
+    let bytes = fs::read(&path).expect("read");
+    let at = bytes.len() - 40;
+    let file = fs::File::options().write(true).open(&path).expect("open");
+    file.write_all_at(&[bytes[at] ^ 1], at as u64).expect("flipped");
+    let everything = Filter::range(0, i64::MAX);
+    let (_, lost) =
+        query::rows(&store.view(), Table::Samples, &everything, None, u64::MAX).expect("readable");
+    assert_eq!(lost.iter().map(|l| l.rows).sum::<u64>(), many.num_rows() as u64, "what is damaged is told");
+    file.write_all_at(&[bytes[at]], at as u64).expect("as it was");
     disk.refuses.store(false, Ordering::SeqCst);
     writer.rotate(FLUSHES + 1, rows::metadata(), None);
     let mut rotations = 0;

@@ -21,7 +21,7 @@ kernels built with what they count (swap, zswap, NUMA balancing, huge pages, cor
 const LOOSE: &str = "## Table `metrics`: what has no column
 
 One row a value: `name`, `kind` (NULL where nothing tells it), `labels` (a map) and `value` (a 64-bit float; NULL = \"max\").
-Read with the slow files; a value that did not change has a row at the start, at an event and once a minute.
+Read with the slow files; a value that did not change has a row at the start, with the base row after an event, and once a minute.
 
 | file | names | labels |
 |---|---|---|

@@ -148,14 +148,15 @@ impl Pending {
 
     /// Holds the list to its bounds; to be called whenever it or a journal has grown.
     pub fn make_room(&mut self, journal: impl Fn(&Rotation) -> InJournal) {
-        if self.bytes > IN_MEMORY_BYTES.min(self.limit) {
-            self.leave_to_journal(journal);
-        }
+        self.leave_to_journal(journal);
         while self.bytes > self.limit && (self.drop_oldest(false) || self.drop_oldest(true)) {}
     }
 
     fn leave_to_journal(&mut self, journal: impl Fn(&Rotation) -> InJournal) {
         for rotation in &mut self.rotations {
+            if self.bytes <= IN_MEMORY_BYTES.min(self.limit) {
+                return;
+            }
             let InJournal::Whole(file) = journal(rotation) else { continue };
             let busy = self.busy;
             for item in rotation.items.iter_mut().filter(|i| i.journal.is_none() && Some(i.seq) != busy) {
@@ -163,9 +164,6 @@ impl Pending {
                 item.bytes = 0;
                 item.batches = Vec::new();
                 item.journal = Some(file.clone());
-            }
-            if self.bytes <= IN_MEMORY_BYTES.min(self.limit) {
-                return;
             }
         }
     }
@@ -201,6 +199,7 @@ impl Pending {
     pub fn finish(&mut self, segment: Segment) {
         if let Some((rotation, item)) = self.take(segment.name.seq) {
             let missing = item.rows.saturating_sub(segment.rows);
+            rotation.dropped_rows += missing;
             rotation.written.push(segment);
             self.count(item.table, DropReason::JournalDamaged, missing);
         }

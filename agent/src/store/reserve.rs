@@ -67,8 +67,10 @@ impl Reserve {
 
     /// Takes the space again when there is that much left besides.
     pub fn regain(&mut self) {
-        let free = self.path.parent().and_then(free_bytes).unwrap_or(0);
-        if self.is_given_up && free >= self.bytes.saturating_mul(2) && self.fill().is_ok() {
+        let has_room = |own: &Self| {
+            own.path.parent().and_then(free_bytes).is_some_and(|free| free >= own.bytes.saturating_mul(2))
+        };
+        if self.is_given_up && has_room(self) && self.fill().is_ok() {
             self.is_given_up = false;
             tracing::info!(bytes = self.bytes, "space is reserved for incidents again");
         }
