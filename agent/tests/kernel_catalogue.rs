@@ -144,8 +144,21 @@ fn container(tree: &Tree) -> (std::path::PathBuf, Shell) {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     fs::write(dir.join("cgroup.freeze"), "1").expect("frozen");
-    // memory.stat is brought up to date every two seconds
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    // memory.stat is brought up to date every two seconds, and what was freed may take longer on a busy machine
+    let memory = || {
+        let all = numbers(&dir).into_iter();
+        all.filter(|((file, ..), _)| file.starts_with("memory.") && !file.ends_with("pressure"))
+            .collect::<Numbers>()
+    };
+    let mut before = memory();
+    for _ in 0..15 {
+        std::thread::sleep(std::time::Duration::from_secs(4));
+        let now = memory();
+        if now == before {
+            break;
+        }
+        before = now;
+    }
     (dir, shell)
 }
 
