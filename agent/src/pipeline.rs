@@ -5,6 +5,7 @@
 //! instant at which something is due; it never waits for disk, network or Kubernetes.
 
 mod bursts;
+mod handover;
 mod inbox;
 mod inits;
 mod kinds;
@@ -399,7 +400,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
         "bursts": {
             "running": state.trigger.running(),
             "rows_per_second": state.trigger.rows_per_second(),
-            "budget_rows_per_second": state.config.budget.rows_per_second,
+            "budget_rows_per_second": state.burst_cost.rows_per_second(),
         },
         "events_outside": state.outside,
         "notices": state.notices.status(),
