@@ -10,6 +10,7 @@ use super::limits::Change as LimitChange;
 use super::notices::Notices;
 use super::outage::Outage;
 use super::sealer::{Job, Moving};
+use super::tables::Tables;
 use super::time::Steps;
 use super::warnings::Warnings;
 use crate::accumulator::{NodeNames, Pending, Stamp};
@@ -20,7 +21,6 @@ use crate::discovery::{Change, Tree};
 use crate::ledger::Ledger;
 use crate::names::{Cause, CgroupId, Scope, Table};
 use crate::probes::{KindLoss, Losses};
-use crate::processes;
 use crate::recorder::Series;
 use crate::sampler::{Network, Node, Plan, Sampler, Target, Vanished};
 use crate::story::{Blame, Story};
@@ -79,6 +79,7 @@ pub struct State {
     pub(super) targets: BTreeMap<CgroupId, Target>,
     pub(super) trigger: Trigger,
     pub(super) burst_cost: Cost,
+    pub(super) tables: Tables,
     pub(super) bursts: HashMap<CgroupId, Running>,
     pub(super) story: Story,
     pub(super) pending: Pending,
@@ -157,6 +158,7 @@ impl State {
             targets: BTreeMap::new(),
             trigger,
             burst_cost,
+            tables: Tables::default(),
             bursts: HashMap::new(),
             story,
             pending: Pending::default(),
@@ -405,24 +407,6 @@ impl State {
         for id in tables {
             self.process_table(id);
         }
-    }
-
-    pub(super) fn process_table(&mut self, id: CgroupId) {
-        let Some(target) = self.targets.get(&id) else { return };
-        let meta = target.meta.clone();
-        let at = self.stamp(clock::ktime_ns());
-        let listing = processes::list(Path::new(PROC), &self.tree.path(&meta), self.inits.pid(id));
-        self.ledger.written(Table::Processes, listing.processes.len() as u64);
-        self.ledger.lost(Table::Processes, "too_many", listing.cut);
-        self.story.lost(id, Table::Processes.as_str(), "too_many", listing.cut);
-        // one a directory at the least, since how many are in it is what was not read
-        self.ledger.lost(Table::Processes, "too_many_cgroups", listing.directories_cut);
-        self.story.lost(id, Table::Processes.as_str(), "too_many_cgroups", listing.directories_cut);
-        // the first is the likeliest to be there at the next time as well
-        if let Some(process) = listing.processes.first() {
-            self.take_network(process.pid, Some(&meta), at);
-        }
-        self.pending.processes.extend(listing.processes.into_iter().map(|p| (at, meta.clone(), p)));
     }
 
     pub(super) fn rescan(&mut self, now: u64) {
