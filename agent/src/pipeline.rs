@@ -297,7 +297,10 @@ fn turn(
         name_inits(state, probes.as_deref_mut());
         if now >= next_status {
             next_status = now + STATUS_EVERY_NS;
-            state.settle_kills(now);
+            if is_drained {
+                // what the counters saw may still be waiting to be told by the kernel
+                state.settle_kills(now);
+            }
             if let Some(probes) = &probes {
                 reclaims.look(probes, now);
             }

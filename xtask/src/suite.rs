@@ -60,9 +60,9 @@ struct Suite {
 }
 
 pub fn test(args: &[OsString]) -> Result<i32> {
-    const USAGE: &str = "cargo xtask test [--long] [--kernels 6.12,6.1]";
+    const USAGE: &str = "cargo xtask test [--long] [--kernels 6.12,6.1] [--only-kernels]";
     let mut kernels: Vec<String> = KERNELS.iter().map(|k| (*k).to_owned()).collect();
-    let mut long = false;
+    let (mut long, mut only_kernels) = (false, false);
     let mut args = args.iter().map(|a| a.to_string_lossy().into_owned());
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -71,6 +71,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
                 let others = kernel::SERIES.iter().filter(|k| !KERNELS.contains(k));
                 kernels.extend(others.map(|k| (*k).to_owned()));
             }
+            "--only-kernels" => only_kernels = true,
             "--kernels" => {
                 let list = args.next();
                 let list = usage::value(list.as_deref(), "--kernels", USAGE)?;
@@ -90,11 +91,16 @@ pub fn test(args: &[OsString]) -> Result<i32> {
     }
     // All set-up first: a machine that lacks something says so before minutes of compiling.
     setup::vm()?;
+    let mut suite = Suite::default();
+    if only_kernels {
+        ebpf::build()?;
+        suite.kernels(&kernels, long);
+        return Ok(suite.finish());
+    }
     setup::ensure(BROWSER)?;
     setup::ensure(&[PYTHON])?;
     ebpf::build()?;
 
-    let mut suite = Suite::default();
     suite.group("workspace", workspace);
     suite.kernels(&kernels, long);
     let mut outcome = None;

@@ -96,7 +96,7 @@ proptest! {
                 }
                 jobs.extend(s.state.tick(now));
                 let p = &s.state.pending;
-                assert!(p.bytes() <= FULL || p.samples.len() == 0, "{} bytes in memory", p.bytes());
+                assert!(p.bytes() <= FULL || p.samples.is_empty(), "{} bytes in memory", p.bytes());
                 s.state.forget_vanished();
             }
             jobs.push(s.state.finish());
