@@ -34,7 +34,9 @@ pub fn unnamed(output: &Path) -> Result<fs::File, Failure> {
         fs::remove_file(&path)?;
         Ok::<_, io::Error>(file)
     };
-    Ok(make().with_context(|| format!("cannot make a file in {} (set TMPDIR to a folder that may be written)", folder.display()))?)
+    Ok(make().with_context(|| {
+        format!("cannot make a file in {} (set TMPDIR to a folder that may be written)", folder.display())
+    })?)
 }
 
 /// Writes the whole, or nothing under that name.
@@ -53,12 +55,10 @@ pub fn write(output: &Path, is_binary: bool, mut bytes: impl Read) -> Result<(),
             return Err(Failure::Usage(detail));
         }
         // A pipe or a device is written to; a rename would put a file in its place.
-        Ok(there) if !there.is_file() => {
-            fs::OpenOptions::new()
-                .write(true)
-                .open(output)
-                .and_then(|mut file| io::copy(&mut bytes, &mut file).map(drop))
-        }
+        Ok(there) if !there.is_file() => fs::OpenOptions::new()
+            .write(true)
+            .open(output)
+            .and_then(|mut file| io::copy(&mut bytes, &mut file).map(drop)),
         // What a link points to is replaced, not the link.
         Ok(_) => fs::canonicalize(output).and_then(|target| replace(&target, &mut bytes)),
         Err(_) => replace(output, &mut bytes),

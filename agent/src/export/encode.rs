@@ -115,17 +115,15 @@ pub fn parquet(
 
 pub fn csv(plan: &Plan, columns: Option<&[&str]>, sink: &mut Sink) -> Result<(), Failure> {
     let mut writer = arrow::csv::Writer::new(&mut *sink);
-    let result =
-        each(plan, columns, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()));
+    let result = each(plan, columns, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()));
     drop(writer);
     sink.outcome(result)
 }
 
 pub fn json(plan: &Plan, columns: Option<&[&str]>, sink: &mut Sink) -> Result<(), Failure> {
     let mut writer = arrow::json::ArrayWriter::new(&mut *sink);
-    let result =
-        each(plan, columns, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()))
-            .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
+    let result = each(plan, columns, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()))
+        .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
     drop(writer);
     sink.outcome(result)
 }

@@ -26,7 +26,8 @@ pub fn keys(path: &Path, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, St
     for (i, group) in metadata.metadata().row_groups().iter().enumerate() {
         let rows = usize::try_from(group.num_rows()).map_err(|e| e.to_string())?;
         let end = start + rows;
-        let is_wanted = may_match(group, found.filter) && may_have_container(path, &metadata, i, found.filter)?;
+        let is_wanted =
+            may_match(group, found.filter) && may_have_container(path, &metadata, i, found.filter)?;
         let pages = if is_wanted { pages(&metadata, i, rows, found.filter) } else { Vec::new() };
         if !pages.is_empty() {
             let selection = RowSelection::from_consecutive_ranges(pages.iter().cloned(), rows);
@@ -69,7 +70,11 @@ pub fn rows(
 fn open(path: &Path) -> Result<ArrowReaderMetadata, String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-    segment::guarded(|| ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string()))
+    segment::guarded(|| {
+        let metadata = ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string())?;
+        segment::check_tail(&file, metadata.metadata())?;
+        Ok(metadata)
+    })
 }
 
 /// The wanted rows of one row group.

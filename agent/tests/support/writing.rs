@@ -64,7 +64,9 @@ pub fn write(dir: &Path, run: u64, seed: u64, io: Arc<dyn Io>, waits: bool) {
     let names = NodeNames { cluster: None, node: rows::NODE.into(), boot_id: BOOT_ID.into() };
     let mut acknowledge = |given: &BTreeMap<u64, u64>, kept: &Kept| {
         if let Kept::Durable { seq } = kept {
-            writeln!(say, "durable {}", given[seq]).and_then(|()| say.flush()).expect("a parent that listens");
+            writeln!(say, "durable {}", given[seq])
+                .and_then(|()| say.flush())
+                .expect("a parent that listens");
         }
     };
     for n in 1..=FLUSHES {
