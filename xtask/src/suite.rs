@@ -9,7 +9,7 @@ use crate::demo::{self, Outcome};
 use crate::progress::{quiet, say};
 use crate::setup::{self, Check, Need};
 use crate::tally::{self, Names, Tally};
-use crate::{bench, ebpf, kernel, paths, usage};
+use crate::{bench, ebpf, interop, kernel, paths, usage};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -24,7 +24,7 @@ use std::time::Duration;
 const KERNELS: &[&str] = &["6.12", "6.1"];
 /// Compiling everything on two cores takes 5-8 minutes; the tests themselves take one.
 const WORKSPACE: Duration = Duration::from_mins(25);
-const OTHER: Duration = Duration::from_mins(5);
+pub const OTHER: Duration = Duration::from_mins(5);
 /// Forty pages in Chromium: a minute and a half on two idle cores.
 const BROWSER_TESTS: Duration = Duration::from_mins(10);
 
@@ -113,7 +113,10 @@ pub fn test(args: &[OsString]) -> Result<i32> {
             Ok(if bench::short(&kernels[0])? == 0 { Tally::PASSED } else { Tally::FAILED })
         });
     }
-    suite.group("interop", |_| interop(outcome.as_ref().context("there is no demo to read")?));
+    suite.group("interop", |_| {
+        let demo = outcome.as_ref().context("there is no demo to read")?;
+        interop::check(&demo.data, &demo.parquet, false)
+    });
     suite.group("deploy", |_| deploy());
     suite.group("browser", |names| browser(outcome.as_ref().context("there is no demo to look at")?, names));
     Ok(suite.finish())
@@ -209,28 +212,17 @@ fn workspace(names: &mut Names) -> Result<Tally> {
     settle(status, tally::libtest(&text))
 }
 
-/// The demo's Parquet, read by engines that have nothing of ours.
-fn interop(demo: &Outcome) -> Result<Tally> {
-    let folder = paths::root().join("tests/interop");
-    let python = venv(&folder)?;
-    let mut c = tool(python);
-    c.arg(folder.join("check.py")).arg("--parquet").arg(&demo.parquet).arg("--data").arg(&demo.data);
-    c.arg("--questions").arg(paths::root().join("docs/query.md"));
-    let (status, text) = shown(&mut c, OTHER)?;
-    checked(status, &text)
-}
-
 /// The Helm chart and the plain manifests.
 fn deploy() -> Result<Tally> {
     let folder = paths::root().join("tests/deploy");
-    let mut c = tool(venv(&folder)?);
+    let mut c = tool(venv(&folder, &["requirements.txt"])?);
     c.arg(folder.join("check.py"));
     let (status, text) = shown(&mut c, OTHER)?;
     checked(status, &text)
 }
 
 /// One test with thousands of checks; counting those would drown every other number.
-fn checked(status: ExitStatus, text: &str) -> Result<Tally> {
+pub fn checked(status: ExitStatus, text: &str) -> Result<Tally> {
     match tally::own(text) {
         Some(checks) if checks.good() && status.success() => Ok(Tally::PASSED),
         Some(checks) => Ok(Tally { failed: checks.failed.max(1), ..Tally::default() }),
@@ -238,12 +230,18 @@ fn checked(status: ExitStatus, text: &str) -> Result<Tally> {
     }
 }
 
-/// A virtual environment with what `requirements.txt` names, made anew when that file changes.
-fn venv(folder: &Path) -> Result<PathBuf> {
-    let venv = paths::target().join("venv").join(folder.file_name().unwrap_or_default());
+/// A virtual environment with what the lists in a folder name, made anew when what they name changes.
+pub fn venv(folder: &Path, lists: &[&str]) -> Result<PathBuf> {
+    let mut venv = paths::target().join("venv").join(folder.file_name().unwrap_or_default());
+    let mut wanted = String::new();
+    for list in lists {
+        let file = folder.join(list);
+        wanted += &fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    }
+    if lists.len() > 1 {
+        venv.set_extension("all");
+    }
     let python = venv.join("bin/python");
-    let file = folder.join("requirements.txt");
-    let wanted = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let stamp = venv.join("fgm-requirements");
     if python.exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
         return Ok(python);
@@ -310,7 +308,7 @@ fn settle(status: ExitStatus, tally: Tally) -> Result<Tally> {
 }
 
 /// Run with output shown and kept, at most so long.
-fn shown(command: &mut Command, limit: Duration) -> Result<(ExitStatus, String)> {
+pub fn shown(command: &mut Command, limit: Duration) -> Result<(ExitStatus, String)> {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = Reaped(child.with_context(|| format!("cannot start `{}`", child::shown(command)))?);
     let stdout = child.0.stdout.take().context("a pipe that was asked for is not there")?;
