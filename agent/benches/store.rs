@@ -316,7 +316,7 @@ fn bench(dir: &Path, fgm: &Path, hours: i64) -> Value {
     drop(store);
 
     eprintln!("exporting {ROWS_OF_AN_EXPORT} rows");
-    let cgroups = (CONTAINERS + PODS) / 2;
+    let cgroups = i64::midpoint(CONTAINERS, PODS);
     let last = (START + hours * HOUR_US).min(START + ROWS_OF_AN_EXPORT / cgroups * SECOND - SECOND);
     let out = dir.join("out.parquet");
     let fgm_export = |to_us: i64| {
