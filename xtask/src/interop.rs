@@ -32,14 +32,15 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     }
     let (data, parquet) = match (data, parquet) {
         (Some(data), Some(parquet)) => (data, parquet),
-        (None, None) => match newest_demo() {
-            Some(found) => found,
-            None => {
+        (None, None) => {
+            if let Some(found) = newest_demo() {
+                found
+            } else {
                 say("no demo has been played yet: playing one");
                 let made = demo::in_vm(kernel::DEFAULT)?;
                 (made.data, made.parquet)
             }
-        },
+        }
         _ => return Err(usage::wrong("--data and --parquet go together", USAGE)),
     };
     say(&format!("reading {} and {}", data.display(), parquet.display()));

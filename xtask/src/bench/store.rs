@@ -8,6 +8,7 @@ use crate::ebpf;
 use crate::progress::say;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -81,7 +82,7 @@ fn judged(all: &Value) -> (String, bool) {
         let found = all.pointer(place).and_then(Value::as_f64).unwrap_or(f64::INFINITY);
         let keeps = found <= bound;
         is_good &= keeps;
-        report += &format!("{} {what}: {found:.1} (bound {bound})\n", if keeps { "✓" } else { "✗" });
+        let _ = writeln!(report, "{} {what}: {found:.1} (bound {bound})", if keeps { "✓" } else { "✗" });
     }
     (report, is_good)
 }
