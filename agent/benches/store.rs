@@ -24,6 +24,7 @@ const BOOT: &str = "0f0e0d0c-0b0a-4908-8706-050403020100";
 const CONTAINERS: i64 = 200;
 /// Each of five containers.
 const PODS: i64 = 40;
+const CGROUPS: i64 = CONTAINERS + PODS;
 /// A whole hour of some day.
 const START: i64 = 1_700_000_000_000_000 - 1_700_000_000_000_000 % HOUR_US;
 const SECOND: i64 = 1_000_000;
@@ -158,7 +159,7 @@ fn fill(dir: &Path, hours: i64, rotations: i64) {
         for part in 0..parts {
             let seconds = 3600 / parts;
             let from_us = START + hour * HOUR_US + part * seconds * SECOND;
-            let rows = Rows { from_us, seconds, hz: 1, cgroups: 0..CONTAINERS + PODS };
+            let rows = Rows { from_us, seconds, hz: 1, cgroups: 0..CGROUPS };
             writer.seal(1, vec![(Table::Samples, rows.batch())], metadata(), Some(tell.clone()));
             assert!(matches!(told.recv_timeout(PATIENCE), Ok(SealResult::Stored { .. })), "not stored");
         }
@@ -316,7 +317,7 @@ fn bench(dir: &Path, fgm: &Path, hours: i64) -> Value {
     drop(store);
 
     eprintln!("exporting {ROWS_OF_AN_EXPORT} rows");
-    let cgroups = i64::midpoint(CONTAINERS, PODS);
+    let cgroups = CGROUPS / 2;
     let last = (START + hours * HOUR_US).min(START + ROWS_OF_AN_EXPORT / cgroups * SECOND - SECOND);
     let out = dir.join("out.parquet");
     let fgm_export = |to_us: i64| {
