@@ -229,8 +229,19 @@ fn read_of(bytes: &[u8], only: Option<Table>) -> Contents {
             at += step;
         }
     }
-    contents.torn = skipped;
+    let tail = bytes.get(bytes.len() - usize::try_from(skipped).unwrap_or(0)..).unwrap_or_default();
+    if is_cut(tail) {
+        contents.torn = skipped;
+    } else {
+        contents.damaged += skipped;
+    }
     contents
+}
+
+/// Whether this is the beginning of a frame whose rest was never written. A frame of full length that is not whole was changed later.
+fn is_cut(tail: &[u8]) -> bool {
+    let Some(rest) = tail.strip_prefix(&MARK) else { return MARK.starts_with(tail) };
+    number(rest).is_none_or(|(length, rest)| rest.len() < length.saturating_add(4))
 }
 
 /// The body of the whole frame that begins here.
@@ -371,6 +382,18 @@ mod tests {
             prop_assert_eq!((rows(&got), got.frames), (15, 5));
             prop_assert!(got.damaged > 0 && got.torn == 0);
             prop_assert_eq!(got.missing(), BTreeMap::from([(Table::Ledger, 3)]));
+        }
+
+        /// It is no write that was cut, which nobody was promised to have.
+        #[test]
+        fn a_flipped_byte_of_the_last_frame_is_damage(at in 0usize..4000, flip in 1u8..) {
+            let (mut bytes, starts) = journal(6);
+            let at = starts[5] + at % (bytes.len() - starts[5]);
+            let length = starts[5] + MARK.len()..starts[5] + MARK.len() + 4;
+            bytes[at] ^= flip;
+            let got = read(&bytes);
+            prop_assert_eq!((rows(&got), got.frames), (15, 5));
+            prop_assert!(got.damaged > 0 || (length.contains(&at) && got.torn > 0));
         }
 
         #[test]
