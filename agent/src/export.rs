@@ -9,16 +9,19 @@ mod choose;
 mod document;
 mod labels;
 mod problem;
+mod redact;
 mod selection;
+mod thin;
 
 pub use choose::{Chooser, Named};
 pub use document::{EVENT_COLUMNS, row};
 pub use labels::Labels;
 pub use problem::{MEDIA_TYPE, Problem};
 pub use selection::{
-    Containers, Format, PARAMETERS, Rows, Selection, columns, duration_us, instant, time_range,
+    Containers, Format, PARAMETERS, Rows, Selection, columns, duration_us, glob, instant, time_range,
     time_range_or_all,
 };
+pub use thin::MAX_REPORT_BYTES;
 
 use crate::incident::{Incident, Lost};
 use crate::ledger::{self, Accounts};
@@ -30,6 +33,7 @@ use crate::segment::Encoder;
 use crate::store::View;
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use redact::Redaction;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -39,8 +43,6 @@ use std::sync::Arc;
 
 /// Bytes of one answer. It is made in memory, so that an error can still be an error.
 pub const MAX_BYTES: u64 = 64 << 20;
-/// Bytes of Parquet inside a report: a browser holds it three times over (text, bytes, columns).
-pub const MAX_REPORT_BYTES: u64 = 32 << 20;
 /// Rows of events, and of processes, that go along.
 const MAX_SIDE_ROWS: u64 = 100_000;
 const LEDGER_PERIOD_US: i64 = 60_000_000;
@@ -152,9 +154,18 @@ pub fn find<'a>(incidents: &'a [Incident], id: &str) -> Result<&'a Incident, Pro
 }
 
 /// Makes the file.
-pub fn export(mut evidence: Evidence, selection: &Selection) -> Result<Exported, Problem> {
+pub fn export(evidence: Evidence, selection: &Selection) -> Result<Exported, Problem> {
+    export_while(evidence, selection, &|| Ok(()))
+}
+
+/// Makes the file for as long as `go_on` says so; it is asked before each chunk of rows.
+pub fn export_while(
+    mut evidence: Evidence,
+    selection: &Selection,
+    go_on: &dyn Fn() -> Result<(), Problem>,
+) -> Result<Exported, Problem> {
     for _ in 0..MAX_UNREADABLE {
-        match attempt(&evidence, selection) {
+        match attempt(&evidence, selection, go_on) {
             Err(Failure::Vanished { path, reason }) => {
                 // Its rows were counted on: begin again without it, and say so in what goes out.
                 tracing::error!(path = %path.display(), reason, "left an unreadable segment out of an export");
@@ -210,51 +221,80 @@ fn of_query(error: QueryError) -> Problem {
 const NARROW: &str =
     "a shorter range, fewer containers (namespace=, containers=), or raise the limit in agent.toml";
 
-fn attempt(evidence: &Evidence, selection: &Selection) -> Result<Exported, Failure> {
+/// How the rows of an export are gone through: which columns, without names where that was asked for, and until when.
+struct Way<'a> {
+    plan: &'a Plan,
+    columns: Option<&'a [&'a str]>,
+    redaction: Option<&'a Redaction>,
+    go_on: &'a dyn Fn() -> Result<(), Problem>,
+}
+
+impl Way<'_> {
+    fn each_chunk(&self, mut write: impl FnMut(&RecordBatch) -> Result<(), String>) -> Result<(), Failure> {
+        for rows in self.plan.chunks(self.columns)? {
+            (self.go_on)()?;
+            let mut rows = rows?;
+            if let Some(redaction) = self.redaction {
+                rows = redaction.rows(&rows).map_err(Problem::internal)?;
+            }
+            write(&rows).map_err(Problem::internal)?;
+        }
+        Ok(())
+    }
+}
+
+fn attempt(
+    evidence: &Evidence,
+    selection: &Selection,
+    go_on: &dyn Fn() -> Result<(), Problem>,
+) -> Result<Exported, Failure> {
     let found = choose::find_rows(evidence, &selection.rows)?;
     let names = wanted_columns(selection);
-    let stem = match &found.incident {
+    let mut stem = match &found.incident {
         Some(incident) => format!("incident-{}", file_stem(&incident.id)),
         None => format!("samples-{}-{}", found.filter.from_us, found.filter.to_us),
     };
-    let file_name = format!("{stem}.{}", selection.format.as_str());
-    let names = names.as_deref();
+    let redaction = selection.is_redacted.then(Redaction::default);
+    let way = Way { plan: &found.plan, columns: names.as_deref(), redaction: redaction.as_ref(), go_on };
     let bytes = match selection.format {
         Format::Parquet | Format::Html => {
-            let document = document(evidence, &found)?;
-            let limit = if selection.format == Format::Html { MAX_REPORT_BYTES } else { MAX_BYTES };
-            let parquet = parquet(&found.plan, names, &document, limit)?;
+            let mut document = document(evidence, &found)?;
+            if let Some(redaction) = &redaction {
+                document.redact(redaction);
+            }
             if selection.format == Format::Parquet {
-                parquet
+                parquet(&way, &document)?
             } else {
-                let data = document.into_report(evidence.now_us, &sha256(&parquet));
-                report::render(report::TEMPLATE, &data, &parquet).map_err(Problem::internal)?
+                html(&way, document, evidence.now_us, &found)?
             }
         }
         Format::Csv => {
             let mut sink = Bounded::new(MAX_BYTES);
             let mut writer = arrow::csv::Writer::new(&mut sink);
-            let result = each_chunk(&found.plan, names, |rows| {
-                writer.write(&for_text(rows)?).map_err(|e| e.to_string())
-            });
+            let result = way.each_chunk(|rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()));
             drop(writer);
             sink.into_inner(result)?
         }
         Format::Json => {
             let mut sink = Bounded::new(MAX_BYTES);
             let mut writer = arrow::json::ArrayWriter::new(&mut sink);
-            let result = each_chunk(&found.plan, names, |rows| {
-                writer.write(&for_text(rows)?).map_err(|e| e.to_string())
-            })
-            .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
+            let result = way
+                .each_chunk(|rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()))
+                .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
             drop(writer);
             sink.into_inner(result)?
         }
     };
+    if let (Some(redaction), Some(incident)) = (&redaction, &found.incident) {
+        redaction.learn(&json!({"node": incident.node}));
+        stem = file_stem(&redaction.text(&format!("incident-{}", incident.id)));
+    }
+    let file_name = format!("{stem}.{}", selection.format.as_str());
     Ok(Exported { bytes, format: selection.format, file_name })
 }
 
-fn sha256(bytes: &[u8]) -> String {
+/// As hex.
+pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::new(), |mut hex, b| {
         let _ = write!(hex, "{b:02x}");
         hex
@@ -361,17 +401,6 @@ fn provenance(evidence: &Evidence, found: &choose::Found) -> Map<String, Value> 
     all
 }
 
-fn each_chunk(
-    plan: &Plan,
-    columns: Option<&[&str]>,
-    mut write: impl FnMut(&RecordBatch) -> Result<(), String>,
-) -> Result<(), Failure> {
-    for rows in plan.chunks(columns)? {
-        write(&rows?).map_err(Problem::internal)?;
-    }
-    Ok(())
-}
-
 /// arrow writes times as text only in a zone given as an offset.
 fn for_text(rows: &RecordBatch) -> Result<RecordBatch, String> {
     let zone = DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()));
@@ -388,24 +417,79 @@ fn for_text(rows: &RecordBatch) -> Result<RecordBatch, String> {
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| e.to_string())
 }
 
-fn parquet(
-    plan: &Plan,
-    columns: Option<&[&str]>,
+fn parquet(way: &Way<'_>, document: &document::Document) -> Result<Vec<u8>, Failure> {
+    encode(way, document, |encoder| way.each_chunk(|rows| encoder.write(rows).map_err(|e| e.to_string())))
+}
+
+fn encode(
+    way: &Way<'_>,
     document: &document::Document,
-    limit: u64,
+    write: impl FnOnce(&mut Encoder<&mut Bounded>) -> Result<(), Failure>,
 ) -> Result<Vec<u8>, Failure> {
-    let mut sink = Bounded::new(limit);
-    let containers = plan.keys().len() as u64;
-    let schema = query::projection(Table::Samples, columns);
-    let mut encode = || -> Result<(), Failure> {
+    let mut sink = Bounded::new(MAX_BYTES);
+    let containers = way.plan.keys().len() as u64;
+    let schema = query::projection(Table::Samples, way.columns);
+    let all = || -> Result<(), Failure> {
         let mut encoder = Encoder::new(&mut sink, &schema, (containers, containers), &document.metadata())
             .map_err(Problem::internal)?;
-        each_chunk(plan, columns, |rows| encoder.write(rows).map_err(|e| e.to_string()))?;
+        write(&mut encoder)?;
         encoder.close().map_err(Problem::internal)?;
         Ok(())
     };
-    let result = encode();
+    let result = all();
     sink.into_inner(result)
+}
+
+/// The report. What is too large for one is thinned, as far as it takes.
+fn html(
+    way: &Way<'_>,
+    mut document: document::Document,
+    now_us: i64,
+    found: &choose::Found,
+) -> Result<Vec<u8>, Failure> {
+    let mut embedded = parquet(way, &document)?;
+    let whole_sha256 = sha256(&embedded);
+    let beside =
+        report::TEMPLATE.len() + document.metadata().iter().map(|(_, v)| v.len()).sum::<usize>() + 1000;
+    let room = MAX_REPORT_BYTES.saturating_sub(beside) / 4 * 3;
+    let (rows, bytes) = (way.plan.rows, embedded.len());
+    if bytes > room {
+        if room < MAX_REPORT_BYTES / 8 {
+            let narrow = "a shorter range, or format=parquet, which has no such limit";
+            let asked = (beside + bytes) as u64;
+            return Err(
+                Problem::too_large("bytes of a report", MAX_REPORT_BYTES as u64, asked, narrow).into()
+            );
+        }
+        let span_us = found.filter.to_us.saturating_sub(found.filter.from_us).max(1);
+        let wanted = u128::from(rows) * room as u128 / bytes as u128;
+        let buckets =
+            (wanted / u128::from(thin::ROWS_OF_BUCKET * way.plan.keys().len().max(1) as u64)).max(1);
+        let mut bucket_us = (span_us / i64::try_from(buckets).unwrap_or(i64::MAX)).max(1000);
+        let event_us = found.incident.as_ref().map(|i| i.ts_us);
+        while embedded.len() > room {
+            let mut kept = Vec::new();
+            way.each_chunk(|rows| thin::thin(rows, bucket_us, event_us).map(|rows| kept.push(rows)))?;
+            let held = kept.iter().map(RecordBatch::num_rows).sum::<usize>();
+            let thinned = json!({"bucket_us": bucket_us, "rows_of": rows, "full_sha256": whole_sha256, "full_bytes": bytes});
+            document.thinned(held, thinned);
+            embedded = encode(way, &document, |encoder| {
+                kept.iter().try_for_each(|rows| encoder.write(rows)).map_err(|e| Problem::internal(e).into())
+            })?;
+            bucket_us = bucket_us.saturating_add(bucket_us / 2);
+            if bucket_us > span_us * 2 && embedded.len() > room {
+                return Err(Problem::too_large(
+                    "bytes of a report",
+                    room as u64,
+                    embedded.len() as u64,
+                    NARROW,
+                )
+                .into());
+            }
+        }
+    }
+    let data = document.into_report(now_us, &sha256(&embedded));
+    Ok(report::render(report::TEMPLATE, &data, &embedded).map_err(Problem::internal)?)
 }
 
 /// Memory that refuses to grow beyond a limit, and remembers that it did.
