@@ -461,7 +461,8 @@ fn an_answer_is_packed_as_the_client_takes_it_and_says_the_same() {
     let packed = |coding: &str| {
         let headers = [(header::HOST, "localhost"), (header::ACCEPT_ENCODING, coding)];
         let (status, head, body) = send(&router, with(&path, &headers));
-        assert_eq!((status.as_u16(), head.headers()[header::CONTENT_ENCODING].to_str()), (200, Ok(coding)));
+        assert_eq!(status, 200);
+        assert_eq!(head.headers()[header::CONTENT_ENCODING], coding);
         assert_eq!(head.headers()[header::VARY], "accept-encoding");
         assert!(body.len() * 3 < plain.len(), "{coding}: {} of {}", body.len(), plain.len());
         body

@@ -76,9 +76,11 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), Failure> {
         );
     }
     for one in series {
-        let who =
-            ["container", "pod", "cgroup_path", "device", "name"].iter().find_map(|name| one[*name].as_str());
-        let who = output::printable(who.unwrap_or("node"));
+        let named = ["container", "pod", "name", "cgroup_path"].iter().find_map(|name| one[*name].as_str());
+        let end = |path: &str| path.rsplit('/').find(|part| !part.is_empty()).map(str::to_owned);
+        let device = one["device"].as_str().map(|d| format!(" device {d}")).unwrap_or_default();
+        let who = named.and_then(end).unwrap_or_else(|| "node".to_owned());
+        let who = output::printable(&format!("{who}{device}"));
         for (metric, found) in one["metrics"].as_object().into_iter().flatten() {
             let said = match analysis {
                 Analysis::Periodicity => period(found),
