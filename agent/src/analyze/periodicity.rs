@@ -134,9 +134,9 @@ fn echoes(grid: &Grid, level: f64, slope: f64) -> Vec<f64> {
         if n > 0.0 { sum / n } else { 0.0 }
     };
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the cells")]
-    let longest = (real(grid.cells.len()) / LEAST_CYCLES) as usize;
+    let (shortest, longest) = (LEAST_PERIOD as usize, (real(grid.cells.len()) / LEAST_CYCLES) as usize);
     let all: Vec<f64> = (0..=longest + 1).map(like).collect();
-    let mut out: Vec<usize> = (LEAST_PERIOD as usize..=longest)
+    let mut out: Vec<usize> = (shortest..=longest)
         .filter(|i| all[*i] > all[i - 1] && all[*i] >= all[i + 1] && all[*i] > 0.0)
         .collect();
     out.sort_by(|a, b| all[*b].total_cmp(&all[*a]));

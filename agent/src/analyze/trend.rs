@@ -57,7 +57,7 @@ pub fn trend(grid: &Grid) -> Option<Trend> {
     let pairs = real(slopes.len());
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to the number of pairs")]
     let nth = |at: f64| slopes[(at.clamp(0.0, pairs - 1.0)) as usize];
-    let (low, high) = (nth((pairs - spread) / 2.0), nth((pairs + spread) / 2.0));
+    let (low, high) = (nth((pairs - spread) / 2.0), nth(f64::midpoint(pairs, spread)));
     let per_second = 1e6 / real(grid.step_us);
     let (first, last) = (cells[0].0, cells[cells.len() - 1].0);
     let direction = if low > 0.0 {

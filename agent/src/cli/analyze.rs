@@ -120,11 +120,12 @@ fn changes(found: &Value) -> String {
     if all.is_empty() {
         return "no change".to_owned();
     }
-    let one = |c: &Value| match c["kind"].as_str() {
-        Some("step") => format!("{} from {} to {}", at(&c["t_us"]), short(&c["before"]), short(&c["after"])),
-        _ => {
-            let (before, after) = (short(&c["slope_before"]), short(&c["slope_after"]));
-            format!("{} from {before} to {after} a second", at(&c["t_us"]))
+    let one = |c: &Value| {
+        let of = |name: &str| short(&c[name]);
+        if c["kind"] == "step" {
+            format!("{} from {} to {}", at(&c["t_us"]), of("before"), of("after"))
+        } else {
+            format!("{} from {} to {} a second", at(&c["t_us"]), of("slope_before"), of("slope_after"))
         }
     };
     let more = found["left_out"]

@@ -102,8 +102,12 @@ impl Document {
             &mut self.lost,
             &mut provenance,
         ];
-        parts.iter().for_each(|part| redaction.learn(part));
-        parts.iter_mut().for_each(|part| redaction.document(part));
+        for part in &parts {
+            redaction.learn(part);
+        }
+        for part in &mut parts {
+            redaction.document(part);
+        }
         if let Value::Object(provenance) = provenance {
             self.provenance = provenance;
         }

@@ -111,8 +111,9 @@ impl Redaction {
                 let starts_word = name.chars().next().is_some_and(is_word);
                 let ends_word = name.chars().next_back().is_some_and(is_word);
                 rest.strip_prefix(name).is_some_and(|after| {
-                    !(ends_word && after.chars().next().is_some_and(is_word))
-                        && !(starts_word && before.is_some_and(is_word))
+                    let goes_on = ends_word && after.chars().next().is_some_and(is_word);
+                    let began_before = starts_word && before.is_some_and(is_word);
+                    !goes_on && !began_before
                 })
             };
             let found = names.iter().find(|(name, _)| fits(name));

@@ -61,14 +61,16 @@ pub struct Wanted {
     pub incidents: Vec<Incident>,
 }
 
+/// Instant, cause and period of a row.
+pub type Moment = (i64, Cause, i64);
+
 /// One cgroup, or one device or set of labels of it.
 pub struct OfOne {
     pub key: Key,
     pub identity: Identity,
     /// Device, or name and labels.
     pub beside: Map<String, Value>,
-    /// Instant, cause and period of each row.
-    pub moments: Vec<(i64, Cause, i64)>,
+    pub moments: Vec<Moment>,
     pub lines: Vec<(Metric, Vec<Point>)>,
 }
 
@@ -224,10 +226,12 @@ impl Wanted {
         batch: &RecordBatch,
         at: &[usize],
         beside: &Map<String, Value>,
-    ) -> (Vec<(i64, Cause, i64)>, Vec<(Metric, Vec<Point>)>) {
+    ) -> (Vec<Moment>, Vec<(Metric, Vec<Point>)>) {
         let mut moments = rows::moments(batch, at.iter().copied());
         if self.table == Table::Metrics {
-            moments.iter_mut().for_each(|m| m.2 = LOOSE_PERIOD_MS);
+            for moment in &mut moments {
+                moment.2 = LOOSE_PERIOD_MS;
+            }
         }
         let mut lines = Vec::new();
         for metric in &self.metrics {
