@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::{Cursor, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -420,18 +420,17 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
     if args.json && args.output == Path::new("-") {
         return Err(Failure::Usage("--json and -o - both want stdout; name a file with -o".to_owned()));
     }
-    let bytes = {
+    let mut made: output::Told<Box<dyn Read>> = {
         let _shown = output::Progress::start("exporting");
-        match &args.place.data {
-            Some(dir) => local::export(dir, &pairs)?,
-            None => fetch::export(&args.place, &pairs)?,
-        }
+        output::Told::new(match &args.place.data {
+            Some(dir) => Box::new(local::export(dir, &pairs, output::unnamed(&args.output)?)?),
+            None => Box::new(Cursor::new(fetch::export(&args.place, &pairs)?)),
+        })
     };
-    output::write(&args.output, format == Format::Parquet, &bytes)?;
+    output::write(&args.output, format == Format::Parquet, &mut made)?;
     if args.json {
-        let sha256 = export::sha256(&bytes);
-        let told =
-            json!({"file": args.output, "format": format.as_str(), "bytes": bytes.len(), "sha256": sha256});
+        let (bytes, sha256) = made.told();
+        let told = json!({"file": args.output, "format": format.as_str(), "bytes": bytes, "sha256": sha256});
         output::print(&format!("{told}\n"))?;
     }
     Ok(())

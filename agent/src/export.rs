@@ -7,6 +7,7 @@
 
 mod choose;
 mod document;
+mod encode;
 mod labels;
 mod problem;
 mod redact;
@@ -26,22 +27,21 @@ pub use thin::MAX_REPORT_BYTES;
 use crate::incident::{Incident, Lost};
 use crate::ledger::{self, Accounts};
 use crate::names::Table;
-use crate::query::{self, Filter, Plan, QueryError};
+use crate::query::{self, Filter, QueryError};
 use crate::report;
 use crate::schema;
-use crate::segment::Encoder;
 use crate::store::View;
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use arrow::array::RecordBatch;
+use encode::{GoOn, Sink, Way};
 use redact::Redaction;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io;
-use std::sync::Arc;
+use std::fs::File;
+use std::io::Write as _;
 
-/// Bytes of one answer. It is made in memory, so that an error can still be an error.
+/// Bytes of an answer that is made in memory, so that an error can still be an error.
 pub const MAX_BYTES: u64 = 64 << 20;
 /// Rows of events, and of processes, that go along.
 const MAX_SIDE_ROWS: u64 = 100_000;
@@ -153,19 +153,38 @@ pub fn find<'a>(incidents: &'a [Incident], id: &str) -> Result<&'a Incident, Pro
     })
 }
 
-/// Makes the file.
+/// Makes the answer in memory.
 pub fn export(evidence: Evidence, selection: &Selection) -> Result<Exported, Problem> {
     export_while(evidence, selection, &|| Ok(()))
 }
 
-/// Makes the file for as long as `go_on` says so; it is asked before each chunk of rows.
-pub fn export_while(
+/// The same for as long as `go_on` says so; it is asked before each slice of rows.
+pub fn export_while(evidence: Evidence, selection: &Selection, go_on: GoOn<'_>) -> Result<Exported, Problem> {
+    let mut sink = Sink::memory(MAX_BYTES);
+    let file_name = make(evidence, selection, go_on, &mut sink)?;
+    Ok(Exported { bytes: sink.into_bytes(), format: selection.format, file_name })
+}
+
+/// Makes the answer in a file, of whatever length, and gives the name that it should have. What the file had is gone; a
+/// refused export leaves it empty.
+pub fn export_into(evidence: Evidence, selection: &Selection, file: File) -> Result<String, Problem> {
+    let mut sink = Sink::file(file);
+    let made = make(evidence, selection, &|| Ok(()), &mut sink).and_then(|name| sink.finish().map(|()| name));
+    if made.is_err() {
+        let _ = sink.clear();
+    }
+    made
+}
+
+fn make(
     mut evidence: Evidence,
     selection: &Selection,
-    go_on: &dyn Fn() -> Result<(), Problem>,
-) -> Result<Exported, Problem> {
+    go_on: GoOn<'_>,
+    sink: &mut Sink,
+) -> Result<String, Problem> {
     for _ in 0..MAX_UNREADABLE {
-        match attempt(&evidence, selection, go_on) {
+        sink.clear()?;
+        match attempt(&evidence, selection, go_on, sink) {
             Err(Failure::Vanished { path, reason }) => {
                 // Its rows were counted on: begin again without it, and say so in what goes out.
                 tracing::error!(path = %path.display(), reason, "left an unreadable segment out of an export");
@@ -183,7 +202,7 @@ pub fn export_while(
                 });
             }
             Err(Failure::Problem(problem)) => return Err(problem),
-            Ok(exported) => return Ok(exported),
+            Ok(file_name) => return Ok(file_name),
         }
     }
     Err(Problem::internal(format!("more than {MAX_UNREADABLE} segments are unreadable; see the agent's log")))
@@ -221,33 +240,12 @@ fn of_query(error: QueryError) -> Problem {
 const NARROW: &str =
     "a shorter range, fewer containers (namespace=, containers=), or raise the limit in agent.toml";
 
-/// How the rows of an export are gone through: which columns, without names where that was asked for, and until when.
-struct Way<'a> {
-    plan: &'a Plan,
-    columns: Option<&'a [&'a str]>,
-    redaction: Option<&'a Redaction>,
-    go_on: &'a dyn Fn() -> Result<(), Problem>,
-}
-
-impl Way<'_> {
-    fn each_chunk(&self, mut write: impl FnMut(&RecordBatch) -> Result<(), String>) -> Result<(), Failure> {
-        for rows in self.plan.chunks(self.columns)? {
-            (self.go_on)()?;
-            let mut rows = rows?;
-            if let Some(redaction) = self.redaction {
-                rows = redaction.rows(&rows).map_err(Problem::internal)?;
-            }
-            write(&rows).map_err(Problem::internal)?;
-        }
-        Ok(())
-    }
-}
-
 fn attempt(
     evidence: &Evidence,
     selection: &Selection,
-    go_on: &dyn Fn() -> Result<(), Problem>,
-) -> Result<Exported, Failure> {
+    go_on: GoOn<'_>,
+    sink: &mut Sink,
+) -> Result<String, Failure> {
     let found = choose::find_rows(evidence, &selection.rows)?;
     let names = wanted_columns(selection);
     let mut stem = match &found.incident {
@@ -256,41 +254,27 @@ fn attempt(
     };
     let redaction = selection.is_redacted.then(Redaction::default);
     let way = Way { plan: &found.plan, columns: names.as_deref(), redaction: redaction.as_ref(), go_on };
-    let bytes = match selection.format {
-        Format::Parquet | Format::Html => {
-            let mut document = document(evidence, &found)?;
-            if let Some(redaction) = &redaction {
-                document.redact(redaction);
-            }
-            if selection.format == Format::Parquet {
-                parquet(&way, &document)?
-            } else {
-                html(&way, document, evidence.now_us, &found)?
-            }
+    let document = || {
+        let mut document = document(evidence, &found)?;
+        if let Some(redaction) = &redaction {
+            document.redact(redaction);
         }
-        Format::Csv => {
-            let mut sink = Bounded::new(MAX_BYTES);
-            let mut writer = arrow::csv::Writer::new(&mut sink);
-            let result = way.each_chunk(|rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()));
-            drop(writer);
-            sink.into_inner(result)?
-        }
-        Format::Json => {
-            let mut sink = Bounded::new(MAX_BYTES);
-            let mut writer = arrow::json::ArrayWriter::new(&mut sink);
-            let result = way
-                .each_chunk(|rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()))
-                .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
-            drop(writer);
-            sink.into_inner(result)?
-        }
+        Ok::<_, Failure>(document)
     };
+    match selection.format {
+        Format::Parquet => way.parquet(&document()?.metadata(), sink)?,
+        Format::Html => {
+            let page = html(&way, document()?, evidence.now_us, &found)?;
+            sink.write_all(&page).map_err(Problem::internal)?;
+        }
+        Format::Csv => way.csv(sink)?,
+        Format::Json => way.json(sink)?,
+    }
     if let (Some(redaction), Some(incident)) = (&redaction, &found.incident) {
         redaction.learn(&json!({"node": incident.node}));
         stem = file_stem(&redaction.text(&format!("incident-{}", incident.id)));
     }
-    let file_name = format!("{stem}.{}", selection.format.as_str());
-    Ok(Exported { bytes, format: selection.format, file_name })
+    Ok(format!("{stem}.{}", selection.format.as_str()))
 }
 
 /// As hex.
@@ -401,45 +385,6 @@ fn provenance(evidence: &Evidence, found: &choose::Found) -> Map<String, Value> 
     all
 }
 
-/// arrow writes times as text only in a zone given as an offset.
-fn for_text(rows: &RecordBatch) -> Result<RecordBatch, String> {
-    let zone = DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()));
-    let is_ts = |f: &Field| matches!(f.data_type(), DataType::Timestamp(_, _));
-    let schema = rows.schema();
-    let fields: Vec<Field> = schema
-        .fields()
-        .iter()
-        .map(|f| if is_ts(f) { f.as_ref().clone().with_data_type(zone.clone()) } else { f.as_ref().clone() })
-        .collect();
-    let columns: Result<Vec<ArrayRef>, _> =
-        rows.columns().iter().zip(&fields).map(|(c, f)| arrow::compute::cast(c, f.data_type())).collect();
-    let columns = columns.map_err(|e| e.to_string())?;
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| e.to_string())
-}
-
-fn parquet(way: &Way<'_>, document: &document::Document) -> Result<Vec<u8>, Failure> {
-    encode(way, document, |encoder| way.each_chunk(|rows| encoder.write(rows).map_err(|e| e.to_string())))
-}
-
-fn encode(
-    way: &Way<'_>,
-    document: &document::Document,
-    write: impl FnOnce(&mut Encoder<&mut Bounded>) -> Result<(), Failure>,
-) -> Result<Vec<u8>, Failure> {
-    let mut sink = Bounded::new(MAX_BYTES);
-    let containers = way.plan.keys().len() as u64;
-    let schema = query::projection(Table::Samples, way.columns);
-    let all = || -> Result<(), Failure> {
-        let mut encoder = Encoder::new(&mut sink, &schema, (containers, containers), &document.metadata())
-            .map_err(Problem::internal)?;
-        write(&mut encoder)?;
-        encoder.close().map_err(Problem::internal)?;
-        Ok(())
-    };
-    let result = all();
-    sink.into_inner(result)
-}
-
 /// The report. What is too large for one is thinned, as far as it takes.
 fn html(
     way: &Way<'_>,
@@ -447,7 +392,9 @@ fn html(
     now_us: i64,
     found: &choose::Found,
 ) -> Result<Vec<u8>, Failure> {
-    let mut embedded = parquet(way, &document)?;
+    let mut inside = Sink::memory(MAX_BYTES);
+    way.parquet(&document.metadata(), &mut inside)?;
+    let mut embedded = inside.into_bytes();
     let whole_sha256 = sha256(&embedded);
     let beside =
         report::TEMPLATE.len() + document.metadata().iter().map(|(_, v)| v.len()).sum::<usize>() + 1000;
@@ -469,13 +416,11 @@ fn html(
         let event_us = found.incident.as_ref().map(|i| i.ts_us);
         while embedded.len() > room {
             let mut kept = Vec::new();
-            way.each_chunk(|rows| thin::thin(rows, bucket_us, event_us).map(|rows| kept.push(rows)))?;
+            way.each(|rows| thin::thin(rows, bucket_us, event_us).map(|rows| kept.push(rows)))?;
             let held = kept.iter().map(RecordBatch::num_rows).sum::<usize>();
             let thinned = json!({"bucket_us": bucket_us, "rows_of": rows, "full_sha256": whole_sha256, "full_bytes": bytes});
             document.thinned(held, thinned);
-            embedded = encode(way, &document, |encoder| {
-                kept.iter().try_for_each(|rows| encoder.write(rows)).map_err(|e| Problem::internal(e).into())
-            })?;
+            embedded = way.parquet_of(&kept, &document.metadata())?;
             bucket_us = bucket_us.saturating_add(bucket_us / 2);
             if bucket_us > span_us * 2 && embedded.len() > room {
                 return Err(Problem::too_large(
@@ -490,42 +435,4 @@ fn html(
     }
     let data = document.into_report(now_us, &sha256(&embedded));
     Ok(report::render(report::TEMPLATE, &data, &embedded).map_err(Problem::internal)?)
-}
-
-/// Memory that refuses to grow beyond a limit, and remembers that it did.
-struct Bounded {
-    bytes: Vec<u8>,
-    limit: u64,
-    is_over: bool,
-}
-
-impl Bounded {
-    fn new(limit: u64) -> Self {
-        Self { bytes: Vec::new(), limit, is_over: false }
-    }
-
-    /// The bytes, or the reason why there are none.
-    fn into_inner(self, result: Result<(), Failure>) -> Result<Vec<u8>, Failure> {
-        if self.is_over {
-            let narrow =
-                "a shorter range, fewer containers or metrics, or format=parquet, which is the smallest";
-            return Err(Problem::too_large("bytes of an export", self.limit, self.limit + 1, narrow).into());
-        }
-        result.map(|()| self.bytes)
-    }
-}
-
-impl io::Write for Bounded {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if (self.bytes.len() + buf.len()) as u64 > self.limit {
-            self.is_over = true;
-            return Err(io::Error::other("the answer is larger than its limit"));
-        }
-        self.bytes.extend_from_slice(buf);
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

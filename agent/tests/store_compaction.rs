@@ -1,6 +1,8 @@
 //! Hours become files of `v1/`: each row is seen once before, meanwhile and afterwards, by queries and by who reads the files
 //! himself, whatever file operation a crash chooses.
 
+#[path = "support/child.rs"]
+mod child;
 #[path = "support/faults.rs"]
 mod faults;
 #[path = "support/rows.rs"]
@@ -22,13 +24,11 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(20);
-/// What the child is told: folder, and the file operation in which it is to die.
-const CHILD: &str = "FGM_TEST_COMPACT";
 /// 22:00 of the day of the kill.
 const HOUR: i64 = KILL_US - KILL_US % HOUR_US;
 /// When 22, 23 and 0 o'clock are to be merged, and 1 o'clock is not.
@@ -99,13 +99,6 @@ fn segments(stretches: &[(i64, i64)]) -> tempfile::TempDir {
         rotation(&writer, number as u64 + 2, from, to);
     }
     writer.shutdown(WAIT).expect("in time");
-    dir
-}
-
-fn copy(from: &Path) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().expect("a folder");
-    let done = Command::new("cp").arg("-a").arg(from.join(".")).arg(dir.path()).status().expect("cp");
-    assert!(done.success());
     dir
 }
 
@@ -300,29 +293,19 @@ fn a_view_keeps_its_files_until_it_is_gone() {
     assert_eq!((seen(&store.view()), by_the_files(dir.path())), (before.clone(), before));
 }
 
-/// Not a test: what the test runs.
+/// Not a test: what the test runs. Told folder, and the file operation in which it is to die.
 #[test]
 fn child() {
-    let Ok(told) = std::env::var(CHILD) else { return };
-    let (dir, die_at) = told.split_once('\n').expect("two");
-    let io = Deadly::at_operation(die_at.parse().expect("a number"));
-    let store = Store::open_on(Path::new(dir), &io).expect("opens");
+    let Some(told) = child::told() else { return };
+    let io = Deadly::at_operation(told[1].parse().expect("a number"));
+    let store = Store::open_on(Path::new(&told[0]), &io).expect("opens");
     let done = store.compact(&io, NOW, &RULES, &never);
     assert!(done.left.is_empty() && done.set_aside.is_empty(), "{done:?}");
 }
 
 /// Runs the child; whether it came to its end.
 fn run(dir: &Path, die_at: u64) -> bool {
-    let child = Command::new(std::env::current_exe().expect("this binary"))
-        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
-        .env(CHILD, format!("{}\n{die_at}", dir.display()))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .output()
-        .expect("a child");
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success() || child.status.code().is_none(), "{}: {said}", child.status);
-    child.status.success()
+    child::to_the_end(&[&dir.display().to_string(), &die_at.to_string()])
 }
 
 fn rows_at(view: &View) -> Rows {
@@ -337,7 +320,7 @@ fn a_crash_in_any_file_operation_loses_no_row_and_doubles_none() {
     let mut operation = 0;
     loop {
         operation += 1;
-        let dir = copy(whole.path());
+        let dir = child::copy(whole.path());
         let is_over = run(dir.path(), operation);
         let all_there = |what: &str| {
             let queried = rows_at(&Store::open_read_only(dir.path()).expect("opens").view());

@@ -6,6 +6,7 @@ use crate::journal::{self, Contents};
 use crate::ledger::{self, Accounts};
 use crate::names::Table;
 use crate::query::{self, Filter};
+use crate::schema;
 use crate::segment::{self, Footer, Segment};
 use crate::store::Store;
 use anyhow::Context as _;
@@ -76,6 +77,9 @@ fn of_journal(path: &Path) -> Value {
         problems.push(format!("{rows} rows of {} are missing", table.as_str()));
     }
     let Contents { damaged, torn, frames, .. } = &contents;
+    if contents.is_newer() {
+        problems.push(schema::newer(contents.schema));
+    }
     if *damaged > 0 {
         problems.push(format!("{damaged} bytes are damaged"));
     }
@@ -113,9 +117,9 @@ fn of_segment(path: &Path) -> Value {
         problems.push("its rows are not in the order of (cgroup_id, ts)".to_owned());
     }
     let number = |key| footer.value(key).and_then(|v| v.parse::<i64>().ok());
-    let version = number("fgm.schema_version");
-    if version.is_some_and(|v| v > i64::from(crate::schema::VERSION)) {
-        problems.push(format!("schema version {} is newer than this fgm", version.unwrap_or(0)));
+    let version = footer.schema_version();
+    if version > schema::VERSION {
+        problems.push(schema::newer(version));
     }
     // exported files are no table's
     let table = footer.value("fgm.table").map(str::to_owned);

@@ -1,6 +1,6 @@
 //! The footer of a closed Parquet file of ours, and what it lets one check: the checksum of the body, the order of rows.
 
-use super::{BODY_CRC, SegmentError, guarded, metadata_value};
+use super::{BODY_CRC, SCHEMA, SegmentError, guarded, metadata_value};
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use parquet::arrow::ProjectionMask;
@@ -31,6 +31,11 @@ impl Footer {
 
     pub fn value(&self, key: &str) -> Option<&str> {
         metadata_value(&self.0, key)
+    }
+
+    /// 0 when it does not say: a file that is not ours.
+    pub fn schema_version(&self) -> u32 {
+        self.value(SCHEMA).and_then(|v| v.parse().ok()).unwrap_or(0)
     }
 
     /// All of the metadata.

@@ -220,7 +220,7 @@ pub fn chosen(
     filter: &Filter,
     chooser: &Chooser<'_>,
 ) -> Result<BTreeSet<Key>, Problem> {
-    let filter = Filter { cgroups: chooser.ids(), ..filter.clone() };
+    let filter = Filter { cgroups: chooser.ids(), containers: chooser.container_ids(), ..filter.clone() };
     let plan = query::plan(view, table, &filter, u64::MAX).map_err(of_query)?;
     let identities = plan.identities().map_err(of_query)?;
     Ok(identities.iter().filter(|(key, who)| chooser.takes(key, who)).map(|(key, _)| key.clone()).collect())
