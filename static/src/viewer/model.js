@@ -140,9 +140,11 @@ export function panelOf(metric, groups) {
 export function rank(metric, search) {
   const text = `${metric.name} ${metric.file} ${metric.key ?? ''} ${metric.about ?? ''}`.toLowerCase();
   const words = search.toLowerCase().split(/[\s_.]+/).filter(Boolean);
-  if (!words.length) return 1000 + metric.name.length;
+  // What is the node's comes after what is a container's own.
+  const beside = metric.table && metric.table !== 'samples' ? 40 : 0;
+  if (!words.length) return 1000 + beside + metric.name.length;
   const places = words.map((word) => text.indexOf(word));
-  if (places.every((at) => at >= 0)) return places.reduce((sum, at) => sum + at, 0) + metric.name.length / 100;
+  if (places.every((at) => at >= 0)) return places.reduce((sum, at) => sum + at, 0) + metric.name.length / 100 + beside;
   let at = -1;
   let spread = 0;
   for (const letter of words.join('')) {
@@ -151,5 +153,5 @@ export function rank(metric, search) {
     spread += next - at;
     at = next;
   }
-  return 200 + spread;
+  return 200 + spread + beside;
 }
