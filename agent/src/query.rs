@@ -127,7 +127,7 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         }
         let (mut runs, source) = (Vec::new(), plan.sources.len());
         let boot: Arc<str> = segment.name.boot.as_str().into();
-        let mut found = Runs { filter, boot, source, counts: &|ts| segment.counts(ts), runs: &mut runs };
+        let mut found = Runs { filter, boot, source, counts: &|ts| segment.counts(ts), found: &mut runs };
         match file::keys(&segment.path, &mut found) {
             Ok(metadata) => {
                 plan.sources.push(Source::File { path: segment.path.clone(), metadata });
@@ -159,7 +159,7 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         let boot: Arc<str> = loose.boot.as_str().into();
         let source = plan.sources.len();
         let keys = segment::conform(table, &loose.batch, &key_schema(table))?;
-        Runs { filter, boot, source, counts: &|_| true, runs: &mut plan.runs }.add(&keys, &mut (0..));
+        Runs { filter, boot, source, counts: &|_| true, found: &mut plan.runs }.add(&keys, &mut (0..));
         plan.sources.push(Source::Batch(loose.batch.clone()));
     }
     plan.rows = plan.runs.iter().map(|r| r.rows.len() as u64).sum();
@@ -194,7 +194,7 @@ struct Runs<'a> {
     source: usize,
     /// Whether the row of that instant counts in this source.
     counts: &'a dyn Fn(i64) -> bool,
-    runs: &'a mut Vec<Run>,
+    found: &'a mut Vec<Run>,
 }
 
 impl Runs<'_> {
@@ -208,7 +208,7 @@ impl Runs<'_> {
             if !self.filter.wants(cgroup_id, ts) || !(self.counts)(ts) {
                 continue;
             }
-            match self.runs.last_mut() {
+            match self.found.last_mut() {
                 Some(r)
                     if r.source == self.source
                         && r.rows.end == row
@@ -221,7 +221,7 @@ impl Runs<'_> {
                 _ => {
                     let key = Key { cgroup_id, boot: self.boot.clone() };
                     let (source, rows) = (self.source, row..row + 1);
-                    self.runs.push(Run { key, source, rows, from_us: ts, to_us: ts });
+                    self.found.push(Run { key, source, rows, from_us: ts, to_us: ts });
                 }
             }
         }

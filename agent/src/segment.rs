@@ -6,13 +6,14 @@
 //! `export` uses the same [`Encoder`] for the files it hands out.
 //!
 //! parquet 60.1 verifies page checksums but cannot write them, so the checksum of everything before the footer stands
-//! in the footer: `fgm.body_crc32` = `<bytes>:<crc32 in hex>`. [`verify`] holds a file against it.
+//! in the footer: `fgm.body_crc32` = `<bytes>:<crc32 in hex>`. [`verify`] holds a file against it. What follows the pages has a checksum of
+//! its own, `fgm.tail_crc32`, which every reader of ours looks at, since a footer with another number in it is a footer.
 
 mod encoder;
 mod footer;
 
 pub use encoder::{ColumnEncoder, Encoder, distinct};
-pub use footer::Footer;
+pub use footer::{Footer, check_tail};
 
 use crate::names::Table;
 use crate::schema;
@@ -47,6 +48,9 @@ pub const TO: &str = "fgm.to_us";
 pub const SCHEMA: &str = "fgm.schema_version";
 pub const HOUR_US: i64 = 3_600_000_000;
 const BODY_CRC: &str = "fgm.body_crc32";
+/// Key of the checksum of all that follows the pages, and what stands there until it is known.
+pub const TAIL_CRC: &str = "fgm.tail_crc32";
+pub const UNSTAMPED: &str = "00000000";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentError {
@@ -365,6 +369,7 @@ pub fn write(
         (FROM.to_owned(), from_us.to_string()),
         (TO.to_owned(), to_us.to_string()),
         ("fgm.seq".to_owned(), seq.to_string()),
+        (TAIL_CRC.to_owned(), UNSTAMPED.to_owned()),
     ];
     pairs.retain(|(k, _)| !metadata.iter().any(|(m, _)| m == k));
     pairs.extend_from_slice(metadata);
@@ -375,6 +380,7 @@ pub fn write(
     let mut encoder = Encoder::new(file, &schema, ndv, &pairs).map_err(encode)?;
     encoder.write(&rows).map_err(encode)?;
     let file = encoder.close().map_err(encode)?;
+    Footer::stamp(&file, temporary.path())?;
     let there = file.metadata().map_err(fail("cannot read the size of", &temporary.path))?;
     let (bytes, modified_ns) = (there.len(), modified_ns(&there));
     temporary.publish(io, &file, &path)?;

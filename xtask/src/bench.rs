@@ -11,6 +11,7 @@ mod quiet;
 mod rows;
 mod score;
 mod stage;
+mod store;
 
 use crate::usage::{self, Usage};
 use crate::{cgroup, demo, ebpf, paths, setup};
@@ -22,8 +23,10 @@ use std::path::{Path, PathBuf};
 const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--kills N] [--json FILE]
        cargo xtask bench churn [--cgroups N] [--json FILE]
        cargo xtask bench burst [--json FILE]
+       cargo xtask bench store [--hours N] [--json FILE]
        cargo xtask bench quiet [--kernel SERIES | --host] [--minutes N] [--json FILE]";
 const MINUTES: usize = 10;
+const HOURS: usize = 24;
 const CGROUPS: usize = 100_000;
 /// The recorder lists a thousand incidents.
 const MAX_KILLS: usize = 1000;
@@ -83,7 +86,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
         return played(&words[1..]);
     }
     let (mut place, mut kernel, mut json) = (Place::Vm, crate::kernel::DEFAULT.to_owned(), None);
-    let (mut kills, mut cgroups, mut minutes) = (MAX_KILLS, CGROUPS, MINUTES);
+    let (mut kills, mut cgroups, mut minutes, mut hours) = (MAX_KILLS, CGROUPS, MINUTES, HOURS);
     let mut words = words.iter().map(String::as_str);
     let what = words.next().unwrap_or_default().to_owned();
     while let Some(word) = words.next() {
@@ -92,6 +95,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
             "--kernel" => usage::value(words.next(), word, USAGE)?.clone_into(&mut kernel),
             "--kills" => kills = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--minutes" => minutes = count(usage::value(words.next(), word, USAGE)?, word)?,
+            "--hours" => hours = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--cgroups" => cgroups = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--json" => json = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
             _ => return Err(usage::wrong(format!("unknown option `{word}`"), USAGE)),
@@ -107,6 +111,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
             quiet::bench(place, &kernel, minutes, json.as_deref())
         }
         "burst" => native::bench(json.as_deref()),
+        "store" => store::bench(hours, json.as_deref()),
         "churn" => churn::bench(cgroups, json.as_deref()),
         "evidence" => {
             can(place)?;

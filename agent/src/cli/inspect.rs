@@ -47,9 +47,10 @@ fn of_folder(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
         let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
         for entry in entries {
             let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
-            if path.is_dir() && path.file_name().is_none_or(|n| n != "quarantine") {
+            // a link to a folder may lead in a circle
+            if path.is_dir() && !path.is_symlink() && path.file_name().is_none_or(|n| n != "quarantine") {
                 folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "parquet" || e == "journal") {
+            } else if !path.is_dir() && path.extension().is_some_and(|e| e == "parquet" || e == "journal") {
                 out.push(path);
             }
         }

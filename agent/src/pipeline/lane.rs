@@ -150,7 +150,7 @@ impl State {
         self.lane.pace.looked(after, clock::thread_cpu_ns().saturating_sub(cpu_before));
         self.watch_lane(now, &seen.memory);
         for id in seen.tables {
-            self.process_table(id);
+            self.event_table(id);
         }
         for (id, change) in seen.limits {
             self.limit_changed(id, "lane", change);

@@ -70,7 +70,11 @@ pub fn rows(
 fn open(path: &Path) -> Result<ArrowReaderMetadata, String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-    segment::guarded(|| ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string()))
+    segment::guarded(|| {
+        let metadata = ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string())?;
+        segment::check_tail(&file, metadata.metadata())?;
+        Ok(metadata)
+    })
 }
 
 /// The wanted rows of one row group.

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Keys that differ from file to file of one run.
-const OF_ONE_FILE: [&str; 11] = [
+const OF_ONE_FILE: [&str; 12] = [
     segment::FROM,
     segment::TO,
     segment::JOURNAL,
@@ -33,6 +33,7 @@ const OF_ONE_FILE: [&str; 11] = [
     "fgm.ledger",
     "fgm.clock_offset_ns",
     "fgm.body_crc32",
+    segment::TAIL_CRC,
 ];
 
 /// When an hour is compacted, and into what.
