@@ -225,7 +225,7 @@ fn deploy() -> Result<Tally> {
 /// The API over the demo's data, asked what schemathesis makes up from its description.
 fn api(demo: &Outcome) -> Result<Tally> {
     let folder = paths::root().join("tests/api");
-    let mut c = tool(venv(&folder)?);
+    let mut c = tool(venv(&folder, &["requirements.txt"])?);
     c.arg(folder.join("check.py")).arg("--fgm").arg(built_agent()?).arg("--data").arg(&demo.data);
     let (status, text) = shown(&mut c, OTHER)?;
     checked(status, &text)
