@@ -5,7 +5,7 @@
  * `npm run build` and by the tests.
  */
 
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
@@ -25,6 +25,18 @@ async function notices() {
     parts.push(`${name} ${version}\n${text}`);
   }
   return `/*! This file contains:\n\n${parts.join('\n\n')}\n*/`;
+}
+
+/** The dashboards of the scenarios, by name. */
+async function dashboards() {
+  const folder = join(HERE, '../scenarios');
+  /** @type {Record<string, any>} */
+  const all = {};
+  for (const name of (await readdir(folder)).sort()) {
+    const text = await readFile(join(folder, name, 'dashboard.json'), 'utf8').catch(() => null);
+    if (text) all[name] = JSON.parse(text);
+  }
+  return JSON.stringify(all);
 }
 
 /** @param {string} entry @param {Record<string, unknown>} options */
@@ -54,7 +66,7 @@ export async function make(page) {
   const [html, style, code, licences] = await Promise.all([
     readFile(join(HERE, 'src', page.name), 'utf8'),
     bundle(page.style, {}),
-    bundle(page.entry, { format: 'iife', target: 'es2022' }),
+    bundle(page.entry, { format: 'iife', target: 'es2022', define: { __FGM_DASHBOARDS__: await dashboards() } }),
     notices(),
   ]);
   const script = `${licences}\n${code}`;

@@ -1,9 +1,10 @@
-//! The command line: `fgm agent | view | export | events | incidents | inspect | compact | doctor`.
+//! The command line: `fgm agent | view | export | events | incidents | analyze | inspect | compact | doctor | completions`.
 //!
 //! Turns arguments into a call of the library and its outcome into an exit code. Output goes to stdout or the named file,
 //! everything else to stderr. `export`, `events` and `incidents` work on a running agent (`--server`) or on a data folder (`--data`),
 //! which they never change. Called by `main` only.
 
+mod analyze;
 mod compact;
 mod doctor;
 mod events;
@@ -18,12 +19,13 @@ use crate::discovery::DiscoveryError;
 use crate::export::{self, Format, Problem};
 use crate::incident::Incident;
 use crate::viewer::ServeError;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use serde::Deserialize;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::{Cursor, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -60,8 +62,15 @@ enum Command {
     Compact(compact::CompactArgs),
     /// List what the kernel told (default: of 15 min, of a data folder all), or follow it.
     Events(events::EventsArgs),
+    /// Say whether metrics repeat, where they changed, where they are going and when they will be at their limit.
+    Analyze(analyze::AnalyzeArgs),
     /// Serve the viewer over a data folder or a copy of one; no agent, no root.
     View(ViewArgs),
+    /// Print what makes a shell complete our command line, such as `fgm completions bash > /etc/bash_completion.d/fgm`.
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: Shell,
+    },
 }
 
 #[derive(Args)]
@@ -92,15 +101,19 @@ struct Place {
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 struct ViewArgs {
-    /// A data folder (what data_dir names, or a copy of it), as it is at the start.
-    #[arg(value_name = "DIR")]
-    dir: PathBuf,
+    /// A data folder (what data_dir names, or a copy of it), as it is at the start; or the address of a running agent,
+    /// which serves the viewer itself: then its page's address is printed once it answers.
+    #[arg(value_name = "DIR|URL")]
+    place: PathBuf,
     /// Address to serve on; port 0 = any free one. The address is printed.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8050")]
     listen: SocketAddr,
     /// File with a token that requests must bring; needed beyond loopback.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Print JSON: {"url"}.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Which time.
@@ -183,6 +196,12 @@ struct ExportArgs {
     /// Columns or globs of columns, comma-separated, such as memory_*,cpu_stat_usage_usec.
     #[arg(short, long)]
     metrics: Option<String>,
+    /// Replace names (of node, pod, container, process, path) by stand-ins and leave labels out.
+    #[arg(long)]
+    redact: bool,
+    /// Print JSON of what was written: {"file", "format", "bytes", "sha256"}.
+    #[arg(long)]
+    json: bool,
     /// parquet, html, csv or json; default: what the ending of the output says.
     #[arg(long)]
     format: Option<String>,
@@ -278,7 +297,16 @@ pub fn main() -> ExitCode {
         }
         Command::View(args) => {
             log_to_stderr("warn");
-            view::run(&args.dir, args.listen, args.token_file)
+            view::run(&args)
+        }
+        Command::Analyze(args) => {
+            log_to_stderr("warn");
+            analyze::run(&args)
+        }
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "fgm", &mut text);
+            output::print(&String::from_utf8_lossy(&text))
         }
     };
     match outcome {
@@ -353,7 +381,7 @@ fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
                 "{}  {}  {}\n    {}\n",
                 i.id,
                 i.kind,
-                i.severity,
+                output::severity(&i.severity, 0),
                 output::printable(&i.summary)
             ))?;
         }
@@ -386,20 +414,31 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
     ];
     let mut pairs = pairs(named.into_iter().chain(args.time.named()));
     pairs.push(("format".to_owned(), format.as_str().to_owned()));
-    let is_binary = format == Format::Parquet;
-    match &args.place.data {
-        Some(dir) => {
-            let file = local::export(dir, &pairs, output::unnamed(&args.output)?)?;
-            output::write(&args.output, is_binary, file)
-        }
-        None => output::write(&args.output, is_binary, fetch::export(&args.place, &pairs)?.as_slice()),
+    if args.redact {
+        pairs.push(("redact".to_owned(), "true".to_owned()));
     }
+    if args.json && args.output == Path::new("-") {
+        return Err(Failure::Usage("--json and -o - both want stdout; name a file with -o".to_owned()));
+    }
+    let mut made: output::Told<Box<dyn Read>> = {
+        let _shown = output::Progress::start("exporting");
+        output::Told::new(match &args.place.data {
+            Some(dir) => Box::new(local::export(dir, &pairs, output::unnamed(&args.output)?)?),
+            None => Box::new(Cursor::new(fetch::export(&args.place, &pairs)?)),
+        })
+    };
+    output::write(&args.output, format == Format::Parquet, &mut made)?;
+    if args.json {
+        let (bytes, sha256) = made.told();
+        let told = json!({"file": args.output, "format": format.as_str(), "bytes": bytes, "sha256": sha256});
+        output::print(&format!("{told}\n"))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn a_cause_is_said_once() {

@@ -10,16 +10,19 @@ mod document;
 mod encode;
 mod labels;
 mod problem;
+mod redact;
 mod selection;
+mod thin;
 
 pub use choose::{Chooser, Named};
 pub use document::{EVENT_COLUMNS, row};
 pub use labels::Labels;
 pub use problem::{MEDIA_TYPE, Problem};
 pub use selection::{
-    Containers, Format, PARAMETERS, Rows, Selection, columns, duration_us, instant, time_range,
+    Containers, Format, PARAMETERS, Rows, Selection, columns, duration_us, glob, instant, time_range,
     time_range_or_all,
 };
+pub use thin::MAX_REPORT_BYTES;
 
 use crate::incident::{Incident, Lost};
 use crate::ledger::{self, Accounts};
@@ -29,7 +32,8 @@ use crate::report;
 use crate::schema;
 use crate::store::View;
 use arrow::array::RecordBatch;
-use encode::Sink;
+use encode::{GoOn, Sink, Way};
+use redact::Redaction;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -39,8 +43,6 @@ use std::io::Write as _;
 
 /// Bytes of an answer that is made in memory, so that an error can still be an error.
 pub const MAX_BYTES: u64 = 64 << 20;
-/// Bytes of Parquet inside a report: a browser holds it three times over (text, bytes, columns).
-pub const MAX_REPORT_BYTES: u64 = 32 << 20;
 /// Rows of events, and of processes, that go along.
 const MAX_SIDE_ROWS: u64 = 100_000;
 const LEDGER_PERIOD_US: i64 = 60_000_000;
@@ -153,8 +155,13 @@ pub fn find<'a>(incidents: &'a [Incident], id: &str) -> Result<&'a Incident, Pro
 
 /// Makes the answer in memory.
 pub fn export(evidence: Evidence, selection: &Selection) -> Result<Exported, Problem> {
+    export_while(evidence, selection, &|| Ok(()))
+}
+
+/// The same for as long as `go_on` says so; it is asked before each slice of rows.
+pub fn export_while(evidence: Evidence, selection: &Selection, go_on: GoOn<'_>) -> Result<Exported, Problem> {
     let mut sink = Sink::memory(MAX_BYTES);
-    let file_name = make(evidence, selection, &mut sink)?;
+    let file_name = make(evidence, selection, go_on, &mut sink)?;
     Ok(Exported { bytes: sink.into_bytes(), format: selection.format, file_name })
 }
 
@@ -162,17 +169,22 @@ pub fn export(evidence: Evidence, selection: &Selection) -> Result<Exported, Pro
 /// refused export leaves it empty.
 pub fn export_into(evidence: Evidence, selection: &Selection, file: File) -> Result<String, Problem> {
     let mut sink = Sink::file(file);
-    let made = make(evidence, selection, &mut sink).and_then(|name| sink.finish().map(|()| name));
+    let made = make(evidence, selection, &|| Ok(()), &mut sink).and_then(|name| sink.finish().map(|()| name));
     if made.is_err() {
         let _ = sink.clear();
     }
     made
 }
 
-fn make(mut evidence: Evidence, selection: &Selection, sink: &mut Sink) -> Result<String, Problem> {
+fn make(
+    mut evidence: Evidence,
+    selection: &Selection,
+    go_on: GoOn<'_>,
+    sink: &mut Sink,
+) -> Result<String, Problem> {
     for _ in 0..MAX_UNREADABLE {
         sink.clear()?;
-        match attempt(&evidence, selection, sink) {
+        match attempt(&evidence, selection, go_on, sink) {
             Err(Failure::Vanished { path, reason }) => {
                 // Its rows were counted on: begin again without it, and say so in what goes out.
                 tracing::error!(path = %path.display(), reason, "left an unreadable segment out of an export");
@@ -228,32 +240,45 @@ fn of_query(error: QueryError) -> Problem {
 const NARROW: &str =
     "a shorter range, fewer containers (namespace=, containers=), or raise the limit in agent.toml";
 
-fn attempt(evidence: &Evidence, selection: &Selection, sink: &mut Sink) -> Result<String, Failure> {
+fn attempt(
+    evidence: &Evidence,
+    selection: &Selection,
+    go_on: GoOn<'_>,
+    sink: &mut Sink,
+) -> Result<String, Failure> {
     let found = choose::find_rows(evidence, &selection.rows)?;
     let names = wanted_columns(selection);
-    let stem = match &found.incident {
+    let mut stem = match &found.incident {
         Some(incident) => format!("incident-{}", file_stem(&incident.id)),
         None => format!("samples-{}-{}", found.filter.from_us, found.filter.to_us),
     };
-    let (plan, names) = (&found.plan, names.as_deref());
+    let redaction = selection.is_redacted.then(Redaction::default);
+    let way = Way { plan: &found.plan, columns: names.as_deref(), redaction: redaction.as_ref(), go_on };
+    let document = || {
+        let mut document = document(evidence, &found)?;
+        if let Some(redaction) = &redaction {
+            document.redact(redaction);
+        }
+        Ok::<_, Failure>(document)
+    };
     match selection.format {
-        Format::Parquet => encode::parquet(plan, names, &document(evidence, &found)?.metadata(), sink)?,
+        Format::Parquet => way.parquet(&document()?.metadata(), sink)?,
         Format::Html => {
-            let document = document(evidence, &found)?;
-            let mut inside = Sink::memory(MAX_REPORT_BYTES);
-            encode::parquet(plan, names, &document.metadata(), &mut inside)?;
-            let parquet = inside.into_bytes();
-            let data = document.into_report(evidence.now_us, &sha256(&parquet));
-            let page = report::render(report::TEMPLATE, &data, &parquet).map_err(Problem::internal)?;
+            let page = html(&way, document()?, evidence.now_us, &found)?;
             sink.write_all(&page).map_err(Problem::internal)?;
         }
-        Format::Csv => encode::csv(plan, names, sink)?,
-        Format::Json => encode::json(plan, names, sink)?,
+        Format::Csv => way.csv(sink)?,
+        Format::Json => way.json(sink)?,
+    }
+    if let (Some(redaction), Some(incident)) = (&redaction, &found.incident) {
+        redaction.learn(&json!({"node": incident.node}));
+        stem = file_stem(&redaction.text(&format!("incident-{}", incident.id)));
     }
     Ok(format!("{stem}.{}", selection.format.as_str()))
 }
 
-fn sha256(bytes: &[u8]) -> String {
+/// As hex.
+pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::new(), |mut hex, b| {
         let _ = write!(hex, "{b:02x}");
         hex
@@ -358,4 +383,56 @@ fn provenance(evidence: &Evidence, found: &choose::Found) -> Map<String, Value> 
     all.insert("rows".to_owned(), json!(found.plan.rows));
     all.insert("schema_version".to_owned(), json!(schema::VERSION));
     all
+}
+
+/// The report. What is too large for one is thinned, as far as it takes.
+fn html(
+    way: &Way<'_>,
+    mut document: document::Document,
+    now_us: i64,
+    found: &choose::Found,
+) -> Result<Vec<u8>, Failure> {
+    let mut inside = Sink::memory(MAX_BYTES);
+    way.parquet(&document.metadata(), &mut inside)?;
+    let mut embedded = inside.into_bytes();
+    let whole_sha256 = sha256(&embedded);
+    let beside =
+        report::TEMPLATE.len() + document.metadata().iter().map(|(_, v)| v.len()).sum::<usize>() + 1000;
+    let room = MAX_REPORT_BYTES.saturating_sub(beside) / 4 * 3;
+    let (rows, bytes) = (way.plan.rows, embedded.len());
+    if bytes > room {
+        if room < MAX_REPORT_BYTES / 8 {
+            let narrow = "a shorter range, or format=parquet, which has no such limit";
+            let asked = (beside + bytes) as u64;
+            return Err(
+                Problem::too_large("bytes of a report", MAX_REPORT_BYTES as u64, asked, narrow).into()
+            );
+        }
+        let span_us = found.filter.to_us.saturating_sub(found.filter.from_us).max(1);
+        let wanted = u128::from(rows) * room as u128 / bytes as u128;
+        let buckets =
+            (wanted / u128::from(thin::ROWS_OF_BUCKET * way.plan.keys().len().max(1) as u64)).max(1);
+        let mut bucket_us = (span_us / i64::try_from(buckets).unwrap_or(i64::MAX)).max(1000);
+        let event_us = found.incident.as_ref().map(|i| i.ts_us);
+        while embedded.len() > room {
+            let mut kept = Vec::new();
+            way.each(|rows| thin::thin(rows, bucket_us, event_us).map(|rows| kept.push(rows)))?;
+            let held = kept.iter().map(RecordBatch::num_rows).sum::<usize>();
+            let thinned = json!({"bucket_us": bucket_us, "rows_of": rows, "full_sha256": whole_sha256, "full_bytes": bytes});
+            document.thinned(held, thinned);
+            embedded = way.parquet_of(&kept, &document.metadata())?;
+            bucket_us = bucket_us.saturating_add(bucket_us / 2);
+            if bucket_us > span_us * 2 && embedded.len() > room {
+                return Err(Problem::too_large(
+                    "bytes of a report",
+                    room as u64,
+                    embedded.len() as u64,
+                    NARROW,
+                )
+                .into());
+            }
+        }
+    }
+    let data = document.into_report(now_us, &sha256(&embedded));
+    Ok(report::render(report::TEMPLATE, &data, &embedded).map_err(Problem::internal)?)
 }

@@ -4,6 +4,7 @@
 //! ARCHITECTURE.md.
 
 pub mod accumulator;
+pub mod analyze;
 pub mod catalogue;
 pub mod cgroup;
 pub mod cli;

@@ -292,13 +292,17 @@ impl Plan {
             let row = run.rows.end - 1;
             last.insert((run.key.clone(), run.source), Run { rows: row..row + 1, ..run.clone() });
         }
-        let out = project(self.table, &Identity::COLUMNS);
+        // All at once: a read for each cgroup would decode the same pages hundreds of times over.
+        let names: Vec<&str> = Identity::COLUMNS.into_iter().chain(["cgroup_id", "boot_id", "ts"]).collect();
+        let out = project(self.table, &names);
         let mut found: BTreeMap<Key, Identity> = BTreeMap::new();
         let runs: Vec<Run> = last.into_values().collect();
-        for of_one in runs.chunk_by(|a, b| a.key == b.key) {
-            let rows = self.read(of_one, &out)?;
+        for some in runs.chunks(CHUNK_ROWS) {
+            let rows = self.read(some, &out)?;
             for row in 0..rows.num_rows() {
-                found.entry(of_one[0].key.clone()).or_default().lay_over(&rows, row);
+                let boot = segment::boot_of(text(&rows, "boot_id", row).unwrap_or_default()).into();
+                let key = Key { cgroup_id: int(&rows, "cgroup_id", row), boot };
+                found.entry(key).or_default().lay_over(&rows, row);
             }
         }
         Ok(found)

@@ -14,10 +14,11 @@ pub const GAP_PERIODS: i64 = 3;
 const LEAST_SPACINGS: usize = 3;
 const MS_US: i64 = 1000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reading {
     pub t_us: i64,
-    pub value: i64,
+    /// Integers are exact below 2^53: 9 PB, or 285 years in µs.
+    pub value: f64,
     pub cause: Cause,
     pub period_ms: i64,
 }
@@ -96,15 +97,9 @@ fn gaps(readings: &[Reading]) -> Vec<bool> {
 }
 
 /// A gauge or a limit as it was read. `readings` in time order, as everywhere here.
-#[expect(clippy::cast_precision_loss, reason = "exact below 2^53, 9 PB")]
 pub fn levels(readings: &[Reading]) -> Vec<Point> {
-    let point = |(r, cut): (&Reading, bool)| Point {
-        t_us: r.t_us,
-        value: r.value as f64,
-        span_us: 0,
-        cause: r.cause,
-        cut,
-    };
+    let point =
+        |(r, cut): (&Reading, bool)| Point { t_us: r.t_us, value: r.value, span_us: 0, cause: r.cause, cut };
     readings.iter().zip(gaps(readings)).map(point).collect()
 }
 
@@ -116,15 +111,15 @@ pub fn rates(readings: &[Reading]) -> Vec<Point> {
     let (mut out, mut from, mut broken) = (Vec::new(), 0, false);
     for i in 1..readings.len() {
         let (a, b) = (&readings[from], &readings[i]);
-        let (span_us, risen) = (b.t_us - a.t_us, b.value.saturating_sub(a.value));
-        if cuts[i] || risen < 0 {
+        let (span_us, risen) = (b.t_us - a.t_us, b.value - a.value);
+        if cuts[i] || risen < 0.0 {
             (broken, from) = (true, i);
             continue;
         }
         if span_us <= 0 || span_us < MS_US / 2 * a.period_ms.min(b.period_ms) {
             continue;
         }
-        let value = risen as f64 / span_us as f64 * 1e6;
+        let value = risen / span_us as f64 * 1e6;
         out.push(Point { t_us: b.t_us, value, span_us, cause: b.cause, cut: std::mem::take(&mut broken) });
         from = i;
     }
@@ -203,7 +198,9 @@ mod tests {
 
     const WHOLE: (i64, i64) = (0, i64::MAX / 2);
 
+    #[expect(clippy::cast_precision_loss, reason = "small")]
     fn base(t_us: i64, value: i64) -> Reading {
+        let value = value as f64;
         Reading { t_us, value, cause: Cause::Base, period_ms: 1000 }
     }
 
@@ -215,14 +212,15 @@ mod tests {
     fn any_readings() -> impl Strategy<Value = Vec<Reading>> {
         let step = (0i64..6_000_000, -5i64..1000, prop::bool::weighted(0.3));
         prop::collection::vec(step, 0..200).prop_map(|steps| {
-            let (mut t_us, mut value) = (0, 1000);
+            let (mut t_us, mut value) = (0, 1000i64);
             steps
                 .into_iter()
                 .map(|(apart, more, is_burst)| {
                     let (cause, period_ms) = if is_burst { (Cause::Burst, 50) } else { (Cause::Base, 1000) };
                     t_us += if is_burst { apart / 100 } else { apart };
                     value = (value + more).max(0);
-                    Reading { t_us, value, cause, period_ms }
+                    #[expect(clippy::cast_precision_loss, reason = "small")]
+                    Reading { t_us, value: value as f64, cause, period_ms }
                 })
                 .collect()
         })
@@ -256,7 +254,7 @@ mod tests {
                 let b = buckets(&points, WHOLE, step_us);
                 b.avg.iter().zip(&b.span).map(|(v, s)| v * *s as f64 / 1e6).sum()
             };
-            let (mut told, mut from) = (0i64, 0usize);
+            let (mut told, mut from) = (0.0, 0usize);
             let cuts = gaps(&readings);
             for i in 1..readings.len() {
                 let (a, b) = (&readings[from], &readings[i]);
@@ -267,8 +265,6 @@ mod tests {
                     from = i;
                 }
             }
-            #[expect(clippy::cast_precision_loss, reason = "small")]
-            let told = told as f64;
             prop_assert!((of_buckets - told).abs() < 1e-3, "{of_buckets} and {told}");
             prop_assert!(points.iter().all(|p| p.value >= 0.0));
         }
@@ -294,7 +290,7 @@ mod tests {
         assert_eq!(cuts, [false, false, false, true]);
         let slow: Vec<Reading> = (0..6).map(|i| base(i * 10_000_000, 5)).collect();
         assert!(levels(&slow).iter().all(|p| !p.cut), "read every ten seconds, that is its period");
-        let burst = |t_us| Reading { t_us, value: 1, cause: Cause::Burst, period_ms: 50 };
+        let burst = |t_us| Reading { t_us, value: 1.0, cause: Cause::Burst, period_ms: 50 };
         let cuts: Vec<bool> =
             levels(&[burst(0), burst(50_000), burst(400_000)]).iter().map(|p| p.cut).collect();
         assert_eq!(cuts, [false, false, true], "six burst rows are missing");

@@ -4,15 +4,19 @@
 //! copied folder) through [`Source`] and the data folder through a view of the store; it changes neither. What is heavy
 //! runs on blocking threads, a few at a time. `listen` beyond loopback needs a token. `pipeline` and `cli` start and stop it.
 
+mod analyses;
 mod answers;
 mod api;
 mod containers;
 mod guard;
+mod lines;
 mod live;
+mod packing;
 mod page;
 mod rows;
 mod series;
 
+pub use analyses::Analysis;
 pub use answers::events_of as events;
 pub use page::path_segment;
 
@@ -272,12 +276,16 @@ pub fn router<S: Source>(app: Arc<App<S>>) -> Router {
         .route("/api/containers", get(containers::list::<S>))
         .route("/api/filters", get(containers::filters::<S>))
         .route("/api/timeseries", get(series::timeseries::<S>))
+        .route("/api/analyze/periodicity", get(analyses::periodicity::<S>))
+        .route("/api/analyze/changepoint", get(analyses::changepoint::<S>))
+        .route("/api/analyze/trend", get(analyses::trend::<S>))
         .route("/api/live", get(live::live::<S>))
         .route("/api/openapi.json", get(answers::openapi))
         .fallback(answers::no_such_path)
         .method_not_allowed_fallback(answers::no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), guard::admit::<S>))
         .layer(middleware::from_fn(guard::harden))
+        .layer(middleware::from_fn(packing::pack))
         .with_state(app)
 }
 
@@ -290,5 +298,6 @@ pub fn health_router<S: Source>(app: Arc<App<S>>) -> Router {
         .fallback(answers::no_such_path)
         .method_not_allowed_fallback(answers::no_such_method)
         .layer(middleware::from_fn(guard::harden))
+        .layer(middleware::from_fn(packing::pack))
         .with_state(app)
 }

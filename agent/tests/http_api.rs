@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use server::{Agent, ask, block_on, get_json, problem, send, setup};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -201,7 +201,8 @@ fn the_catalogue_can_be_searched() {
     let s = setup();
     let router = s.router(Agent::default());
     let all = get_json(&router, "/api/metrics")["metrics"].as_array().map(Vec::len);
-    assert_eq!(all, Some(fgm::catalogue::COLUMNS));
+    let of_node = fgm::catalogue::node::columns().count();
+    assert_eq!(all, Some(fgm::catalogue::COLUMNS + of_node + fgm::catalogue::DEVICE_KEYS.len()));
     let found = get_json(&router, "/api/metrics?search=THROTTLED");
     let names: Vec<&str> =
         found["metrics"].as_array().expect("a list").iter().filter_map(|m| m["name"].as_str()).collect();
@@ -224,7 +225,8 @@ fn the_description_is_the_committed_one_and_every_path_of_it_answers() {
     let committed = fs::read_to_string(&file).expect("the committed description");
     assert!(committed == text, "the API and {} differ; FGM_WRITE_SNAPSHOTS=1 writes it anew", file.display());
     for path in description["paths"].as_object().expect("paths").keys().filter(|p| *p != "/api/live") {
-        let metric = if path == "/api/timeseries" { "?metric=memory_current&range=5m" } else { "" };
+        let is_series = path == "/api/timeseries" || path.starts_with("/api/analyze/");
+        let metric = if is_series { "?metric=memory_current&range=5m" } else { "" };
         let (status, _, body) = ask(&router, &format!("{}{metric}", path.replace("{id}", "latest")));
         let wanted = if path == "/api/export" { 400 } else { 200 };
         assert_eq!(status, wanted, "{path}: {}", String::from_utf8_lossy(&body));
@@ -447,4 +449,139 @@ fn a_live_stream_ends_with_the_server_and_holds_its_stop_up_no_longer() {
     // Cut off, it would have taken the five seconds that an open request gets.
     assert!(Duration::from_nanos(fgm::clock::ktime_ns() - began_ns) < Duration::from_secs(4));
     reader.join().expect("no panic");
+}
+
+#[test]
+fn an_answer_is_packed_as_the_client_takes_it_and_says_the_same() {
+    let s = setup();
+    s.seal_all();
+    let router = s.router(Agent::default());
+    let path = format!("/api/timeseries?metric=memory_*&{}", window());
+    let plain = ask(&router, &path).2;
+    let packed = |coding: &str| {
+        let headers = [(header::HOST, "localhost"), (header::ACCEPT_ENCODING, coding)];
+        let (status, head, body) = send(&router, with(&path, &headers));
+        assert_eq!(status, 200);
+        assert_eq!(head.headers()[header::CONTENT_ENCODING], coding);
+        assert_eq!(head.headers()[header::VARY], "accept-encoding");
+        assert!(body.len() * 3 < plain.len(), "{coding}: {} of {}", body.len(), plain.len());
+        body
+    };
+    assert_eq!(zstd::stream::decode_all(&packed("zstd")[..]).expect("zstd"), plain);
+    let mut text = Vec::new();
+    flate2::read::GzDecoder::new(&packed("gzip")[..]).read_to_end(&mut text).expect("gzip");
+    assert_eq!(text, plain);
+    let all = [(header::HOST, "localhost"), (header::ACCEPT_ENCODING, "zstd, gzip")];
+    let (_, head, parquet) = send(&router, with("/api/export?incident=latest", &all));
+    assert!(
+        !head.headers().contains_key(header::CONTENT_ENCODING) && parquet.starts_with(b"PAR1"),
+        "packed already"
+    );
+    let (_, head, _) = send(&router, with("/api/incidents/nothing", &all));
+    assert!(!head.headers().contains_key(header::CONTENT_ENCODING), "too small to be worth it");
+    let (_, head, _) = send(&router, with("/", &all));
+    let tag = head.headers()[header::ETAG].to_str().expect("text").to_owned();
+    let again = [
+        (header::HOST, "localhost"),
+        (header::ACCEPT_ENCODING, "zstd"),
+        (header::IF_NONE_MATCH, tag.as_str()),
+    ];
+    assert_eq!(send(&router, with("/", &again)).0, 304);
+}
+
+/// A container whose memory climbs to its pod's limit, one that works each half minute, one that was restarted with less.
+fn analysed() -> (server::Setup, Agent) {
+    let s = setup();
+    let at = |i: i64| KILL_US + i * 1_000_000;
+    let mut list = Vec::new();
+    for i in 0..600i64 {
+        for (cgroup, memory, limit) in [
+            (KILLED, (100 << 20) + i * (1 << 18), Some(1 << 40)),
+            (QUIET, if i < 300 { 64 << 20 } else { 16 << 20 }, None),
+            (POD, (200 << 20) + i * (1 << 18), Some(400 << 20)),
+        ] {
+            let mut row = rows::base(cgroup, at(i));
+            row.insert("memory_current", rows::int(memory + i * 7919 % 13 * 4096));
+            row.remove("memory_max");
+            if let Some(limit) = limit {
+                row.insert("memory_max", rows::int(limit));
+            }
+            row.insert("files_read", rows::int(i64::MAX));
+            row.insert("cpu_stat_usage_usec", rows::int(i * 10_000 + (i + 27) / 30 * 2_000_000));
+            list.push(row);
+        }
+    }
+    let memory = Mutex::new(vec![(Table::Samples, rows::batch(Table::Samples, &list))]);
+    (s, Agent { memory, ..Agent::default() })
+}
+
+#[test]
+fn analyses_say_what_the_made_up_lines_do() {
+    let (s, agent) = analysed();
+    let router = s.router(agent);
+    let from = KILL_US / 1_000_000;
+    let ask_of = |what: &str, metric: &str, containers: &str| {
+        let range = format!("from={from}&to={}", from + 600);
+        let answer = get_json(
+            &router,
+            &format!("/api/analyze/{what}?metric={metric}&containers={containers}&{range}"),
+        );
+        answer["series"][0]["metrics"][metric].clone()
+    };
+    let trend = ask_of("trend", "memory_current", "cart");
+    assert_eq!(trend["direction"], "rising");
+    // The pod's limit has the least room: 400 MiB less 200 MiB and 599 steps of a quarter.
+    let seconds = trend["forecast"]["seconds"].as_f64().expect("a forecast");
+    assert!((seconds - 200.0).abs() < 10.0, "{trend:#}");
+    assert_eq!(
+        (&trend["limit"]["cgroup_path"], &trend["limit"]["is_own"]),
+        (&json!(rows::POD_PATH), &json!(false))
+    );
+    let still = ask_of("trend", "memory_current", "sidecar");
+    assert_eq!((&still["direction"], &still["no_forecast"]), (&json!("flat"), &json!("it is not rising")));
+    let changes = ask_of("changepoint", "memory_current", "sidecar");
+    assert_eq!(changes["changes"].as_array().map(Vec::len), Some(1), "{changes:#}");
+    let at = changes["changes"][0]["t_us"].as_i64().expect("an instant") - KILL_US;
+    assert!((at - 300_000_000).abs() < 4_000_000, "{at}");
+    assert_eq!(
+        ask_of("changepoint", "memory_current", "cart")["changes"],
+        json!([]),
+        "a ramp does not change"
+    );
+    let period = ask_of("periodicity", "cpu_stat_usage_usec", "cart");
+    let seconds = period["period_us"].as_f64().expect("a period") / 1e6;
+    assert!((seconds - 30.0).abs() < 1.0, "{seconds}");
+    assert_eq!(ask_of("periodicity", "memory_current", "cart"), Value::Null, "a ramp does not repeat");
+    problem(&router, "/api/analyze/trend?range=5m", 400);
+    problem(&router, "/api/analyze/fortune?metric=memory_current", 404);
+}
+
+#[test]
+fn devices_labels_and_the_node_are_lines_of_their_own() {
+    let s = setup();
+    s.seal_all();
+    let router = s.router(Agent::default());
+    let series = |more: &str| {
+        let answer = get_json(&router, &format!("/api/timeseries?{more}&{}", window()));
+        answer["series"].as_array().expect("a list").clone()
+    };
+    let devices = series("table=io_devices&metric=rbytes,wbytes&rate=false");
+    let names: Vec<(&Value, &Value)> = devices.iter().map(|d| (&d["cgroup_id"], &d["device"])).collect();
+    assert!(!names.is_empty() && names.iter().all(|(_, device)| device.is_string()));
+    assert_eq!(
+        names.iter().map(|n| format!("{n:?}")).collect::<BTreeSet<_>>().len(),
+        names.len(),
+        "no device twice: {names:?}"
+    );
+    let node = series("table=node&metric=meminfo_*");
+    assert!(node.len() == 1 && node[0]["metrics"]["meminfo_memtotal"]["n"][0].is_u64(), "{node:?}");
+    let loose = series("table=metrics&metric=*");
+    assert!(
+        !loose.is_empty() && loose.iter().all(|l| l["name"].is_string() && l["labels"].is_object()),
+        "{loose:?}"
+    );
+    let one = loose[0]["name"].as_str().expect("text");
+    assert!(series(&format!("table=metrics&metric={one}")).iter().all(|l| l["name"] == one));
+    problem(&router, "/api/timeseries?table=ledger&metric=x", 400);
+    problem(&router, "/api/timeseries?table=node&metric=memory_current", 400);
 }

@@ -35,6 +35,7 @@ const LAYERS: &[&str] = &[
     "store",
     "query",
     "timeseries",
+    "analyze",
     "report",
     "export",
     "viewer",

@@ -298,3 +298,162 @@ fn a_folder_for_other_engines() {
     let html = ask(&store.view(), &[("incident", "latest"), ("format", "html")]).expect("exported");
     std::fs::write(dir.join("incident.html"), html.bytes).expect("written");
 }
+
+#[test]
+fn redacted_nothing_that_a_person_named_is_in_any_format() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let view = view(dir.path());
+    let secrets = [
+        rows::NODE.to_owned(),
+        "cart-0".to_owned(),
+        "\"cart\"".to_owned(),
+        "shop".to_owned(),
+        rows::container_id(KILLED),
+        "7a000000".to_owned(),
+        "pod7a".to_owned(),
+        ODD_COMM.to_owned(),
+    ];
+    for format in ["parquet", "html", "csv", "json"] {
+        let plain = ask(&view, &[("incident", "latest"), ("format", format)]).expect("exported");
+        let got =
+            ask(&view, &[("incident", "latest"), ("format", format), ("redact", "true")]).expect("exported");
+        let text = |exported: export::Exported| match exported.format {
+            Format::Parquet => plain_text(exported.bytes),
+            Format::Html => {
+                let html = String::from_utf8(exported.bytes).expect("text");
+                let parquet = between(&html, "id=\"fgm-parquet\">", "</script>").trim().to_owned();
+                let parquet = base64::engine::general_purpose::STANDARD.decode(parquet).expect("base64");
+                let data = between(&html, "id=\"fgm-data\">", "</script>").to_owned();
+                let data: Value = serde_json::from_str(&data).expect("JSON");
+                format!("{data} {}", plain_text(parquet))
+            }
+            _ => String::from_utf8(exported.bytes).expect("text"),
+        };
+        assert!(!got.file_name.contains(rows::NODE), "{}", got.file_name);
+        let (plain, got) = (text(plain), text(got));
+        assert!(plain.contains(rows::NODE), "{format}: the plain one has names");
+        for secret in &secrets {
+            assert!(!got.contains(secret.as_str()), "{format} still has {secret}");
+        }
+        assert!(got.contains("pod-1") && got.contains("process-1") == (format != "csv" && format != "json"));
+        assert!(got.contains("/kubepods.slice/"), "what every node has stays");
+    }
+    assert_eq!(ask(&view, &[("incident", "latest"), ("redact", "yes")]).expect_err("refused").status, 400);
+}
+
+/// Everything that is written in a Parquet file of ours, decoded.
+fn plain_text(bytes: Vec<u8>) -> String {
+    let (batches, pairs) = read(bytes);
+    let mut text = format!("{pairs:?}");
+    for batch in &batches {
+        for name in batch.schema().fields().iter().map(|f| f.name().clone()) {
+            for row in 0..batch.num_rows() {
+                if let Some(cell) = query::text(batch, &name, row) {
+                    text.push(' ');
+                    text.push_str(cell);
+                }
+            }
+        }
+    }
+    // as JSON in a pair has it
+    text.replace("\\\"", "\"")
+}
+
+const LONG_ROWS: i64 = 40_000;
+
+/// A container at 25 Hz whose values nothing can compress, with one reading that stands out high, one low, and one leap of CPU.
+fn long_view(dir: &Path) -> View {
+    let mut view = View::default();
+    let columns: Vec<&str> = fgm::catalogue::columns()
+        .map(|(_, _, c)| c.name)
+        .filter(|n| n.starts_with("memory_stat_"))
+        .take(22)
+        .collect();
+    let mut dice = 0x9E37_79B9_7F4A_7C15u64;
+    let mut roll = || {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        i64::try_from(dice >> 8).expect("56 bits")
+    };
+    for part in 0..4i64 {
+        let list: Vec<_> = (part * LONG_ROWS / 4..(part + 1) * LONG_ROWS / 4)
+            .map(|n| {
+                let mut row = rows::base(KILLED, KILL_US + n * 40_000);
+                let memory = match n {
+                    4_444 => 7_000_000_000,
+                    15_555 => 1,
+                    _ => 1_000_000 + roll() % 1_000_000_000,
+                };
+                row.insert("memory_current", rows::int(memory));
+                row.extend(columns.iter().map(|name| (*name, rows::int(roll()))));
+                let leap = if n > 20_000 { 9_000_000 } else { 0 };
+                row.insert("cpu_stat_usage_usec", rows::int(n * 9_000 + n * n % 7001 + leap));
+                row
+            })
+            .collect();
+        let boot = segment::boot_of(BOOT_ID);
+        let seq = u64::try_from(part + 1).expect("small");
+        let batch = rows::batch(Table::Samples, &list);
+        let s = segment::write(&Disk, dir, Table::Samples, &[batch], &boot, seq, &rows::metadata())
+            .expect("written");
+        view.segments.push(s);
+    }
+    view
+}
+
+#[test]
+fn a_report_that_would_be_too_large_is_thinned_keeps_the_peaks_and_says_so() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let view = long_view(dir.path());
+    let (from, to) = (KILL_US / 1_000_000 - 1, KILL_US / 1_000_000 + 1601);
+    let range = [("from", from.to_string()), ("to", to.to_string())];
+    let ask = |format: &str| {
+        let pairs: Vec<(&str, &str)> =
+            range.iter().map(|(k, v)| (*k, v.as_str())).chain([("format", format)]).collect();
+        self::ask(&view, &pairs).expect("exported").bytes
+    };
+    let (whole, html) = (ask("parquet"), ask("html"));
+    assert!(whole.len() > export::MAX_REPORT_BYTES, "the whole has {} bytes", whole.len());
+    assert!(html.len() <= export::MAX_REPORT_BYTES && html.len() > 1_000_000, "{} bytes", html.len());
+    let html = String::from_utf8(html).expect("text");
+    let data: Value = serde_json::from_str(between(&html, "id=\"fgm-data\">", "</script>")).expect("JSON");
+    let embedded = between(&html, "id=\"fgm-parquet\">", "</script>").trim();
+    let embedded = base64::engine::general_purpose::STANDARD.decode(embedded).expect("base64");
+    let hex = export::sha256;
+    let told = &data["provenance"];
+    assert_eq!(told["parquet_sha256"], hex(&embedded), "the hash of what is embedded");
+    assert_eq!(told["thinned"]["full_sha256"], hex(&whole), "and that of the whole export");
+    assert_eq!(told["thinned"]["rows_of"], LONG_ROWS);
+    let (batches, _) = read(embedded);
+    let memory: Vec<i64> = batches
+        .iter()
+        .flat_map(|b| (0..b.num_rows()).filter_map(move |i| query::int(b, "memory_current", i)))
+        .collect();
+    assert_eq!(told["rows"], memory.len());
+    assert!(memory.contains(&7_000_000_000) && memory.contains(&1), "the peaks are there");
+    let cpu: Vec<i64> = batches
+        .iter()
+        .flat_map(|b| (0..b.num_rows()).filter_map(move |i| query::int(b, "cpu_stat_usage_usec", i)))
+        .collect();
+    assert!(
+        cpu.windows(2).any(|w| w[1] - w[0] > 8_900_000 && w[1] - w[0] < 9_100_000),
+        "the fastest rise, by its two readings"
+    );
+}
+
+#[test]
+fn an_export_ends_when_nobody_waits_for_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let view = long_view(dir.path());
+    let pairs =
+        [("from", "1"), ("to", "9999999999"), ("format", "csv")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let selection = Selection::parse(&pairs, KILL_US).expect("good");
+    let asked = std::cell::Cell::new(0);
+    let gone = || {
+        asked.set(asked.get() + 1);
+        Err(Problem::unavailable("the client has gone"))
+    };
+    let e = export::export_while(evidence(&view), &selection, &gone).expect_err("ended");
+    assert_eq!((e.status, asked.get()), (503, 1), "at the first chunk");
+}

@@ -14,7 +14,7 @@ import { ticks } from './axis.js';
 import { h, svg } from './dom.js';
 import * as format from './format.js';
 import { attachKeys, attachPointer } from './gestures.js';
-import { color, drawBands, drawEvents, drawSamples } from './marks.js';
+import { color, drawBands, drawEvents, drawOverlay, drawSamples } from './marks.js';
 import { panelsOf } from './panels.js';
 import * as series from './series.js';
 
@@ -37,6 +37,7 @@ export function gutters() {
  * @property {() => Clock} clock
  * @property {(id: string) => string} nameOf
  * @property {Panel[]} [panels] what to draw, when it is more than the panels of one cgroup
+ * @property {(panel: string) => {marks: number[], lines: [number, number][][]} | undefined} [overlay] what analyses found
  */
 
 /** @param {HTMLElement} stack @param {Scene} scene */
@@ -201,7 +202,7 @@ function buildPanel(stack, panel, scene, bands, first, showSelection) {
             if (trace && u.series[index].show) drawSamples(u, { line: trace.line, color: trace.color, scale: trace.scale ?? 'y', main: Boolean(trace.fill) || trace.width === 2 }, originUs);
           },
         ],
-        draw: [(u) => drawEvents(u, scene.events, scene.isIncident, originUs, first)],
+        draw: [(u) => { drawOverlay(u, scene.overlay?.(panel.id), originUs); drawEvents(u, scene.events, scene.isIncident, originUs, first); }],
       },
     },
     undefined,

@@ -14,6 +14,7 @@
  * @property {Float64Array} t microseconds since the epoch
  * @property {Uint8Array} cause index into series.CAUSES
  * @property {Float64Array} periodMs
+ * @property {number} [leastGapMs] of thinned rows: what is closer is no gap
  * @property {Record<string, Float64Array>} columns NaN where not read
  * @property {Record<string, import('./series.js').Line>} [drawn] lines that the agent made of them, in place of columns
  * @property {Record<string, import('./series.js').Mean[]>} [means] of drawn counters: rate and span of each bucket
@@ -85,9 +86,10 @@ function idText(value) {
 
 /**
  * @param {Uint8Array} bytes
+ * @param {number} [leastGapMs] where the rows were thinned: how far apart they may be for that alone
  * @returns {Promise<Group[]>}
  */
-export async function readSamples(bytes) {
+export async function readSamples(bytes, leastGapMs = 0) {
   if (bytes.length === 0) throw new Error('no Parquet file is embedded in this page');
   const buffer = /** @type {ArrayBuffer} */ (bytes.buffer).slice(bytes.byteOffset, bytes.byteOffset + bytes.length);
   const file = { byteLength: buffer.byteLength, slice: (/** @type {number} */ from, /** @type {number | undefined} */ to) => buffer.slice(from, to) };
@@ -117,7 +119,7 @@ export async function readSamples(bytes) {
       else for (let i = 0; i < columnData.length; i += 1) texts[columnName][rowStart + i] = columnData[i];
     },
   });
-  return split(total, numbers, texts);
+  return split(total, numbers, texts).map((group) => ({ ...group, leastGapMs }));
 }
 
 /**

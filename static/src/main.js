@@ -86,7 +86,8 @@ async function start() {
   let parquet = new Uint8Array(0);
   try {
     parquet = fromBase64(embedded('fgm-parquet'));
-    groups = await readSamples(parquet);
+    // Two buckets may lie between the rows that were kept of each.
+    groups = await readSamples(parquet, (2 * (report.provenance.thinned?.bucket_us ?? 0)) / 1000);
     if (!groups.length) throw new Error('it holds no rows');
   } catch (error) {
     samplesError = error;

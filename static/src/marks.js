@@ -101,6 +101,46 @@ export function drawEvents(u, events, isIncident, originUs, named) {
 }
 
 /**
+ * What an analysis found: dashed lines through the panel where something changed or peaks, and where a trend leads.
+ * @param {uPlot} u
+ * @param {{marks: number[], lines: [number, number][][]} | undefined} overlay
+ * @param {number} originUs
+ */
+export function drawOverlay(u, overlay, originUs) {
+  if (!overlay) return;
+  const { ctx, bbox } = u;
+  const ratio = devicePixelRatio || 1;
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+  ctx.clip();
+  ctx.strokeStyle = color('accent');
+  ctx.fillStyle = color('accent');
+  ctx.lineWidth = 1.5 * ratio;
+  ctx.setLineDash([5 * ratio, 4 * ratio]);
+  for (const t of overlay.marks) {
+    const x = Math.round(xOf(u, t, originUs));
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bbox.top + bbox.height);
+    ctx.stroke();
+    ctx.beginPath();
+    ctx.moveTo(x - 5 * ratio, bbox.top);
+    ctx.lineTo(x + 5 * ratio, bbox.top);
+    ctx.lineTo(x, bbox.top + 8 * ratio);
+    ctx.fill();
+  }
+  ctx.lineWidth = 2.5 * ratio;
+  ctx.setLineDash([9 * ratio, 5 * ratio]);
+  for (const line of overlay.lines) {
+    ctx.beginPath();
+    line.forEach(([t, v], i) => ctx[i ? 'lineTo' : 'moveTo'](xOf(u, t, originUs), u.valToPos(v, 'y', true)));
+    ctx.stroke();
+  }
+  ctx.restore();
+}
+
+/**
  * Marks the samples of one line, for each cause that is sparse enough here to tell one sample from the next.
  * @param {uPlot} u
  * @param {{line: import('./series.js').Line, color: string, scale: string, main: boolean}} trace

@@ -49,6 +49,9 @@ export function gapSentence(group) {
 export function createMissing(document, groups) {
   const { provenance } = document;
   const sentences = losses(document).map(lossSentence);
+  const { thinned } = provenance;
+  if (thinned) sentences.push(`This report was thinned to fit: it holds ${format.count(provenance.rows)} of ${format.count(thinned.rows_of)} rows. Of every ${format.milliseconds(thinned.bucket_us / 1000)} those with the lowest and the highest values are here, and all within 2 s of the event; export the same selection as Parquet for all of them.`);
+  if (provenance.redacted) sentences.push('Names and labels: they were replaced by stand-ins or left out when this was exported.');
   for (const group of groups ?? []) {
     const sentence = gapSentence(group);
     if (sentence) sentences.push(sentence);
@@ -86,6 +89,7 @@ export function createProvenance(document, file) {
     ['Clock', format.isNumber(p.clock_offset_ns) ? `monotonic + ${p.clock_offset_ns} ns` : null],
     ['Written', format.isNumber(p.generated_us) ? format.utc(p.generated_us) : null],
     ['Parquet', `${rowText} rows, ${format.bytes(file.bytes)}${format.isNumber(p.schema_version) ? `, schema ${p.schema_version}` : ''}`],
+    ['Whole export', p.thinned && `${format.count(p.thinned.rows_of)} rows, ${format.bytes(p.thinned.full_bytes)}, SHA-256 ${p.thinned.full_sha256}`],
     ['SHA-256', told && h('span', {}, h('code', { class: 'hash' }, told), h('span', { class: told && file.sha256 && file.sha256 !== told ? 'alarm' : 'soft' }, ` ${check}`))],
   ];
   const hooks = p.hooks ?? [];

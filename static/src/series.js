@@ -11,6 +11,7 @@
  * @property {Float64Array} v
  * @property {Uint8Array} cause index into CAUSES
  * @property {Float64Array} periodMs
+ * @property {number} [leastGapMs]
  *
  * @typedef {object} Line what can be drawn
  * @property {Float64Array} t
@@ -35,7 +36,7 @@ const LEAST_SPACINGS = 3;
 const SAME_TRIGGER_MS = 5000;
 
 /**
- * @param {{t: Float64Array, cause: Uint8Array, periodMs: Float64Array}} rows
+ * @param {{t: Float64Array, cause: Uint8Array, periodMs: Float64Array, leastGapMs?: number}} rows
  * @param {Float64Array | null | undefined} column
  * @returns {Readings}
  */
@@ -49,6 +50,7 @@ export function readings(rows, column) {
     v: column ? pick(column) : new Float64Array(0),
     cause: Uint8Array.from(kept, (i) => rows.cause[i]),
     periodMs: pick(rows.periodMs),
+    leastGapMs: rows.leastGapMs ?? 0,
   };
 }
 
@@ -139,7 +141,7 @@ export function gaps(column) {
   for (let i = 1; i < cut.length; i += 1) {
     const apartMs = (column.t[i] - column.t[i - 1]) / 1000;
     // The cheap question first: nearly every neighbour is closer than its own period.
-    if (apartMs > GAP_PERIODS * Math.min(column.periodMs[i - 1], column.periodMs[i]) && apartMs > GAP_PERIODS * period(i)) cut[i] = 1;
+    if (apartMs > (column.leastGapMs ?? 0) && apartMs > GAP_PERIODS * Math.min(column.periodMs[i - 1], column.periodMs[i]) && apartMs > GAP_PERIODS * period(i)) cut[i] = 1;
   }
   return cut;
 }

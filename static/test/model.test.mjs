@@ -46,7 +46,7 @@ test('a_share_needs_enough_periods_and_does_not_lead_over_a_gap', () => {
 });
 
 test('the_address_gives_the_state_back', () => {
-  const state = { incident: 'node-1', containers: ['42@12a31d58', '7@12a31d58'], range: null, window: [1, 2_000_000], zoom: [10, 20], metrics: ['pids_current'], live: false, clock: 'relative', filter: { q: 'ca rt&x', scope: 'container', qos: '', ns: 'shop', state: 'gone', labels: 'app in (a,b)' } };
+  const state = { incident: 'node-1', containers: ['42@12a31d58', '7@12a31d58'], range: null, window: [1, 2_000_000], zoom: [10, 20], metrics: ['pids_current', 'node:meminfo_memfree'], dashboard: 'oom-kill', analyze: 'trend', live: false, clock: 'relative', filter: { q: 'ca rt&x', scope: 'container', qos: '', ns: 'shop', state: 'gone', labels: 'app in (a,b)' } };
   const hash = format(state, '#theme=dark');
   assert.deepEqual(parse(`#${hash}`), state);
   assert.match(hash, /theme=dark$/);

@@ -187,6 +187,63 @@ test('dark_and_phone_are_whole', OPTIONS, async () => {
   await phone.context.close();
 });
 
+test('analyses_are_said_and_drawn_over_the_panels_and_are_in_the_address', OPTIONS, async () => {
+  const { page, context, errors } = await open();
+  const before_ = await page.locator('[data-panel=memory] canvas').screenshot();
+  await page.locator('#choose-analyze label', { hasText: 'changes' }).click();
+  await page.waitForSelector('#findings [data-finding=memory_current]');
+  assert.match(await page.textContent('#findings'), /What changed in container/);
+  assert.match(await page.textContent('[data-finding=memory_current]'), /\d\d:\d\d:\d\d from/);
+  assert.match(page.url(), /analyze=changepoint/);
+  await page.waitForTimeout(200);
+  assert.ok(!before_.equals(await page.locator('[data-panel=memory] canvas').screenshot()), 'something is drawn over the panel');
+  assert.equal(await page.evaluate(() => document.activeElement?.value), 'changepoint', 'the choice keeps the focus');
+  await page.locator('[data-panel=memory]').scrollIntoViewIfNeeded();
+  await shot(page, 'changes');
+  const truth = await (await fetch(`${served.url}/api/analyze/changepoint?metric=memory_current&containers=${kill.cgroup_id}@${kill.boot_id.replaceAll('-', '').slice(0, 8)}&from=${(kill.window.from_us - 1e6) / 1e6}&to=${(kill.window.to_us + 1e6) / 1e6}`)).json();
+  const nearest = Math.min(...truth.series[0].metrics.memory_current.changes.map((c) => Math.abs(c.t_us - kill.ts_us)));
+  assert.ok(nearest < 1e6, `a change within a second of the kill, not ${nearest} us`);
+  await page.locator('#choose-analyze label', { hasText: 'no analysis' }).click();
+  await page.waitForSelector('#findings', { state: 'hidden' });
+  assert.deepEqual(errors, []);
+  await context.close();
+});
+
+test('a_dashboard_brings_its_panels_containers_and_time_and_a_file_of_ones_own_too', OPTIONS, async () => {
+  const { page, context, elsewhere, errors } = await open();
+  await page.selectOption('#dashboard', { label: 'OOM kill of a child' });
+  await page.waitForSelector('[data-panel=oom-kill-0] canvas');
+  await idle(page);
+  assert.match(page.url(), /dashboard=oom-kill/);
+  assert.ok((await traces(page, 'oom-kill-0')) >= 3, 'a line for each container, and the limit');
+  assert.equal(await page.textContent('[data-panel=oom-kill-6] .legend-button'), 'meminfo_memavailable', 'the node has a line of its own');
+  assert.equal(await page.locator('[data-panel=memory]').count(), 0, 'in place of the fixed panels');
+  await shot(page, 'dashboard', true);
+  const again = await open(new URL(page.url()).hash);
+  assert.equal(await again.page.locator('[data-panel=oom-kill-0] canvas').count(), 1, 'the link shows it again');
+  await again.context.close();
+  const own = { format: 1, title: 'Mine', time: 'run', containers: { scope: 'pod' }, panels: [{ title: 'Tasks', metrics: ['pids_current'] }] };
+  await page.setInputFiles('#dashboard-file', { name: 'mine.json', mimeType: 'application/json', buffer: Buffer.from(JSON.stringify(own)) });
+  await page.waitForSelector('[data-panel=file-0] canvas');
+  assert.equal(await traces(page, 'file-0'), 1);
+  await page.setInputFiles('#dashboard-file', { name: 'bad.json', mimeType: 'application/json', buffer: Buffer.from('{"format":9}') });
+  await page.waitForFunction(() => /format is 9/.test(document.getElementById('trouble').textContent));
+  assert.deepEqual([elsewhere, errors], [[], []]);
+  await context.close();
+});
+
+test('a_metric_of_the_node_is_found_and_drawn_as_the_nodes', OPTIONS, async () => {
+  const { page, context, errors } = await open();
+  await page.fill('#metric', 'memavailable');
+  await page.keyboard.press('Enter');
+  await page.waitForSelector('[data-panel="node:meminfo_memavailable"] canvas');
+  assert.equal(await page.textContent('[data-panel="node:meminfo_memavailable"] .legend-button'), 'node');
+  assert.match(await page.textContent('[data-panel="node:meminfo_memavailable"] [data-value]'), /[GM]iB/);
+  assert.match(page.url(), /metrics=node:meminfo_memavailable/);
+  assert.deepEqual(errors, []);
+  await context.close();
+});
+
 test('live_follows_and_announces_and_stops', OPTIONS, async () => {
   const live = await liveOver(served.url, kill);
   const { page, context, errors } = await open('', {}, live.url);

@@ -118,6 +118,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         interop::check(&demo.data, &demo.parquet, false)
     });
     suite.group("deploy", |_| deploy());
+    suite.group("api", |_| api(outcome.as_ref().context("there is no demo to ask about")?));
     suite.group("browser", |names| browser(outcome.as_ref().context("there is no demo to look at")?, names));
     Ok(suite.finish())
 }
@@ -221,6 +222,20 @@ fn deploy() -> Result<Tally> {
     checked(status, &text)
 }
 
+/// The API over the demo's data, asked what schemathesis makes up from its description.
+fn api(demo: &Outcome) -> Result<Tally> {
+    let folder = paths::root().join("tests/api");
+    let mut c = tool(venv(&folder, &["requirements.txt"])?);
+    c.arg(folder.join("check.py")).arg("--fgm").arg(built_agent()?).arg("--data").arg(&demo.data);
+    let (status, text) = shown(&mut c, OTHER)?;
+    checked(status, &text)
+}
+
+fn built_agent() -> Result<PathBuf> {
+    let agent = ebpf::cargo_build("the agent", &["-p", "fgm", "--bin", "fgm"])?;
+    agent.into_iter().find(|p| p.ends_with("fgm")).context("cargo built no fgm")
+}
+
 /// One test with thousands of checks; counting those would drown every other number.
 pub fn checked(status: ExitStatus, text: &str) -> Result<Tally> {
     match tally::own(text) {
@@ -287,9 +302,7 @@ fn browser(demo: &Outcome, names: &mut Names) -> Result<Tally> {
     let mut c = tool("npm");
     c.current_dir(&folder).arg("test").env("CHROMIUM", chromium).env("FGM_REPORT", &demo.html);
     c.env("FGM_SHOTS", paths::target().join("shots")).env("CI", "true");
-    let agent = ebpf::cargo_build("the agent", &["-p", "fgm", "--bin", "fgm"])?;
-    let agent = agent.into_iter().find(|p| p.ends_with("fgm")).context("cargo built no fgm")?;
-    c.env("FGM_DATA", &demo.data).env("FGM_BIN", agent);
+    c.env("FGM_DATA", &demo.data).env("FGM_BIN", built_agent()?);
     let (status, text) = shown(&mut c, BROWSER_TESTS)?;
     names.keep_failures(&text);
     settle(status, tally::node(&text))

@@ -68,15 +68,10 @@ fn show<'a>(events: impl Iterator<Item = &'a Value>, json: bool) -> Result<(), F
             (None, Some(pid)) => format!("pid {pid}"),
             (None, None) => "-".to_owned(),
         };
-        let line = format!(
-            "{}  {:8}  {:14}  {}  {}",
-            instant(event["ts_us"].as_i64().unwrap_or(0), 3),
-            text("severity"),
-            text("kind"),
-            who,
-            text("cgroup_path"),
-        );
-        output::print(&format!("{}\n", output::printable(&line)))?;
+        let line = format!("{:14}  {}  {}", text("kind"), who, text("cgroup_path"));
+        let at = instant(event["ts_us"].as_i64().unwrap_or(0), 3);
+        let severity = output::severity(text("severity"), 8);
+        output::print(&format!("{at}  {severity}  {}\n", output::printable(&line)))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::export::{self, Evidence, Limits, Problem, Selection, time_range_or_all};
 use crate::incident::Incident;
 use crate::store::{Store, View};
-use crate::viewer;
+use crate::viewer::{self, Analysis};
 use anyhow::Context;
 use serde_json::{Map, Value};
 use std::fs::File;
@@ -39,13 +39,23 @@ pub fn export(dir: &Path, pairs: &[(String, String)], mut file: File) -> Result<
     let selection = Selection::parse(pairs, now_us)?;
     let view = view(dir)?;
     let incidents = export::incidents(&view, Vec::new())?;
-    let defaults = Config::default().export;
-    let limits = Limits { max_rows: defaults.max_rows, max_containers: defaults.max_containers };
-    let evidence = Evidence { view, incidents, provenance: Map::new(), limits, now_us };
+    let evidence = Evidence { view, incidents, provenance: Map::new(), limits: limits(), now_us };
     let into = file.try_clone().context("the export's file")?;
     export::export_into(evidence, &selection, into)?;
     file.rewind().context("the export's file")?;
     Ok(file)
+}
+
+/// As `/api/analyze/…` has it; the newest row is now.
+pub fn analysis(dir: &Path, analysis: Analysis, pairs: Vec<(String, String)>) -> Result<Value, Failure> {
+    let view = view(dir)?;
+    let now_us = super::view::newest_us(&view).unwrap_or(0);
+    Ok(analysis.of_folder(&view, pairs, now_us, limits())?)
+}
+
+fn limits() -> Limits {
+    let defaults = Config::default().export;
+    Limits { max_rows: defaults.max_rows, max_containers: defaults.max_containers }
 }
 
 pub fn events(dir: &Path, pairs: &[(String, String)]) -> Result<Vec<Value>, Failure> {

@@ -3,9 +3,13 @@
 use super::Failure;
 use crate::export::Format;
 use anyhow::Context;
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 /// The format that was named, or the one of the file's ending.
 pub fn format(output: &Path, named: Option<&str>) -> Result<Format, Failure> {
@@ -95,6 +99,78 @@ fn stdout(bytes: &mut impl Read) -> Result<(), Failure> {
         // `fgm incidents | head` is no failure.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result.context("cannot write to stdout")?),
+    }
+}
+
+/// A severity, padded, in colour on a terminal (<https://no-color.org> is heeded).
+pub fn severity(word: &str, width: usize) -> String {
+    let text = format!("{:width$}", printable(word));
+    let is_plain = !io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    match word {
+        _ if is_plain => text,
+        "critical" => format!("\u{1b}[1;31m{text}\u{1b}[0m"),
+        "warning" => format!("\u{1b}[33m{text}\u{1b}[0m"),
+        _ => text,
+    }
+}
+
+/// Passes on what is read, and counts and hashes it.
+pub struct Told<R> {
+    inner: R,
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl<R: Read> Told<R> {
+    pub fn new(inner: R) -> Self {
+        Self { inner, bytes: 0, hash: Sha256::new() }
+    }
+
+    /// Bytes so far, and their SHA-256 as hex.
+    pub fn told(self) -> (u64, String) {
+        let hex = self.hash.finalize().iter().fold(String::new(), |hex, b| format!("{hex}{b:02x}"));
+        (self.bytes, hex)
+    }
+}
+
+impl<R: Read> Read for Told<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.hash.update(&buf[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+}
+
+/// Says on a terminal's stderr what takes so long, and for how long; gone when it is dropped.
+pub struct Progress(Option<(mpsc::Sender<()>, thread::JoinHandle<()>)>);
+
+impl Progress {
+    pub fn start(what: &'static str) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let (stop, stopped) = mpsc::channel();
+        let show = move || {
+            let mut seconds = 0;
+            while stopped.recv_timeout(Duration::from_secs(1)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                seconds += 1;
+                let _ = write!(io::stderr(), "\r{what}… {seconds} s");
+            }
+            if seconds > 0 {
+                let _ = write!(io::stderr(), "\r\u{1b}[K");
+            }
+        };
+        Self(Some((stop, thread::spawn(show))))
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some((stop, shown)) = self.0.take() {
+            drop(stop);
+            let _ = shown.join();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `fgm view DIR`: the viewer over a data folder or a copy of one, with no agent and no root. Nothing in it changes.
 
-use super::Failure;
+use super::{Failure, Place, ViewArgs, fetch};
 use crate::config::Config;
 use crate::incident::Incident;
 use crate::names::Table;
@@ -12,8 +12,6 @@ use arrow::array::RecordBatch;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A folder that nobody writes: what is in it is all there is, and its newest row is now.
@@ -52,27 +50,42 @@ impl Source for Folder {
     }
 }
 
-/// Serves until SIGINT or SIGTERM.
-pub fn run(dir: &Path, listen: SocketAddr, token_file: Option<PathBuf>) -> Result<(), Failure> {
+/// Serves until SIGINT or SIGTERM. Of a running agent, which serves itself, it says where.
+pub fn run(args: &ViewArgs) -> Result<(), Failure> {
+    if let Some(server) = args.place.to_str().filter(|place| place.contains("://")) {
+        let server = server.trim_end_matches('/').to_owned();
+        fetch::json(
+            &Place { server: server.clone(), data: None, token_file: args.token_file.clone() },
+            "/api/status",
+        )?;
+        return tell(&server, args.json);
+    }
+    let (dir, listen) = (&args.place, args.listen);
     let store = Store::open_read_only(dir).map_err(anyhow::Error::new)?;
     let view = store.view();
     let Some(newest_us) = newest_us(&view) else {
         return Err(Failure::Nothing(format!("{} holds no rows", dir.display())));
     };
     let status = status(&view, newest_us).map_err(anyhow::Error::new)?;
-    let config = Config { listen, token_file: token_file.unwrap_or_default(), ..Config::default() };
+    let token_file = args.token_file.clone().unwrap_or_default();
+    let config = Config { listen, token_file, ..Config::default() };
     let server = viewer::serve_folder(Arc::new(Folder { newest_us, status }), store, &config)
         .map_err(anyhow::Error::new)?;
     // Scripts read the address from here: with port 0 it is known only now.
-    super::output::print(&format!("http://{}/\n", server.address()))?;
+    tell(&format!("http://{}", server.address()), args.json)?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
     signals.forever().next();
     server.stop();
     Ok(())
 }
 
+fn tell(url: &str, json: bool) -> Result<(), Failure> {
+    let text = if json { json!({"url": format!("{url}/")}).to_string() } else { format!("{url}/") };
+    super::output::print(&format!("{text}\n"))
+}
+
 /// Of the segments, and of what a journal holds besides.
-fn newest_us(view: &View) -> Option<i64> {
+pub fn newest_us(view: &View) -> Option<i64> {
     let loose = view
         .loose
         .iter()

@@ -4,6 +4,7 @@
 //! of the same evidence to the next (`generated_us`, the checksum) only in the report. Absent is null. Cgroup ids are
 //! text, since they may exceed what a browser's numbers hold. Values only.
 
+use super::redact::Redaction;
 use crate::incident::{Incident, Lost};
 use crate::names::CgroupId;
 use crate::query::{self, Identity, Key};
@@ -88,6 +89,35 @@ impl Document {
         .into_iter()
         .map(|(k, v)| (k.to_owned(), v.as_str().map_or_else(|| v.to_string(), str::to_owned)))
         .collect()
+    }
+
+    /// Takes every name out.
+    pub fn redact(&mut self, redaction: &Redaction) {
+        let mut provenance = Value::Object(std::mem::take(&mut self.provenance));
+        let mut parts = [
+            &mut self.incident,
+            &mut self.cgroups,
+            &mut self.events,
+            &mut self.processes,
+            &mut self.lost,
+            &mut provenance,
+        ];
+        for part in &parts {
+            redaction.learn(part);
+        }
+        for part in &mut parts {
+            redaction.document(part);
+        }
+        if let Value::Object(provenance) = provenance {
+            self.provenance = provenance;
+        }
+        self.provenance.insert("redacted".to_owned(), json!(true));
+    }
+
+    /// Of the whole so many rows are in it.
+    pub fn thinned(&mut self, rows: usize, how: Value) {
+        self.provenance.insert("rows".to_owned(), json!(rows));
+        self.provenance.insert("thinned".to_owned(), how);
     }
 
     /// The data of a report.

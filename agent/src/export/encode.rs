@@ -2,6 +2,7 @@
 //!
 //! Never decides what is exported. Called by `export`.
 
+use super::redact::Redaction;
 use super::{Failure, Problem};
 use crate::names::Table;
 use crate::query::{self, Plan};
@@ -94,49 +95,81 @@ impl Write for Sink {
     }
 }
 
-pub fn parquet(
-    plan: &Plan,
-    columns: Option<&[&str]>,
-    metadata: &[(String, String)],
-    sink: &mut Sink,
-) -> Result<(), Failure> {
-    let containers = plan.keys().len() as u64;
-    let schema = query::projection(Table::Samples, columns);
-    let mut encode = || -> Result<(), Failure> {
-        let mut encoder = Encoder::new(&mut *sink, &schema, (containers, containers), metadata)
-            .map_err(Problem::internal)?;
-        each(plan, columns, |rows| encoder.write(rows).map_err(|e| e.to_string()))?;
+/// Asked before each slice of rows whether somebody still waits.
+pub type GoOn<'a> = &'a dyn Fn() -> Result<(), Problem>;
+
+/// How the rows of an export are gone through: which columns, without names where that was asked for, and until when.
+pub struct Way<'a> {
+    pub plan: &'a Plan,
+    pub columns: Option<&'a [&'a str]>,
+    pub redaction: Option<&'a Redaction>,
+    pub go_on: GoOn<'a>,
+}
+
+impl Way<'_> {
+    pub fn parquet(&self, metadata: &[(String, String)], sink: &mut Sink) -> Result<(), Failure> {
+        let result = self.encode(metadata, sink, |encoder| {
+            self.each(|rows| encoder.write(rows).map_err(|e| e.to_string()))
+        });
+        sink.outcome(result)
+    }
+
+    /// The same of rows that were taken before.
+    pub fn parquet_of(
+        &self,
+        kept: &[RecordBatch],
+        metadata: &[(String, String)],
+    ) -> Result<Vec<u8>, Failure> {
+        let mut sink = Sink::memory(super::MAX_BYTES);
+        let result = self.encode(metadata, &mut sink, |encoder| {
+            kept.iter().try_for_each(|rows| encoder.write(rows)).map_err(|e| Problem::internal(e).into())
+        });
+        sink.outcome(result)?;
+        Ok(sink.into_bytes())
+    }
+
+    fn encode(
+        &self,
+        metadata: &[(String, String)],
+        sink: &mut Sink,
+        write: impl FnOnce(&mut Encoder<&mut Sink>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let containers = self.plan.keys().len() as u64;
+        let schema = query::projection(Table::Samples, self.columns);
+        let mut encoder =
+            Encoder::new(sink, &schema, (containers, containers), metadata).map_err(Problem::internal)?;
+        write(&mut encoder)?;
         encoder.close().map_err(Problem::internal)?;
         Ok(())
-    };
-    let result = encode();
-    sink.outcome(result)
-}
-
-pub fn csv(plan: &Plan, columns: Option<&[&str]>, sink: &mut Sink) -> Result<(), Failure> {
-    let mut writer = arrow::csv::Writer::new(&mut *sink);
-    let result = each(plan, columns, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()));
-    drop(writer);
-    sink.outcome(result)
-}
-
-pub fn json(plan: &Plan, columns: Option<&[&str]>, sink: &mut Sink) -> Result<(), Failure> {
-    let mut writer = arrow::json::ArrayWriter::new(&mut *sink);
-    let result = each(plan, columns, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()))
-        .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
-    drop(writer);
-    sink.outcome(result)
-}
-
-fn each(
-    plan: &Plan,
-    columns: Option<&[&str]>,
-    mut write: impl FnMut(&RecordBatch) -> Result<(), String>,
-) -> Result<(), Failure> {
-    for rows in plan.slices(columns)? {
-        write(&rows?).map_err(Problem::internal)?;
     }
-    Ok(())
+
+    pub fn csv(&self, sink: &mut Sink) -> Result<(), Failure> {
+        let mut writer = arrow::csv::Writer::new(&mut *sink);
+        let result = self.each(|rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()));
+        drop(writer);
+        sink.outcome(result)
+    }
+
+    pub fn json(&self, sink: &mut Sink) -> Result<(), Failure> {
+        let mut writer = arrow::json::ArrayWriter::new(&mut *sink);
+        let result = self
+            .each(|rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()))
+            .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
+        drop(writer);
+        sink.outcome(result)
+    }
+
+    pub fn each(&self, mut write: impl FnMut(&RecordBatch) -> Result<(), String>) -> Result<(), Failure> {
+        for rows in self.plan.slices(self.columns)? {
+            (self.go_on)()?;
+            let mut rows = rows?;
+            if let Some(redaction) = self.redaction {
+                rows = redaction.rows(&rows).map_err(Problem::internal)?;
+            }
+            write(&rows).map_err(Problem::internal)?;
+        }
+        Ok(())
+    }
 }
 
 /// arrow writes times as text only in a zone given as an offset.

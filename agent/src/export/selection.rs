@@ -8,7 +8,7 @@ use super::problem::Problem;
 use crate::catalogue;
 use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
 
-pub const PARAMETERS: [&str; 11] = [
+pub const PARAMETERS: [&str; 12] = [
     "incident",
     "before",
     "after",
@@ -19,6 +19,7 @@ pub const PARAMETERS: [&str; 11] = [
     "labels",
     "containers",
     "metrics",
+    "redact",
     "format",
 ];
 /// Seconds before and after an incident that may be asked for.
@@ -110,6 +111,8 @@ pub struct Selection {
     /// Columns of kernel values; `None` = all.
     pub metrics: Option<Vec<&'static str>>,
     pub format: Format,
+    /// Without names and labels.
+    pub is_redacted: bool,
 }
 
 impl Selection {
@@ -129,7 +132,14 @@ impl Selection {
         let format = get("format").map_or(Ok(Format::Parquet), Format::parse)?;
         let metrics = get("metrics").map(columns).transpose()?;
         let rows = get("incident").map_or_else(|| range_rows(get, now_us), |id| incident_rows(id, get))?;
-        Ok(Self { rows, metrics, format })
+        let is_redacted = match get("redact") {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => {
+                return Err(Problem::bad_query(format!("redact={other} is not known"), &["true", "false"]));
+            }
+        };
+        Ok(Self { rows, metrics, format, is_redacted })
     }
 }
 
@@ -137,7 +147,7 @@ fn incident_rows<'a>(id: &str, get: impl Fn(&str) -> Option<&'a str>) -> Result<
     for other in ["range", "from", "to", "namespace", "labels", "containers"] {
         if get(other).is_some() {
             let detail = format!("{other} does not go with incident, which names its own rows");
-            return Err(Problem::bad_query(detail, &["before", "after", "metrics", "format"]));
+            return Err(Problem::bad_query(detail, &["before", "after", "metrics", "redact", "format"]));
         }
     }
     Ok(Rows::Incident {

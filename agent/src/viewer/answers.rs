@@ -210,6 +210,7 @@ impl Drop for Cancel {
     }
 }
 
+#[derive(Default)]
 pub(super) struct Watched(Arc<AtomicBool>);
 
 impl Watched {
@@ -225,12 +226,15 @@ pub async fn export<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> 
         return Err(Problem::unavailable("other exports are being made; try again in some seconds").into());
     };
     let evidence = evidence(&app, now_us).await?;
+    let cancel = Cancel::default();
+    let watched = cancel.watched();
     let make = move || {
-        // The turn lasts as long as the work, also when nobody waits for the answer any more.
+        // The turn lasts as long as the work: until the chunk that it is at, when the client goes.
         let _turn = turn;
-        export::export(evidence, &selection)
+        export::export_while(evidence, &selection, &|| watched.check())
     };
     let made = on_a_blocking_thread(make).await??;
+    drop(cancel);
     let disposition = if made.format == export::Format::Html { "inline" } else { "attachment" };
     let disposition = format!("{disposition}; filename=\"{}\"", made.file_name);
     let headers = [

@@ -3,7 +3,8 @@
 //! A parameter that is not in it is refused with those that are, so neither can say what the other does not. Values only.
 //! Called by the handlers (`understood`) and for `/api/openapi.json`.
 
-use crate::catalogue;
+use super::lines::{self, TABLES};
+use crate::catalogue::{self, node};
 use crate::export::{Format, Problem, time_range, time_range_or_all};
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
@@ -47,24 +48,51 @@ const CONTAINERS: Param = p(
 const JSON: &[&str] = &["application/json"];
 const TEXT: &[&str] = &["text/plain"];
 
+const METRIC: Param =
+    p("metric", "Names or globs of /api/metrics, comma-separated. Required.", "memory_current,cpu_stat_*");
+const TABLE: Param = p(
+    "table",
+    "samples (default), node, io_devices (a line for each device) or metrics (a line for each set of labels; `metric` are its names or globs of them, the value is in `value`).",
+    "samples",
+);
+const RATE: Param = p("rate", "false = counters as they stand.", "false");
+/// The selection of a series: what is analysed is what is drawn.
+const SERIES: &[Param] = &[
+    METRIC,
+    TABLE,
+    CONTAINERS,
+    NAMESPACE,
+    LABELS,
+    RANGE,
+    FROM,
+    TO,
+    p("resolution", "Length of a bucket; default: a 600th of the range.", "250ms"),
+    RATE,
+];
+const ANALYSED: &[Param] = &[METRIC, TABLE, CONTAINERS, NAMESPACE, LABELS, RANGE, FROM, TO, RATE];
+
 pub static TIMESERIES: Endpoint = Endpoint {
     path: "/api/timeseries",
     about: "Buckets of metrics, one line for each container and metric. Each bucket has min, max and mean and the instants of min and max, so no spike is lost; counters are rates, with none from a first reading, across a gap or across a reset; `cut` marks a gap before a bucket. Times in the lists are µs from from_us.",
-    params: &[
-        p(
-            "metric",
-            "Names or globs of /api/metrics, comma-separated. Required.",
-            "memory_current,cpu_stat_*",
-        ),
-        CONTAINERS,
-        NAMESPACE,
-        LABELS,
-        RANGE,
-        FROM,
-        TO,
-        p("resolution", "Length of a bucket; default: a 600th of the range.", "250ms"),
-        p("rate", "false = counters as they stand.", "false"),
-    ],
+    params: SERIES,
+    answers: JSON,
+};
+pub static PERIODICITY: Endpoint = Endpoint {
+    path: "/api/analyze/periodicity",
+    about: "Whether each line of the selection repeats: its period, the share of it that the repetition explains, the swing, and the probability that noise does the same. Null where it does not: a ramp, a step, a random walk and noise have none, nor has what was seen in fewer than five cycles.",
+    params: ANALYSED,
+    answers: JSON,
+};
+pub static CHANGEPOINT: Endpoint = Endpoint {
+    path: "/api/analyze/changepoint",
+    about: "Where each line of the selection changed its level (step) or its climb (slope), the levels and slopes at both sides, and the size in deviations of its noise. At most 20 of a line; `left_out` counts smaller ones.",
+    params: ANALYSED,
+    answers: JSON,
+};
+pub static TREND: Endpoint = Endpoint {
+    path: "/api/analyze/trend",
+    about: "Where each line of the selection is going since it last changed: the slope a second with its bounds at 95 %, and of memory, swap, CPU and pids the time to the limit that has the least room, of the cgroup or of one above it. Without a forecast `no_forecast` says why.",
+    params: ANALYSED,
     answers: JSON,
 };
 pub static CONTAINERS_LIST: Endpoint = Endpoint {
@@ -136,7 +164,16 @@ pub static EXPORT: Endpoint = Endpoint {
         LABELS,
         CONTAINERS,
         p("metrics", "Columns or globs of columns, comma-separated; default: all.", "memory_*"),
-        p("format", "parquet, html, csv or json.", "parquet"),
+        p(
+            "redact",
+            "true = names (of node, pod, container, process, path) are replaced by stand-ins, labels left out.",
+            "true",
+        ),
+        p(
+            "format",
+            "parquet, html, csv or json. A report (html) of more than 5 MB is thinned: the lowest and highest values stay, and it says so.",
+            "parquet",
+        ),
     ],
     answers: &["application/vnd.apache.parquet", "text/html", "text/csv", "application/json"],
 };
@@ -157,7 +194,19 @@ pub static PLAIN: [Endpoint; 7] = [
 
 /// All of them.
 pub fn endpoints() -> impl Iterator<Item = &'static Endpoint> {
-    let own = [&METRICS_LIST, &CONTAINERS_LIST, &FILTERS, &TIMESERIES, &EVENTS, &INCIDENTS, &LIVE, &EXPORT];
+    let own = [
+        &METRICS_LIST,
+        &CONTAINERS_LIST,
+        &FILTERS,
+        &TIMESERIES,
+        &PERIODICITY,
+        &CHANGEPOINT,
+        &TREND,
+        &EVENTS,
+        &INCIDENTS,
+        &LIVE,
+        &EXPORT,
+    ];
     PLAIN.iter().chain(own)
 }
 
@@ -238,7 +287,7 @@ fn operation(endpoint: &Endpoint) -> Value {
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}, "description": "An id as /api/incidents has it, or latest.", "example": "latest"}))
         .collect();
     parameters.extend(endpoint.params.iter().map(|p| {
-        json!({"name": p.name, "in": "query", "required": p.name == "metric" && endpoint.path == TIMESERIES.path, "schema": schema(p.name), "description": p.about, "example": p.example})
+        json!({"name": p.name, "in": "query", "required": p.name == METRIC.name && p.about == METRIC.about, "schema": schema(p.name), "description": p.about, "example": p.example})
     }));
     let content: Map<String, Value> = endpoint
         .answers
@@ -272,28 +321,38 @@ fn schema(param: &str) -> Value {
     match param {
         "format" => json!({"type": "string", "enum": Format::NAMES}),
         "state" => json!({"type": "string", "enum": ["live", "gone"]}),
-        "rate" => json!({"type": "string", "enum": ["true", "false"]}),
+        "rate" | "redact" => json!({"type": "string", "enum": ["true", "false"]}),
+        "table" => json!({"type": "string", "enum": TABLES}),
         _ => json!({"type": "string"}),
     }
 }
 
-/// `/api/metrics`: the catalogue, narrowed by a word.
+/// `/api/metrics`: the catalogue, narrowed by a word. `table` says where `/api/timeseries` has it.
 pub fn metrics(search: Option<&str>) -> Value {
     let word = search.unwrap_or_default().to_lowercase();
-    let all = catalogue::columns().filter(|(_, file, column)| {
-        [file.name, column.name, column.key, column.about]
-            .iter()
-            .any(|text| text.to_lowercase().contains(&word))
-    });
-    let metrics: Vec<Value> = all
-        .map(|(_, file, column)| {
-            let key = (!column.key.is_empty()).then_some(column.key);
-            json!({
-                "name": column.name, "file": file.name, "key": key, "kind": column.kind.as_str(), "unit": column.unit.as_str(),
-                "tier": file.tier.as_str(), "since": column.since, "lag": catalogue::lag(file.name), "about": column.about,
-            })
-        })
-        .collect();
+    let has_word = |texts: [&str; 4]| texts.iter().any(|text| text.to_lowercase().contains(&word));
+    let mut metrics: Vec<Value> = Vec::new();
+    let mut add = |table: &str, file: &str, c: &catalogue::Column, tier: &str, name: &str| {
+        if has_word([file, name, c.key, c.about]) {
+            let key = (!c.key.is_empty()).then_some(c.key);
+            metrics.push(json!({
+                "name": name, "table": table, "file": file, "key": key, "kind": c.kind.as_str(), "unit": c.unit.as_str(),
+                "tier": tier, "since": c.since, "lag": catalogue::lag(file), "about": c.about,
+            }));
+        }
+    };
+    for (_, file, column) in catalogue::columns() {
+        add("samples", file.name, column, file.tier.as_str(), column.name);
+    }
+    for (_, file, column) in node::columns() {
+        add("node", file.path, column, "hot", column.name);
+    }
+    for name in catalogue::DEVICE_KEYS {
+        let of_all = catalogue::columns().find(|(_, file, c)| file.name == "io.stat" && c.key == name);
+        if let Some((_, file, column)) = of_all {
+            add("io_devices", file.name, column, file.tier.as_str(), lines::device(name).name);
+        }
+    }
     json!({"metrics": metrics})
 }
 

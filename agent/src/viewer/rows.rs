@@ -1,6 +1,6 @@
 //! Record batches as the handlers walk over them: stretches of one cgroup, cells of integer columns, the names of who it is.
 //!
-//! Reads values that are there; NULL is None. Called by `containers`, `series` and `live`.
+//! Reads values that are there; NULL is None. Called by `containers`, `lines` and `live`.
 
 use crate::export::Named;
 use crate::names::{Cause, CgroupId};
@@ -39,7 +39,7 @@ pub fn int(column: Option<&Int64Array>, row: usize) -> Option<i64> {
 }
 
 /// Instants, causes and periods (1 s where a row does not say) of some rows.
-pub fn moments(batch: &RecordBatch, rows: Range<usize>) -> Vec<(i64, Cause, i64)> {
+pub fn moments(batch: &RecordBatch, rows: impl Iterator<Item = usize>) -> Vec<(i64, Cause, i64)> {
     let ts = batch.column_by_name("ts").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
     let periods = ints(batch, "period_ms");
     let cause = |row| match query::text(batch, "cause", row) {
@@ -49,6 +49,22 @@ pub fn moments(batch: &RecordBatch, rows: Range<usize>) -> Vec<(i64, Cause, i64)
     };
     let Some(ts) = ts else { return Vec::new() };
     rows.map(|row| (ts.value(row), cause(row), int(periods, row).unwrap_or(1000))).collect()
+}
+
+/// The labels of a row of `metrics`.
+pub fn labels(batch: &RecordBatch, row: usize) -> Map<String, Value> {
+    let Some(column) = batch.column_by_name("labels").and_then(|c| c.as_map_opt()) else { return Map::new() };
+    if column.is_null(row) {
+        return Map::new();
+    }
+    let pairs = column.value(row);
+    let (Some(keys), Some(values)) =
+        (pairs.column(0).as_string_opt::<i32>(), pairs.column(1).as_string_opt::<i32>())
+    else {
+        return Map::new();
+    };
+    let value = |i| if values.is_valid(i) { json!(values.value(i)) } else { Value::Null };
+    (0..pairs.len()).map(|i| (keys.value(i).to_owned(), value(i))).collect()
 }
 
 /// Who a cgroup is, as every answer says it.

@@ -9,6 +9,8 @@
  * @property {[number, number] | null} window µs, in place of a range
  * @property {[number, number] | null} zoom µs, the visible part
  * @property {string[]} metrics beyond the fixed panels
+ * @property {string | null} dashboard in place of the fixed panels
+ * @property {string | null} analyze periodicity, changepoint or trend
  * @property {boolean} live
  * @property {'relative' | 'utc' | 'local'} clock
  * @property {Record<'q' | 'scope' | 'qos' | 'ns' | 'state' | 'labels', string>} filter
@@ -35,6 +37,8 @@ export function parse(hash) {
     window: span(at.get('window')),
     zoom: span(at.get('zoom')),
     metrics: list(at.get('metrics')),
+    dashboard: at.get('dashboard'),
+    analyze: at.get('analyze'),
     live: at.get('live') === '1',
     clock: clock === 'relative' || clock === 'local' ? clock : 'utc',
     filter: /** @type {State['filter']} */ (Object.fromEntries(FILTERS.map((name) => [name, at.get(name) ?? '']))),
@@ -51,12 +55,14 @@ export function format(state, hash) {
   put('window', state.window && state.window.map(Math.round).join('-'));
   put('zoom', state.zoom && state.zoom.map(Math.round).join('-'));
   put('metrics', state.metrics.join(','));
+  put('dashboard', state.dashboard);
+  put('analyze', state.analyze);
   put('live', state.live && '1');
   put('clock', state.clock !== 'utc' && state.clock);
   for (const name of FILTERS) put(name, state.filter[name]);
   put('theme', new URLSearchParams(hash.replace(/^#/, '')).get('theme'));
   // Commas and colons may stand as they are in a fragment, and are easier to read so.
-  return at.toString().replaceAll('%2C', ',').replaceAll('%40', '@');
+  return at.toString().replaceAll('%2C', ',').replaceAll('%40', '@').replaceAll('%3A', ':');
 }
 
 /** @param {State} state @param {boolean} isStep something that "back" should undo */

@@ -21,9 +21,11 @@ import { createView } from '../view.js';
 import { kindName, lossSentence, scopeName } from '../words.js';
 import * as address from './address.js';
 import { ask, file, follow, Refusal, setToken } from './api.js';
+import * as dashboards from './dashboards.js';
+import { findingsOf, FIXED, KINDS } from './findings.js';
 import { createFilters, drawContainers, drawIncidents } from './lists.js';
 import { createMetricSearch } from './metrics.js';
-import { FIELDS, groupOf, panelOf } from './model.js';
+import { FIELDS, groupOf, idOf, panelOf, panelOfMany } from './model.js';
 
 const RANGES = ['1m', '5m', '15m', '1h', '6h', '24h'];
 const RANGE = '15m';
@@ -52,6 +54,13 @@ let containers = [];
 let catalogue = [];
 /** @type {Group[]} */
 let groups = [];
+/** Of other tables than samples. @type {Record<string, Group[]>} */
+let beside = {};
+/** @type {{kind: string, findings: import('./findings.js').Finding[], overlays: Record<string, import('./findings.js').Overlay>} | null} */
+let analysis = null;
+/** @type {AbortController | null} */
+let analysing = null;
+const known = dashboards.builtIn();
 /** @type {any[]} */
 let events = [];
 let nowUs = 0;
@@ -85,6 +94,7 @@ const now = h('p', { class: 'now', id: 'now' });
 const stack = h('div', { class: 'stack', id: 'stack', tabindex: 0, role: 'group', 'aria-label': 'Charts. Arrow keys move the cursor from sample to sample, shift and arrows pan, plus and minus zoom, 0 shows the whole window.' });
 const empty = h('p', { class: 'empty', id: 'nothing', hidden: true });
 const eventList = h('div', { id: 'event-list' });
+const findings = h('div', { id: 'findings', role: 'status', hidden: true });
 const missing = h('ul', { class: 'missing', id: 'missing', hidden: true });
 const filters = createFilters({ containers: () => containers, state, changed: (isServer) => { keep(false); if (isServer) void loadContainers(); else drawLists(); } });
 const search = createMetricSearch({ catalogue: () => catalogue, chosen: () => state.metrics, toggle: (name) => { state.metrics = state.metrics.includes(name) ? state.metrics.filter((m) => m !== name) : [...state.metrics, name]; keep(true); void load(); } });
@@ -133,7 +143,7 @@ function extent() {
 /** @param {any} of */
 function chooseIncident(of) {
   const key = keyOf(of);
-  Object.assign(state, { incident: of.id, containers: key ? [key] : [], range: null, zoom: null, live: false, clock: 'relative' });
+  Object.assign(state, { incident: of.id, containers: key ? [key] : [], dashboard: null, range: null, zoom: null, live: false, clock: 'relative' });
   // What is in the window, and a second more so that nothing stands on the edge.
   state.window = [of.window.from_us - 1e6, of.window.to_us + 1e6];
   stopLive();
@@ -192,16 +202,122 @@ async function loadIncidents() {
 /** @param {{from: number, to: number}} part @param {number} pixels @param {AbortSignal} signal */
 async function fetchGroups(part, pixels, signal) {
   const ms = Math.max(1, Math.ceil((part.to - part.from) / 1000 / pixels));
-  const answer = await ask('/api/timeseries', { metric: [...FIELDS, ...state.metrics].join(','), containers: state.containers.join(','), from: seconds(part.from), to: seconds(part.to), resolution: `${ms}ms` }, signal);
+  const picked = wanted();
+  const names = (/** @type {string} */ table) => picked.filter((m) => m.table === table).map((m) => m.name);
+  const get = (/** @type {string} */ table, /** @type {string[]} */ metrics, /** @type {string} */ of) => ask('/api/timeseries', { table, metric: metrics.join(','), containers: of, from: seconds(part.from), to: seconds(part.to), resolution: `${ms}ms` }, signal);
+  const keys = state.containers.join(',');
+  const others = ['io_devices', 'node'].filter((table) => names(table).length);
+  const [answer, ...more] = await Promise.all([
+    get('samples', [...new Set([...(dashboard() ? ['memory_current'] : FIELDS), ...names('samples')])], keys),
+    ...others.map((table) => get(table, names(table), table === 'node' ? '' : keys)),
+  ]);
   const found = state.containers.flatMap((key) => answer.series.filter((/** @type {any} */ s) => s.key === key));
-  return { groups: found.map((/** @type {any} */ s) => groupOf(s, answer.from_us)), lost: answer.lost };
+  const groupsOf = (/** @type {any} */ a) => a.series.map((/** @type {any} */ s) => ({ ...groupOf(s, a.from_us), id: [s.key ?? 'node', s.device].filter(Boolean).join('/') }));
+  return { groups: found.map((/** @type {any} */ s) => groupOf(s, answer.from_us)), beside: Object.fromEntries(others.map((table, i) => [table, groupsOf(more[i])])), lost: [answer, ...more].flatMap((a) => a.lost) };
 }
 
-/** @param {Group[]} of */
-function panelsFor(of) {
-  const own = panelsOf(of[0], incident(), nameOf);
-  const more = state.metrics.map((name) => catalogue.find((m) => m.name === name)).filter(Boolean).map((metric) => panelOf(metric, of));
-  return [...own, ...more];
+const dashboard = () => (state.dashboard === 'file' ? dashboards.opened() : (known.find((d) => d.id === state.dashboard) ?? null));
+const metricOf = (/** @type {string} */ id) => catalogue.find((m) => idOf(m) === id);
+
+/** The metrics of the catalogue that are drawn beyond the fixed panels. */
+function wanted() {
+  const ids = [...(dashboard()?.panels.flatMap((p) => p.metrics) ?? []), ...state.metrics];
+  return [...new Set(ids)].map(metricOf).filter(Boolean);
+}
+
+/** @param {Group[]} of @param {Record<string, Group[]>} [others] */
+function panelsFor(of, others = beside) {
+  const groupsOf = (/** @type {any} */ metric) => (metric.table === 'samples' ? of : (others[metric.table] ?? []));
+  const chosen = dashboard();
+  const own = chosen
+    ? chosen.panels.map((panel, i) => panelOfMany({ title: panel.title, metrics: panel.metrics.map(metricOf).filter(Boolean), groupsOf: (m) => groupsOf(m).filter((g) => m.table === 'node' || dashboards.takes(/** @type {any} */ (g).about, panel.containers)) }, `${chosen.id}-${i}`)).filter((p) => p.unit)
+    : panelsOf(of[0], incident(), nameOf);
+  return [...own, ...state.metrics.map(metricOf).filter(Boolean).map((metric) => panelOf(metric, groupsOf(metric)))];
+}
+
+/**
+ * Shows a dashboard: its containers, its time, its panels.
+ * @param {string | null} id null = the fixed panels
+ */
+async function chooseDashboard(id) {
+  state.dashboard = id;
+  const chosen = dashboard();
+  if (!chosen) {
+    state.dashboard = null;
+    keep(true);
+    return void load();
+  }
+  const { scope, namespace, labels, path, search: word } = chosen.containers;
+  const kept = status.store?.from_us && chosen.time === 'run';
+  const time = kept ? { from: seconds(status.store.from_us - 1), to: seconds(Math.max(status.store.to_us, isFolder ? 0 : nowUs) + 1) } : { range: chosen.time === 'run' ? RANGE : chosen.time };
+  try {
+    const found = (await ask('/api/containers', { scope, namespace, labels, containers: path, search: word, ...time })).containers.slice(0, MOST_CONTAINERS);
+    if (!found.length) {
+      state.dashboard = null;
+      return say(`No container is as “${chosen.title}” asks for.`);
+    }
+    const least = Math.min(...found.map((/** @type {any} */ c) => c.first_us));
+    const most = Math.max(...found.map((/** @type {any} */ c) => c.last_us));
+    Object.assign(state, { incident: null, containers: found.map((/** @type {any} */ c) => c.key), zoom: null, live: false, clock: 'utc', window: chosen.time === 'run' ? [least - 1, most + 1] : null, range: chosen.time === 'run' ? null : chosen.time });
+    stopLive();
+    keep(true);
+    drawLists();
+    await Promise.all([load(), loadContainers()]);
+  } catch (error) {
+    tell(error);
+  }
+}
+
+/** @param {string | null} kind */
+function chooseAnalysis(kind) {
+  state.analyze = kind;
+  keep(true);
+  void analyse();
+}
+
+/** Asks what the visible part does over time, and draws it over the panels. */
+async function analyse() {
+  analysing?.abort();
+  const kind = state.analyze;
+  if (!kind || !view || !state.containers.length) {
+    analysis = null;
+    drawFindings();
+    charts?.redraw();
+    return;
+  }
+  const mine = (analysing = new AbortController());
+  const { from, to } = view.range;
+  const names = [...new Set([...(dashboard() ? [] : Object.keys(FIXED)), ...wanted().filter((m) => m.table === 'samples' && m.kind !== 'limit').map((m) => m.name)])];
+  if (!names.length) return;
+  findings.setAttribute('aria-busy', 'true');
+  try {
+    const answer = await ask(`/api/analyze/${kind}`, { metric: names.join(','), containers: state.containers[0], from: seconds(from), to: seconds(to) }, mine.signal);
+    if (mine.signal.aborted) return;
+    analysis = { kind, ...findingsOf(kind, answer, metricOf, state.containers[0]) };
+    const chosen = dashboard();
+    // a dashboard's panels have names of their own
+    if (chosen) for (const [i, panel] of chosen.panels.entries()) for (const name of panel.metrics) analysis.overlays[`${chosen.id}-${i}`] ??= analysis.overlays[FIXED[name] ?? name];
+    drawFindings();
+    charts?.redraw();
+  } catch (error) {
+    tell(error);
+  } finally {
+    if (!mine.signal.aborted) findings.removeAttribute('aria-busy');
+  }
+}
+
+function drawFindings() {
+  findings.hidden = !analysis;
+  if (!analysis) return findings.replaceChildren();
+  const told = analysis.findings.filter((f) => f.found);
+  const silent = analysis.findings.filter((f) => !f.found);
+  const title = { periodicity: 'What repeats', changepoint: 'What changed', trend: 'Where it is going' }[/** @type {'trend'} */ (analysis.kind)];
+  findings.replaceChildren(
+    h('h3', {}, `${title} in ${nameOf(state.containers[0])}`),
+    told.length ? h('ul', {}, ...told.map((f) => h('li', { 'data-finding': f.metric }, h('code', {}, f.metric), ` ${f.text}`))) : '',
+    silent.length ? h('p', { class: 'note' }, `Of ${silent.map((f) => f.metric).join(', ')}: ${[...new Set(silent.map((f) => f.text.replace(/ since .*/, '')))].join(' or ')}.`) : '',
+    analysis.findings.length ? '' : h('p', { class: 'note' }, 'There are too few readings in this part to say anything.'),
+  );
 }
 
 /** @param {string} id a key, or the bare cgroup id of an event */
@@ -225,6 +341,11 @@ async function load(quiet = false) {
   document.documentElement.dataset.state = 'loading';
   drawHead();
   drawRanges();
+  if (!quiet) {
+    analysing?.abort();
+    analysis = null;
+    drawFindings();
+  }
   if (!state.containers.length) {
     clear('Choose a container or an incident.');
     document.documentElement.dataset.state = 'idle';
@@ -240,6 +361,7 @@ async function load(quiet = false) {
     tell(null);
     events = told.events;
     groups = answer.groups;
+    beside = answer.beside;
     missing.hidden = !answer.lost.length;
     missing.replaceChildren(...answer.lost.map((/** @type {any} */ loss) => h('li', {}, lossSentence(loss))));
     if (!groups.length || groups[0].id !== state.containers[0]) clear('No samples of this container in this range: it had not started, was gone, or the agent was not running.');
@@ -283,7 +405,7 @@ function draw(whole, quiet) {
   const restUs = incident()?.ts_us ?? whole.to;
   const panels = panelsFor(groups);
   if (same) Object.assign(scene, { group: groups[0], restUs, events });
-  else scene = { group: groups[0], incident: incident(), events, isIncident: isChief, originUs, restUs, view, clock: () => state.clock, nameOf, panels };
+  else scene = { group: groups[0], incident: incident(), events, isIncident: isChief, originUs, restUs, view, clock: () => state.clock, nameOf, panels, overlay: (/** @type {string} */ id) => analysis?.overlays[id] };
   if (!same || !charts?.replace(panels, groups[0])) {
     charts?.destroy();
     scene.panels = panels;
@@ -294,6 +416,7 @@ function draw(whole, quiet) {
   drawTools();
   drawNow();
   if (view.range.from !== view.extent.from || view.range.to !== view.extent.to) void refine();
+  if (state.analyze && !quiet) void analyse();
 }
 
 function onZoom() {
@@ -305,7 +428,7 @@ function onZoom() {
   // What is there already, at once; what the zoom brings out, when it rests.
   charts?.replace(panelsFor(groups), groups[0]);
   drawTools();
-  resting = setTimeout(() => { keep(false); void refine(); }, REST_MS);
+  resting = setTimeout(() => { keep(false); void refine(); if (state.analyze) void analyse(); }, REST_MS);
 }
 
 /** The visible part at the resolution of the screen. */
@@ -314,14 +437,14 @@ async function refine() {
   if (view.range.from === view.extent.from && view.range.to === view.extent.to) return;
   const mine = (refining = new AbortController());
   try {
-    const { groups: finer } = await fetchGroups(view.range, Math.max(300, stack.clientWidth), mine.signal);
+    const { groups: finer, beside: others } = await fetchGroups(view.range, Math.max(300, stack.clientWidth), mine.signal);
     if (mine.signal.aborted || !finer.length || finer[0].id !== groups[0].id) return;
     // Limits are read seldom: what a narrow range does not hold stays as the whole range has it.
     for (const group of finer) {
       const whole = groups.find((g) => g.id === group.id);
       for (const name of Object.keys(whole?.drawn ?? {})) if (whole?.drawn && group.drawn && !group.drawn[name]) group.drawn[name] = whole.drawn[name];
     }
-    charts?.replace(panelsFor(finer), finer[0]);
+    charts?.replace(panelsFor(finer, others), finer[0]);
     stack.dataset.refined = String(Number(stack.dataset.refined ?? 0) + 1);
   } catch (error) {
     tell(error);
@@ -379,7 +502,8 @@ function drawRanges() {
 }
 
 function drawTools() {
-  if (!view || tools.contains(document.activeElement)) return;
+  const active = /** @type {HTMLInputElement | null} */ (tools.contains(document.activeElement) ? document.activeElement : null);
+  if (!view || active?.id === 'metric') return;
   const at = view;
   const button = (/** @type {string} */ text, /** @type {string} */ label, /** @type {() => void} */ act) => h('button', { type: 'button', 'aria-label': label, title: label, onclick: act }, text);
   const zoomed = at.range.from !== at.extent.from || at.range.to !== at.extent.to;
@@ -391,9 +515,34 @@ function drawTools() {
         zoomed && h('button', { type: 'button', id: 'narrow', title: 'Make what is visible the whole range', onclick: () => chooseWindow(at.range) }, 'Keep this range'),
         segments('clock', 'Time axis', [{ value: 'relative', text: [incident() ? 'from event' : 'from start'] }, { value: 'utc', text: ['UTC'] }, { value: 'local', text: ['local'] }], state.clock, (mode) => { state.clock = /** @type {State['clock']} */ (mode); keep(false); charts?.redraw(); }))),
     h('div', { class: 'row keys' }, legend(groups), h('p', { class: 'note gestures' }, 'Drag to zoom, shift-drag to pan, wheel to zoom after a click, double-click to reset; arrow keys step through samples.')),
+    h('div', { class: 'row choices' },
+      segments('analyze', 'Analysis', [{ value: '', text: ['no analysis'] }, ...KINDS.map((kind) => ({ value: kind, text: [{ periodicity: 'periods', changepoint: 'changes', trend: 'trend' }[kind]], title: { periodicity: 'What repeats, and how often', changepoint: 'Where a level or a climb changed', trend: 'Where it is going, and when it is at its limit' }[kind] }))], state.analyze ?? '', (kind) => chooseAnalysis(kind || null)),
+      h('label', { class: 'field' }, 'Panels ', createDashboardChoice())),
     state.metrics.length ? h('div', { class: 'chips' }, ...state.metrics.map((name) => h('button', { type: 'button', class: 'chip', title: 'Take this panel away', onclick: () => { state.metrics = state.metrics.filter((m) => m !== name); keep(true); void load(); } }, name, ' ×'))) : '',
-    groups.length > 1 ? h('p', { class: 'note' }, `The fixed panels show ${nameOf(groups[0].id)}; metric panels have a line for each of the ${groups.length} compared.`) : '',
+    groups.length > 1 && !dashboard() ? h('p', { class: 'note' }, `The fixed panels show ${nameOf(groups[0].id)}; metric panels have a line for each of the ${groups.length} compared.`) : '',
   );
+  // What was chosen with the keyboard keeps the focus.
+  if (!active) return;
+  const same = [...tools.querySelectorAll('button, input, select')].find((node) => node.id === active.id && /** @type {HTMLInputElement} */ (node).name === active.name && node.textContent === active.textContent && (active.type !== 'radio' || /** @type {HTMLInputElement} */ (node).value === active.value));
+  if (same instanceof HTMLElement) same.focus({ preventScroll: true });
+}
+
+function createDashboardChoice() {
+  const own = dashboards.opened();
+  const all = [...known, ...(own ? [own] : [])];
+  const select = /** @type {HTMLSelectElement} */ (h('select', { id: 'dashboard', onchange: () => (select.value === '+' ? file_.click() : void chooseDashboard(select.value || null)) },
+    h('option', { value: '' }, 'standard'), ...all.map((d) => h('option', { value: d.id, selected: d.id === state.dashboard, title: d.about ?? null }, d.title)), h('option', { value: '+' }, 'open a dashboard’s file…')));
+  const file_ = /** @type {HTMLInputElement} */ (h('input', { type: 'file', id: 'dashboard-file', accept: '.json,application/json', 'aria-label': 'A dashboard as JSON', hidden: true, onchange: async () => {
+    try {
+      const text = await file_.files?.[0]?.text();
+      if (text === undefined) return;
+      dashboards.open(text);
+      await chooseDashboard('file');
+    } catch (error) {
+      tell(error);
+    }
+  } }));
+  return h('span', {}, select, file_);
 }
 
 /** @param {{from: number, to: number}} part */
@@ -494,7 +643,7 @@ async function start() {
         h('section', { class: 'section', 'aria-labelledby': 'incidents-title' }, h('h2', { id: 'incidents-title' }, 'Incidents'), incidentList),
         h('section', { class: 'section', 'aria-labelledby': 'containers-title' }, h('h2', { id: 'containers-title' }, 'Containers'), filters.element, containerList)),
       h('main', { id: 'main' }, trouble, head,
-        h('section', { class: 'section', id: 'charts', 'aria-label': 'Charts' }, ranges, tools, empty, h('div', { class: 'rail' }, overview, strip, now), stack),
+        h('section', { class: 'section', id: 'charts', 'aria-label': 'Charts' }, ranges, tools, findings, empty, h('div', { class: 'rail' }, overview, strip, now), stack),
         section('events', 'Events', 'of what is chosen, in time order', eventList),
         missing)),
   );

@@ -4,7 +4,7 @@
  */
 
 import { h } from '../dom.js';
-import { rank } from './model.js';
+import { idOf, rank } from './model.js';
 
 const MOST = 12;
 
@@ -31,8 +31,8 @@ export function createMetricSearch({ catalogue, chosen, toggle }) {
   const show = () => {
     const ranked = catalogue().map((metric) => ({ metric, at: rank(metric, input.value) })).filter((r) => r.at !== null);
     found = ranked.sort((a, b) => /** @type {number} */ (a.at) - /** @type {number} */ (b.at)).slice(0, MOST).map((r) => r.metric);
-    list.replaceChildren(...(found.length ? found.map((metric, i) => h('li', { role: 'option', id: `metric-${i}`, 'aria-selected': String(chosen().includes(metric.name)), onmousedown: (/** @type {Event} */ e) => { e.preventDefault(); take(metric.name); } },
-      h('code', {}, metric.name), h('span', {}, metric.about ?? ''), h('span', { class: 'soft' }, `${metric.file}${metric.key ? ` · ${metric.key}` : ''} · ${metric.kind}, ${metric.unit.replaceAll('_', ' ')}${metric.tier === 'slow' ? ' · read every 10 s' : ''}`)))
+    list.replaceChildren(...(found.length ? found.map((metric, i) => h('li', { role: 'option', id: `metric-${i}`, 'aria-selected': String(chosen().includes(idOf(metric))), onmousedown: (/** @type {Event} */ e) => { e.preventDefault(); take(idOf(metric)); } },
+      h('code', {}, idOf(metric)), h('span', {}, metric.about ?? ''), h('span', { class: 'soft' }, `${metric.file}${metric.key ? ` · ${metric.key}` : ''} · ${metric.kind}, ${metric.unit.replaceAll('_', ' ')}${metric.tier === 'slow' ? ' · read every 10 s' : ''}${metric.table === 'io_devices' ? ' · a line for each device' : ''}`)))
       : [h('li', { class: 'empty' }, 'No metric of that name.')]));
     list.hidden = false;
     input.setAttribute('aria-expanded', 'true');
@@ -47,7 +47,7 @@ export function createMetricSearch({ catalogue, chosen, toggle }) {
     if (event.key === 'ArrowDown' || event.key === 'ArrowUp') {
       event.preventDefault();
       mark(marked + (event.key === 'ArrowDown' ? 1 : -1));
-    } else if (event.key === 'Enter' && !list.hidden && found[marked]) take(found[marked].name);
+    } else if (event.key === 'Enter' && !list.hidden && found[marked]) take(idOf(found[marked]));
     else if (event.key === 'Escape') close();
   };
   return h('div', { class: 'metric-search' }, input, list);

@@ -66,7 +66,7 @@ export function groupOf(series, fromUs) {
     drawn,
     means,
     periods,
-    bands: series.bands.map((/** @type {any} */ band) => ({ cause: CAUSES.indexOf(band.cause), from: band.from_us, to: band.to_us, periodMs: band.period_ms, rows: band.rows })),
+    bands: (series.bands ?? []).map((/** @type {any} */ band) => ({ cause: CAUSES.indexOf(band.cause), from: band.from_us, to: band.to_us, periodMs: band.period_ms, rows: band.rows })),
   };
 }
 
@@ -82,6 +82,43 @@ export function showing(metric) {
   return counter ? ['perSecond', 1, `${metric.unit} a second`] : ['count', 1, metric.unit];
 }
 
+/** How a metric is told apart from those of other tables: node:meminfo_memfree. @param {any} metric */
+export function idOf(metric) {
+  return !metric.table || metric.table === 'samples' ? metric.name : `${metric.table}:${metric.name}`;
+}
+
+/** @param {any} about */
+function lineName(about) {
+  if (about.scope === 'node' || (!about.cgroup_path && about.cgroup_id === null)) return 'node';
+  const device = about.device_name ?? about.device;
+  return device ? `${subjectName(about)} · ${device}` : subjectName(about);
+}
+
+/**
+ * One panel for several metrics, one line for each metric and container; limits are steps.
+ * @param {{title: string, metrics: any[], groupsOf: (metric: any) => Group[]}} spec
+ * @param {string} id
+ * @returns {Panel}
+ */
+export function panelOfMany({ title, metrics, groupsOf }, id) {
+  const drawn = metrics.filter((metric) => metric.kind !== 'limit');
+  const [unit, factor, words] = showing(drawn[0] ?? metrics[0]);
+  const several = new Set(metrics.flatMap((metric) => groupsOf(metric).map((group) => group.id))).size > 1;
+  const nameOf = (/** @type {any} */ metric, /** @type {Group} */ group) => [metrics.length > 1 || !several ? metric.name.replace(/_(total_)?usec$/, '') : '', several ? lineName(/** @type {any} */ (group).about) : ''].filter(Boolean).join(' ');
+  const steps = metrics.filter((metric) => drawn.length && metric.kind === 'limit').flatMap((metric) => groupsOf(metric).flatMap((group) => {
+    const line = group.drawn?.[metric.name];
+    return line ? [{ key: `${metric.name}:${group.id}`, label: nameOf(metric, group), readings: { ...line, v: line.v.map((v) => v * factor), periodMs: new Float64Array(line.t.length) } }] : [];
+  }));
+  let n = -1;
+  const traces = (drawn.length ? drawn : metrics).flatMap((metric) => groupsOf(metric).flatMap((group) => {
+    const line = group.drawn?.[metric.name];
+    if (!line) return [];
+    n += 1;
+    return [{ key: `${metric.name}:${group.id}`, label: nameOf(metric, group), color: COLORS[n % COLORS.length], dash: DASHES[Math.floor(n / COLORS.length) % DASHES.length], width: n === 0 ? 2 : 1.5, line: { ...line, v: line.v.map((v) => v * factor) } }];
+  }));
+  return { id, title, hint: words, unit, height: 170, traces, steps };
+}
+
 /** One panel for a metric, one line for each container. @param {any} metric @param {Group[]} groups @returns {Panel} */
 export function panelOf(metric, groups) {
   const [unit, factor, words] = showing(metric);
@@ -89,10 +126,10 @@ export function panelOf(metric, groups) {
     const drawn = group.drawn?.[metric.name];
     if (!drawn) return [];
     const line = { ...drawn, v: drawn.v.map((v) => v * factor) };
-    const label = subjectName({ .../** @type {any} */ (group).about });
+    const label = lineName(/** @type {any} */ (group).about);
     return [{ key: `${metric.name}:${group.id}`, label, color: COLORS[i % COLORS.length], dash: DASHES[Math.floor(i / COLORS.length) % DASHES.length], width: i === 0 ? 2 : 1.5, line }];
   });
-  return { id: metric.name, title: metric.name, hint: `${metric.about ? `${metric.about}; ` : ''}${words}`, unit, height: 150, traces, steps: [] };
+  return { id: idOf(metric), title: idOf(metric), hint: `${metric.about ? `${metric.about}; ` : ''}${words}`, unit, height: 150, traces, steps: [] };
 }
 
 /**
@@ -103,9 +140,11 @@ export function panelOf(metric, groups) {
 export function rank(metric, search) {
   const text = `${metric.name} ${metric.file} ${metric.key ?? ''} ${metric.about ?? ''}`.toLowerCase();
   const words = search.toLowerCase().split(/[\s_.]+/).filter(Boolean);
-  if (!words.length) return 1000 + metric.name.length;
+  // What is the node's comes after what is a container's own.
+  const beside = metric.table && metric.table !== 'samples' ? 40 : 0;
+  if (!words.length) return 1000 + beside + metric.name.length;
   const places = words.map((word) => text.indexOf(word));
-  if (places.every((at) => at >= 0)) return places.reduce((sum, at) => sum + at, 0) + metric.name.length / 100;
+  if (places.every((at) => at >= 0)) return places.reduce((sum, at) => sum + at, 0) + metric.name.length / 100 + beside;
   let at = -1;
   let spread = 0;
   for (const letter of words.join('')) {
@@ -114,5 +153,5 @@ export function rank(metric, search) {
     spread += next - at;
     at = next;
   }
-  return 200 + spread;
+  return 200 + spread + beside;
 }
