@@ -398,6 +398,10 @@ pub mod lane {
     pub const PIDS: u32 = 32;
     /// The three numbers of CFS bandwidth control in cpu.stat.
     pub const CFS: u32 = 64;
+    /// A mark of memory.stat's numbers.
+    pub const STAT: u32 = 128;
+    /// Numbers that the mark is made of, at the most: 6.1 to 7.3 have some 70.
+    pub const STAT_WORDS: usize = 128;
     /// Numbers of memory.events that every kernel with the walk has.
     pub const EVENTS_COUNT: usize = 6;
 }
@@ -422,7 +426,8 @@ pub struct LaneRecord {
     pub nr_throttled: u32,
     /// Of [`lane`].
     pub have: u32,
-    pub _pad: u32,
+    /// Another one when a number of memory.stat is another one; made when `LANE_STAT` asks for it.
+    pub stat_mark: u32,
 }
 
 const _: () = assert!(size_of::<LaneRecord>() == 128);
@@ -447,6 +452,9 @@ pub struct LaneOffsets {
     pub swap_usage: u32,
     pub memory_events: u32,
     pub sock_throttled: u32,
+    /// `mem_cgroup.vmstats`, and the bytes from its start on that memory.stat is made of.
+    pub memory_vmstats: u32,
+    pub vmstats_bytes: u32,
     pub pids_counter: u32,
     pub cfs_nr_periods: u32,
     pub cfs_nr_throttled: u32,
@@ -469,6 +477,8 @@ impl LaneOffsets {
         swap_usage: ABSENT,
         memory_events: ABSENT,
         sock_throttled: ABSENT,
+        memory_vmstats: ABSENT,
+        vmstats_bytes: 0,
         pids_counter: ABSENT,
         cfs_nr_periods: ABSENT,
         cfs_nr_throttled: ABSENT,

@@ -10,21 +10,23 @@ mod devices;
 mod loose;
 mod network;
 mod node;
+mod still;
 
 pub use cost::{Cost, costs};
 pub use network::Network;
 pub use node::Node;
+pub use still::Still;
 
 use crate::accumulator::{Device, Pending, SampleRow, Stamp, Value};
 use crate::catalogue::loose::is_loose;
-use crate::catalogue::{COLUMNS, FILES, File, FileIndex, Format, Tier, columns};
+use crate::catalogue::{self, COLUMNS, FILES, File, FileIndex, Format, Tier, column};
 use crate::cgroup::Meta;
 use crate::cgroup::parse::{Hints, parse};
 use crate::clock;
 use crate::discovery::join;
-use crate::lane::{Reading, Ring};
+use crate::lane::{self, Reading, Ring};
 use crate::names::{Cause, CgroupId};
-use crate::recorder::{Handle, Row, Series};
+use crate::recorder::{Handle, MASK_WORDS, Row, Series};
 use crate::warn::Watch;
 use devices::Devices;
 use loose::{Loose, LooseIndex};
@@ -42,6 +44,9 @@ const BUFFER: usize = 64 << 10;
 const YOUNG_NS: u64 = 5_000_000_000;
 /// Descriptors left to the rest of the agent: its segments, its clients, its probes. Not even the lane takes of them.
 const RESERVED_DESCRIPTORS: usize = 256;
+const MS: u64 = 1_000_000;
+/// A look of the lane and what the loop does behind it; an older reading is not taken into a row.
+const LOOK_TAKES_NS: u64 = 10 * MS;
 /// Hot files are kept open up to this share of the descriptors: the rest is for the lane's files of cgroups to come, as
 /// each has ten hot files and only one of the lane's, which without a descriptor is not read at all.
 const HOT_SHARE: (usize, usize) = (7, 8);
@@ -82,8 +87,12 @@ pub struct Target {
     pub last_table: Option<(u64, u64)>,
     /// memory.current as the lane read it last.
     pub last_memory: Option<u64>,
+    /// When its warnings were looked for last.
+    pub watched_ns: u64,
     /// Its early warnings.
     pub watch: Watch,
+    /// Whether memory.stat needs to be read.
+    pub still: Still,
     path: PathBuf,
     row: Arc<Row>,
     handles: Vec<Handle>,
@@ -163,6 +172,13 @@ pub struct Sampler {
     kept: usize,
     max_kept: usize,
     memory_max_column: usize,
+    order: Box<[FileIndex]>,
+    memory_stat: Option<FileIndex>,
+    usage_column: usize,
+    /// The files whose values the lane's walk brings, a bit each; 0 when the lane does not walk. They are not kept open.
+    walked: u64,
+    /// Readings of memory.stat that were taken over from the row before.
+    pub taken_over: u64,
     is_short: bool,
     loose: Loose,
     /// The listing of the latest cgroup: most have the same, and share it.
@@ -182,6 +198,7 @@ enum Read {
 
 impl Sampler {
     pub fn new(root: &Path, series: Series, descriptor_limit: usize) -> Self {
+        let memory_stat = catalogue::file("memory.stat");
         Self {
             root: root.to_owned(),
             series,
@@ -189,7 +206,13 @@ impl Sampler {
             pairs: Vec::with_capacity(COLUMNS),
             kept: 0,
             max_kept: descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS),
-            memory_max_column: columns().find(|(_, _, c)| c.name == "memory_max").map_or(0, |(i, _, _)| i),
+            memory_max_column: column("memory_max").unwrap_or(0),
+            // whether memory.stat needs to be read is known by cpu.stat
+            order: (0..FILES.len()).filter(|i| Some(*i) != memory_stat).chain(memory_stat).collect(),
+            memory_stat,
+            usage_column: column("cpu_stat_usage_usec").unwrap_or(0),
+            walked: 0,
+            taken_over: 0,
             is_short: false,
             loose: Loose::default(),
             listing: Arc::default(),
@@ -216,7 +239,9 @@ impl Sampler {
             memory_max: None,
             last_table: None,
             last_memory: None,
+            watched_ns: 0,
             watch: Watch::default(),
+            still: Still::default(),
             path,
             row,
             handles,
@@ -232,6 +257,19 @@ impl Sampler {
             return None;
         }
         Some(target)
+    }
+
+    /// Says whether the lane walks: then its files need not be kept open, and a row has what the last look has brought.
+    pub fn set_walks(&mut self, walks: bool) {
+        self.walked = if walks { lane::HOT_FILES } else { 0 };
+    }
+
+    /// Opens what is to be kept open and is not, after the lane has ceased to walk.
+    ///
+    /// # Errors
+    /// The cgroup is no more.
+    pub fn keep_open(&mut self, target: &mut Target) -> Result<(), Vanished> {
+        self.open_kept(target)
     }
 
     /// Drops what was kept of a cgroup.
@@ -268,7 +306,7 @@ impl Sampler {
         let Some(dir) = self.directory(target)? else { return Ok(()) };
         for (i, file) in FILES.iter().enumerate() {
             let state = &mut target.files[i];
-            if file.tier == Tier::Slow || state.kept.is_some() {
+            if file.tier == Tier::Slow || state.kept.is_some() || self.walked >> i & 1 == 1 {
                 continue;
             }
             let may = match file.tier {
@@ -330,7 +368,15 @@ impl Sampler {
         }
     }
 
-    /// Reads one row of a cgroup and commits it. The row's instant is the one just before its first file was read.
+    /// What the lane's walk has brought of a cgroup, if it is not older than its rhythm.
+    fn looked(&self, target: &Target, now_ns: u64) -> Option<Reading> {
+        let young =
+            |r: &Reading| now_ns.saturating_sub(r.ktime_ns) <= u64::from(r.period_ms) * MS + LOOK_TAKES_NS;
+        target.ring.newest().filter(|r| self.walked != 0 && young(r))
+    }
+
+    /// Reads one row of a cgroup and commits it. The row's instant is the one just before its first file was read; what the
+    /// lane's walk has brought is older by its rhythm at the most.
     /// Nothing is committed of a cgroup that goes away meanwhile.
     pub fn sample(
         &mut self,
@@ -345,21 +391,37 @@ impl Sampler {
         if look_again {
             self.open_kept(target)?;
         }
-        let opens = slow
-            || target
-                .files
-                .iter()
-                .zip(FILES)
-                .any(|(s, f)| f.tier != Tier::Slow && s.kept.is_none() && !s.absent);
+        // a slow row has everything from the files, one in place of a look of the lane its own reading
+        let looked = if slow || in_lane { None } else { self.looked(target, started) };
+        let mut files_read = looked.map_or(0, |r| r.files_read() & self.walked);
+        let to_open = |(i, (s, f)): (usize, (&FileState, &File))| {
+            f.tier != Tier::Slow && s.kept.is_none() && !s.absent && files_read >> i & 1 == 0
+        };
+        let opens = slow || target.files.iter().zip(FILES).enumerate().any(to_open);
         let dir = if opens { self.directory(target)? } else { None };
+        for (column, value) in looked.iter().flat_map(Reading::hot_columns) {
+            target.handles[column].set(value);
+        }
         let at = clock::ktime_ns();
-        let mut files_read = 0u64;
         let mut reading = in_lane.then(|| Reading::new(at, u64::from(period_ms)));
-        for (index, file) in FILES.iter().enumerate() {
+        let mut usage_usec = None;
+        for step in 0..self.order.len() {
+            let index = self.order[step];
+            let file = &FILES[index];
             if file.tier == Tier::Slow && !slow {
                 continue;
             }
-            if target.files[index].absent && !look_again {
+            if target.files[index].absent && !look_again || files_read >> index & 1 == 1 {
+                continue;
+            }
+            let is_stat = Some(index) == self.memory_stat;
+            if is_stat
+                && !look_again
+                && let Some(columns) = target.still.columns(at, usage_usec)
+            {
+                target.row.keep(columns);
+                files_read |= 1 << index;
+                self.taken_over += 1;
                 continue;
             }
             match self.read_file(target, index, dir.as_ref()) {
@@ -378,6 +440,14 @@ impl Sampler {
                     }
                     for &(column, value) in &self.pairs {
                         target.handles[column].set(value);
+                        if column == self.usage_column {
+                            usage_usec = Some(value);
+                        }
+                    }
+                    if is_stat {
+                        let mut columns = [0; MASK_WORDS];
+                        self.pairs.iter().for_each(|(c, _)| columns[c / 64] |= 1 << (c % 64));
+                        target.still.read(usage_usec, columns);
                     }
                     if let Some(reading) = &mut reading {
                         reading.take(index, &self.pairs);

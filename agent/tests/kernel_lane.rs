@@ -237,6 +237,10 @@ fn what_a_walk_costs_beside_pread() {
         (Tree::new("cost", "+memory +pids +cpu"), files)
     };
     let dirs: Vec<_> = (0..CGROUPS).map(|i| tree.make(&i.to_string(), "")).collect();
+    // a thousand files and the walk's own are more than most machines allow at first
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let all = rustix::process::Rlimit { current: hard, maximum: hard };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, all).expect("open files");
     let open = |f: &str| dirs.iter().map(|d| fs::File::open(d.join(f)).expect("a file")).collect::<Vec<_>>();
     let (one, four): (Vec<_>, Vec<_>) = (open(files[0]), files.iter().flat_map(|f| open(f)).collect());
     let mut w = start(&tree.path);

@@ -85,31 +85,42 @@ impl Ring {
         if us <= newest.us {
             return false;
         }
-        let point = Point { us, step_us: us - newest.us, reading };
+        let step_us = us - newest.us;
         let mut packed = Packed::default();
-        packed.entry(newest, &point);
-        *newest = point;
+        if newest.reading.same_values(&reading) && newest.reading.period_ms == reading.period_ms {
+            // most readings of most cgroups: nothing but the time is another one
+            packed.varint(zigzag(newest.step_us, step_us) << 1);
+            (newest.us, newest.step_us) = (us, step_us);
+        } else {
+            let point = Point { us, step_us, reading };
+            packed.entry(newest, &point);
+            *newest = point;
+        }
         self.len += 1;
         let oldest_wanted = us.saturating_sub(self.window_us);
         while self.oldest_us() < oldest_wanted {
             if self.entries.is_empty() {
-                self.ends = Some((point, point));
-                self.len = 1;
-                return true;
+                return self.keep_newest();
             }
             self.drop_oldest();
         }
         while self.entries.len() + packed.len > self.room() {
             self.cut += 1;
             if self.entries.is_empty() {
-                self.ends = Some((point, point));
-                self.len = 1;
-                return true;
+                return self.keep_newest();
             }
             self.drop_oldest();
         }
         self.grow(packed.len);
         self.entries.extend(&packed.bytes[..packed.len]);
+        true
+    }
+
+    fn keep_newest(&mut self) -> bool {
+        if let Some((oldest, newest)) = &mut self.ends {
+            *oldest = *newest;
+        }
+        self.len = 1;
         true
     }
 
@@ -191,6 +202,11 @@ impl Ring {
 
     pub fn newest(&self) -> Option<Reading> {
         self.ends.as_ref().map(|(_, newest)| newest.out())
+    }
+
+    /// Whether a reading says something else than the newest, but for its instant and rhythm.
+    pub fn is_news(&self, reading: &Reading) -> bool {
+        self.ends.as_ref().is_none_or(|(_, newest)| !newest.reading.same_values(reading))
     }
 
     /// Appends a reading that is in the table already, so that later questions find it and no history repeats it.

@@ -4,6 +4,7 @@
 //! status. The rhythm is `lane::Pace`'s. Nothing here writes a row; `react` does when a trigger fires.
 
 use super::limits::Change;
+use super::spent::Lap;
 use super::state::State;
 use crate::clock;
 use crate::config::{self, Source};
@@ -19,6 +20,10 @@ const MS: u64 = 1_000_000;
 /// The rhythm when the configuration leaves it to us. The walk costs 0.5 µs a cgroup, `pread` of memory.current 1.2 µs.
 const WALK_MS: u64 = 20;
 const PREAD_MS: u64 = 50;
+/// Marks of memory.stat are made once a second, in the walk that is next to it.
+const MARKS_EARLY: u64 = 10 * MS;
+/// Warnings are looked for when memory changes, and so often when it does not.
+const WATCH_EVERY: u64 = 240 * MS;
 /// A walk that failed so often in a row is given up.
 const FAILURES: u32 = 3;
 /// From 15/16 of its limit on, a container's process table is taken whenever it grew by another 1/64 of the limit, so that
@@ -41,6 +46,8 @@ pub(super) struct Lane {
     longest_ns: u64,
     /// When the last look began, if it was a walk.
     last_walk_ns: Option<u64>,
+    /// When a walk marks memory.stat again.
+    next_marks_ns: u64,
 }
 
 impl Lane {
@@ -75,11 +82,16 @@ impl Lane {
             ring_full: 0,
             longest_ns: 0,
             last_walk_ns: None,
+            next_marks_ns: 0,
         })
     }
 
     pub fn last_walk_ns(&self) -> Option<u64> {
         self.last_walk_ns
+    }
+
+    pub fn walks(&self) -> bool {
+        self.walk.is_some()
     }
 
     fn source(&self) -> &'static str {
@@ -138,7 +150,7 @@ impl State {
     }
 
     pub(super) fn lane_tick(&mut self, now: u64) {
-        let cpu_before = clock::thread_cpu_ns();
+        let mut lap = Lap::begin();
         let mut seen = Seen { resting: self.resting_lanes(), ..Seen::default() };
         if self.lane.walk.is_some() {
             self.walk_tick(now, &mut seen);
@@ -147,8 +159,11 @@ impl State {
         }
         let after = clock::ktime_ns();
         self.lane.longest_ns = self.lane.longest_ns.max(after.saturating_sub(now));
-        self.lane.pace.looked(after, clock::thread_cpu_ns().saturating_sub(cpu_before));
+        let look_ns = lap.ns();
+        self.spent.lane += look_ns;
+        self.lane.pace.looked(after, look_ns);
         self.watch_lane(now, &seen.memory);
+        self.spent.lane += lap.ns();
         for id in seen.tables {
             self.process_table(id);
         }
@@ -161,12 +176,18 @@ impl State {
         let Some(walk) = &mut self.lane.walk else { return };
         let targets = &mut self.targets;
         let last_walk_ns = self.lane.last_walk_ns.replace(now);
-        let result = walk.tick(self.lane.pace.period_ms(), |id, reading| {
+        let marks = now >= self.lane.next_marks_ns;
+        if marks {
+            self.lane.next_marks_ns = now + SECOND - MARKS_EARLY;
+        }
+        let result = walk.marking_tick(self.lane.pace.period_ms(), marks, |id, reading, mark| {
             // one that we do not follow, or not yet, or without any of the controllers
             let Some(target) = targets.get_mut(&id).filter(|_| !reading.is_empty()) else { return };
+            target.still.look(reading.ktime_ns, target.ring.is_news(&reading), mark);
             if let Some(max) = reading.memory_max() {
                 let before = std::mem::replace(&mut target.memory_max, max);
                 if before != max {
+                    target.watched_ns = 0;
                     let not_before_ns = last_walk_ns.unwrap_or(target.first_seen_ns);
                     let not_after_ns = reading.ktime_ns;
                     seen.limits.push((id, Change { before, after: max, not_before_ns, not_after_ns }));
@@ -191,6 +212,12 @@ impl State {
                     self.lane.last_walk_ns = None;
                     self.lane.reason = Some(reason);
                     self.lane.pace = pace(&self.config.lane, false);
+                    self.sampler.set_walks(false);
+                    for (id, target) in &mut self.targets {
+                        if self.sampler.keep_open(target).is_err() {
+                            self.vanished.push(*id);
+                        }
+                    }
                 }
             }
         }
@@ -227,8 +254,11 @@ impl Seen {
     fn take(&mut self, target: &mut Target, reading: &Reading, now: u64) {
         let Some(bytes) = reading.memory_current() else { return };
         let id = target.meta.id;
-        target.last_memory = Some(bytes);
-        self.memory.push((id, bytes));
+        // what stands still is looked at now and then: those above it may come near to their limit
+        if target.last_memory.replace(bytes) != Some(bytes) || now >= target.watched_ns + WATCH_EVERY {
+            target.watched_ns = now;
+            self.memory.push((id, bytes));
+        }
         if wants_table(target, bytes, now) {
             self.tables.push(id);
         }

@@ -9,6 +9,8 @@ use super::limits::Change as LimitChange;
 use super::notices::Notices;
 use super::outage::Outage;
 use super::sealer::{Job, Moving};
+use super::spent::{Lap, Spent};
+use super::targets::Targets;
 use super::time::Steps;
 use super::warnings::Warnings;
 use crate::accumulator::{NodeNames, Pending, Stamp};
@@ -21,11 +23,11 @@ use crate::names::{Cause, CgroupId, Scope, Table};
 use crate::probes::{KindLoss, Losses};
 use crate::processes;
 use crate::recorder::Series;
-use crate::sampler::{Network, Node, Plan, Sampler, Target, Vanished};
+use crate::sampler::{Network, Node, Plan, Sampler, Vanished};
 use crate::story::{Blame, Story};
 use crate::trigger::Trigger;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -84,7 +86,7 @@ pub struct State {
     pub(super) network: Network,
     /// The agent's own metrics come from here.
     pub(super) series: Series,
-    pub(super) targets: BTreeMap<CgroupId, Target>,
+    pub(super) targets: Targets,
     pub(super) trigger: Trigger,
     pub(super) bursts: HashMap<CgroupId, Running>,
     pub(super) story: Story,
@@ -104,6 +106,7 @@ pub struct State {
     pub(super) limit_changes: HashMap<CgroupId, LimitChange>,
     pub(super) clock_steps: Steps,
     pub(super) lane: Lane,
+    pub(super) spent: Spent,
     pub(super) vanished: Vec<CgroupId>,
     pub(super) notices: Notices,
     /// Found by a walk, to be followed when there is time: what holds most first.
@@ -139,11 +142,12 @@ impl State {
         config: Config,
         names: NodeNames,
         tree: Tree,
-        sampler: Sampler,
+        mut sampler: Sampler,
         series: Series,
         lane: Lane,
         has_events: bool,
     ) -> Self {
+        sampler.set_walks(lane.walks());
         let now = clock::ktime_ns();
         let trigger = Trigger::new(bursts::settings(&config));
         let story = Story::new(names.clone(), config.trigger.oom_kill.burst_length_s * SECOND);
@@ -167,7 +171,7 @@ impl State {
             node: Node::new(Path::new(PROC)),
             network: Network::new(Path::new(PROC)),
             series,
-            targets: BTreeMap::new(),
+            targets: Targets::default(),
             trigger,
             bursts: HashMap::new(),
             story,
@@ -184,6 +188,7 @@ impl State {
             limit_changes: HashMap::new(),
             clock_steps: Steps::default(),
             lane,
+            spent: Spent::default(),
             vanished: Vec::new(),
             notices: Notices::default(),
             to_follow: VecDeque::new(),
@@ -468,7 +473,14 @@ impl State {
             }
             due.push((*id, slow, loose, missed, age < INIT_WITHIN));
         }
-        for (id, slow, loose, missed, look_for_init) in due {
+        // those with slow files behind the others, so that the clock tells the tiers apart
+        due.sort_by_key(|(_, slow, ..)| *slow);
+        let mut lap = Lap::begin();
+        let (hot, count) = (due.partition_point(|(_, slow, ..)| !slow), due.len());
+        for (n, (id, slow, loose, missed, look_for_init)) in due.into_iter().enumerate() {
+            if n == hot {
+                self.spent.hot += lap.ns();
+            }
             self.ledger.lost(Table::Samples, "late", missed);
             self.story.lost(id, Table::Samples.as_str(), "late", missed);
             if look_for_init {
@@ -480,9 +492,11 @@ impl State {
                 self.check_kills(id, stamp.ktime_ns);
             }
         }
+        *(if hot < count { &mut self.spent.slow } else { &mut self.spent.hot }) += lap.ns();
         for id in tables {
             self.process_table(id);
         }
+        self.spent.processes += lap.ns();
     }
 
     pub(super) fn process_table(&mut self, id: CgroupId) {

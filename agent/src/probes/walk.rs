@@ -13,7 +13,7 @@ use crate::names::CgroupId;
 use agent_ebpf::{ABSENT, LaneOffsets, LaneRecord, UNKNOWN, lane};
 use aya::{
     EbpfLoader,
-    maps::{MapData, PerCpuArray, RingBuf},
+    maps::{Array, MapData, PerCpuArray, RingBuf},
     programs::Iter,
 };
 use rustix::fs::{Mode, OFlags};
@@ -51,6 +51,9 @@ pub struct Walk {
     lost_before: u64,
     /// Records that fill the ring; a walk that gave fewer has lost none, since each begins with an empty one.
     full_at: u64,
+    /// Whether a walk marks memory.stat, and whether the last one did.
+    stat: Array<MapData, u32>,
+    marks: bool,
     /// Holds the program, which holds its maps.
     link: OwnedFd,
     missing: Vec<&'static str>,
@@ -119,9 +122,12 @@ impl Walk {
         let ring = RingBuf::try_from(take_map(&mut ebpf, "LANE_RING")?).map_err(|e| attach::explain(&e))?;
         let lost =
             PerCpuArray::try_from(take_map(&mut ebpf, "LANE_LOST")?).map_err(|e| attach::explain(&e))?;
+        let stat = Array::try_from(take_map(&mut ebpf, "LANE_STAT")?).map_err(|e| attach::explain(&e))?;
         let mut walk = Self {
             ring,
             lost,
+            stat,
+            marks: false,
             lost_before: 0,
             full_at: u64::from(ring_bytes(bytes)) / IN_RING,
             link,
@@ -144,13 +150,31 @@ impl Walk {
     /// # Errors
     /// That the kernel refuses to walk.
     pub fn tick(&mut self, period_ms: u64, mut f: impl FnMut(CgroupId, Reading)) -> Result<Counts, String> {
+        self.marking_tick(period_ms, false, |id, reading, _| f(id, reading))
+    }
+
+    /// The same, with a mark of memory.stat's numbers where it is asked for and can be had: another one when they are others.
+    ///
+    /// # Errors
+    /// That the kernel refuses to walk.
+    pub fn marking_tick(
+        &mut self,
+        period_ms: u64,
+        marks: bool,
+        mut f: impl FnMut(CgroupId, Reading, Option<u32>),
+    ) -> Result<Counts, String> {
+        if self.marks != marks {
+            self.stat.set(0, u32::from(marks), 0).map_err(|e| attach::explain(&e))?;
+            self.marks = marks;
+        }
         let walked = walk(self.link.as_fd());
         // also after an error: what is in the ring must not be taken for the next walk's
         let mut readings = 0;
         while let Some(bytes) = self.ring.next() {
             if let Ok((record, _)) = LaneRecord::read_from_prefix(&bytes) {
                 readings += 1;
-                f(CgroupId(record.cgroup_id), reading(&record, period_ms));
+                let mark = (record.have & lane::STAT != 0).then_some(record.stat_mark);
+                f(CgroupId(record.cgroup_id), reading(&record, period_ms), mark);
             }
         }
         walked.map_err(|e| format!("a walk over the cgroups failed: {}", attach::explain(&e)))?;
@@ -243,6 +267,8 @@ pub(super) fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), Str
         swap_usage: member("mem_cgroup", "swap.usage"),
         memory_events: events.filter(|_| in_order).unwrap_or(ABSENT),
         sock_throttled: sock.unwrap_or(ABSENT),
+        memory_vmstats: member("mem_cgroup", "vmstats"),
+        vmstats_bytes: vmstats_bytes(btf).unwrap_or(0),
         pids_counter: member("pids_cgroup", "counter"),
         cfs_nr_periods: member("task_group", "cfs_bandwidth.nr_periods"),
         cfs_nr_throttled: member("task_group", "cfs_bandwidth.nr_throttled"),
@@ -267,6 +293,15 @@ pub(super) fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), Str
     let missing =
         missing.into_iter().filter(|(_, needs)| needs.contains(&ABSENT)).map(|(name, _)| name).collect();
     Ok((offsets, missing))
+}
+
+/// `memcg_vmstats` begins with what memory.stat prints, `state` and `events`; behind them stand a cgroup's own or pending ones.
+fn vmstats_bytes(btf: &Btf) -> Option<u32> {
+    let at = |name| btf.member("memcg_vmstats", name);
+    let events = at("events").filter(|_| at("state") == Some(0))?;
+    let end =
+        ["state_local", "state_pending"].into_iter().filter_map(at).filter(|end| *end > events).min()?;
+    usize::try_from(end).is_ok_and(|end| end <= 8 * lane::STAT_WORDS).then_some(end)
 }
 
 /// `union bpf_iter_link_info`, as for cgroups.
@@ -353,7 +388,7 @@ mod tests {
             nr_periods: 8,
             nr_throttled: 2,
             have: 0,
-            _pad: 0,
+            stat_mark: 0,
         }
     }
 
