@@ -36,7 +36,7 @@ cargo xtask VERB
   ci                          format, lints and all tests that need no VM
   build-ebpf                  compile the kernel programs into target/ebpf
   demo                        all set-up, then the report of a real OOM kill
-  bench evidence|burst|churn|quiet  the numbers that the recorder is held to
+  bench evidence|burst|churn|quiet|sampler  the numbers that the recorder is held to
   faults [--points N]         kill the store and the agent at N points, and count what that cost
   scenario list|run NAME      play a workload in cgroups of its own
   image [--out FILE]          the agent as an OCI image, one static binary in it
