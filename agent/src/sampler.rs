@@ -18,7 +18,6 @@ pub use node::Node;
 pub use still::Still;
 
 use crate::accumulator::{Device, Pending, SampleRow, Stamp, Value};
-use crate::catalogue::loose::is_loose;
 use crate::catalogue::{self, COLUMNS, FILES, File, FileIndex, Format, Tier, column};
 use crate::cgroup::Meta;
 use crate::cgroup::parse::{Hints, parse};
@@ -30,7 +29,7 @@ use crate::recorder::{Handle, MASK_WORDS, Row, Series};
 use crate::warn::Watch;
 use devices::Devices;
 use loose::{Loose, LooseIndex};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -51,8 +50,6 @@ const LOOK_TAKES_NS: u64 = 10 * MS;
 /// each has ten hot files and only one of the lane's, which without a descriptor is not read at all.
 const HOT_SHARE: (usize, usize) = (7, 8);
 
-/// The files of a directory are listed anew after this long: a module may have brought a controller.
-const LIST_EVERY_NS: u64 = 300_000_000_000;
 /// A value without a column that stays the same has a row this often: most of a cgroup's fifty never change, and 200
 /// cgroups would fill a quarter of the agent's memory with them.
 const REPEAT_EVERY_NS: u64 = 60_000_000_000;
@@ -526,54 +523,6 @@ impl Sampler {
                 self.faults.unparsed(file.name);
             }
         }
-    }
-
-    /// Reads the files that the catalogue does not have.
-    fn loose_files(&mut self, target: &mut Target, dir: &OwnedFd, now: u64) -> Result<(), Vanished> {
-        if target.next_listing_ns <= now {
-            self.list(target, dir)?;
-            // controllers are often switched on just after a directory is made
-            let is_young = now.saturating_sub(target.first_seen_ns) < YOUNG_NS;
-            target.next_listing_ns = if is_young { now } else { now + LIST_EVERY_NS };
-        }
-        for &index in &*target.loose.clone() {
-            let name = self.loose.name(index);
-            let read = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .and_then(|fd| rustix::io::pread(&fd, &mut self.buffer[..], 0));
-            match read {
-                Ok(n) if n < BUFFER => {
-                    let text = &self.buffer[..n];
-                    if self.loose.take(index, text, |_, _| false, &mut self.values).is_err() {
-                        self.faults.unparsed(self.loose.name(index));
-                    }
-                }
-                Err(Errno::NODEV) => return Err(Vanished),
-                Err(Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL | Errno::ACCESS) => {}
-                Ok(_) | Err(_) => self.faults.unread(self.loose.name(index)),
-            }
-        }
-        Ok(())
-    }
-
-    fn list(&mut self, target: &mut Target, dir: &OwnedFd) -> Result<(), Vanished> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = rustix::fs::openat(dir, ".", flags, Mode::empty()).and_then(rustix::fs::Dir::new);
-        let Ok(entries) = open else { return Err(Vanished) };
-        let mut found = Vec::new();
-        for entry in entries.flatten() {
-            if entry.file_type() != FileType::Directory
-                && let Ok(name) = entry.file_name().to_str()
-                && is_loose(name)
-            {
-                found.push(self.loose.file(name));
-            }
-        }
-        found.sort_unstable();
-        if *self.listing != *found {
-            self.listing = found.into();
-        }
-        target.loose = self.listing.clone();
-        Ok(())
     }
 
     /// Reads the lane's file of a cgroup into its ring. `None` where the cgroup has no such file.
