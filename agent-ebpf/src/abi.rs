@@ -426,11 +426,36 @@ pub struct LaneRecord {
     pub nr_throttled: u32,
     /// Of [`lane`].
     pub have: u32,
-    /// Another one when a number of memory.stat is another one; made when `LANE_STAT` asks for it.
+    /// Another one when a number of memory.stat is another one; made of those that are [`due`](LaneDue::is_due).
     pub stat_mark: u32,
 }
 
 const _: () = assert!(size_of::<LaneRecord>() == 128);
+
+/// Whose memory.stat is to be marked in a walk (map `LANE_DUE`): those whose turn, once in a period, is in a span of time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LaneDue {
+    /// 0 = nobody's.
+    pub period_ns: u64,
+    /// The instant before the span, within its period.
+    pub after_ns: u64,
+    pub span_ns: u64,
+}
+
+impl LaneDue {
+    #[inline(always)]
+    pub fn is_due(&self, cgroup_id: u64) -> bool {
+        self.period_ns != 0
+            && (phase(cgroup_id, self.period_ns) + self.period_ns - 1 - self.after_ns) % self.period_ns < self.span_ns
+    }
+}
+
+/// Where in a period a cgroup has its turn: its own place, so that not all are due in the same instant.
+#[inline(always)]
+pub const fn phase(cgroup_id: u64, period_ns: u64) -> u64 {
+    cgroup_id.wrapping_mul(0x9e37_79b9_7f4a_7c15) % period_ns
+}
 
 /// What the walk must know of the running kernel (global `LANE`); [`ABSENT`] where it has no such thing. The first three
 /// are needed; each of the others makes only its own values absent.
@@ -455,6 +480,8 @@ pub struct LaneOffsets {
     /// `mem_cgroup.vmstats`, and the bytes from its start on that memory.stat is made of.
     pub memory_vmstats: u32,
     pub vmstats_bytes: u32,
+    /// `memcg_vmstats.stats_updates`: changes that are not in those sums yet, since 6.8.
+    pub vmstats_updates: u32,
     pub pids_counter: u32,
     pub cfs_nr_periods: u32,
     pub cfs_nr_throttled: u32,
@@ -479,6 +506,7 @@ impl LaneOffsets {
         sock_throttled: ABSENT,
         memory_vmstats: ABSENT,
         vmstats_bytes: 0,
+        vmstats_updates: ABSENT,
         pids_counter: ABSENT,
         cfs_nr_periods: ABSENT,
         cfs_nr_throttled: ABSENT,

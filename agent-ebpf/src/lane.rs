@@ -9,7 +9,7 @@ use crate::{
     read::{follow, read},
     shared::lane_global,
 };
-use agent_ebpf::{ABSENT, LaneOffsets, LaneRecord, UNKNOWN, lane};
+use agent_ebpf::{ABSENT, LaneDue, LaneOffsets, LaneRecord, UNKNOWN, lane};
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
     helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_kernel},
@@ -20,9 +20,8 @@ use aya_ebpf::{
 /// The size is set at load.
 #[map]
 static LANE_RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
-/// Not 0 when this walk is to mark memory.stat.
 #[map]
-static LANE_STAT: Array<u32> = Array::with_max_entries(1, 0);
+static LANE_DUE: Array<LaneDue> = Array::with_max_entries(1, 0);
 #[map]
 static LANE_WORDS: PerCpuArray<[u64; lane::STAT_WORDS]> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -100,12 +99,16 @@ fn memory(memcg: *const u8, record: &mut LaneRecord) {
     }
 }
 
-/// The numbers that memory.stat prints, as the kernel has summed them up (it does so every 2 s, and when the file is read and much
-/// has changed). User space reads the file when the mark is another one: a file costs twenty times as much.
+/// The numbers that memory.stat prints, as the kernel has summed them up: every 2 s, and when the file is read and more has
+/// changed since than it tolerates. How much that is goes into the mark as well (6.8 and later tell it for each cgroup).
+/// User space reads the file when the mark is another one: a file costs twenty times as much.
 #[inline(always)]
 fn mark_statistics(memcg: *const u8, record: &mut LaneRecord) {
     let bytes = lane_global!(vmstats_bytes) as usize;
-    if bytes == 0 || bytes > 8 * lane::STAT_WORDS || LANE_STAT.get(0).is_none_or(|wanted| *wanted == 0) {
+    if bytes == 0
+        || bytes > 8 * lane::STAT_WORDS
+        || LANE_DUE.get(0).is_none_or(|due| !due.is_due(record.cgroup_id))
+    {
         return;
     }
     let (Some(from), Some(words)) = (follow(memcg, lane_global!(memory_vmstats)), LANE_WORDS.get_ptr_mut(0))
@@ -119,7 +122,7 @@ fn mark_statistics(memcg: *const u8, record: &mut LaneRecord) {
         }
         &*words
     };
-    let mut mark = 0u64;
+    let mut mark = u64::from(read::<u32>(from, lane_global!(vmstats_updates)).unwrap_or(0));
     for (i, word) in words.iter().enumerate() {
         if i * 8 >= bytes {
             break;

@@ -7,6 +7,7 @@
 //! second into rows, which are given away every 0.6 s. The last line is a JSON object: samples, lane readings, values,
 //! and what the allocator counted of the samples alone. What it takes of the machine is for others to measure.
 
+use agent_ebpf::LaneDue;
 use fgm::accumulator::Pending;
 use fgm::cgroup::{Meta, identify};
 use fgm::clock::{Offset, ktime_ns};
@@ -30,8 +31,6 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const SECOND: u64 = 1_000_000_000;
 const LANE_MS: u64 = 20;
 const LANE: u64 = LANE_MS * 1_000_000;
-/// As the agent's loop has it.
-const STEP: u64 = 50_000_000;
 const FLUSH: u64 = 600_000_000;
 const LANE_BYTES: u64 = 16 << 20;
 const HISTORY: u64 = 60 * SECOND;
@@ -72,7 +71,7 @@ fn run(files: &Path, lane: &Path, seconds: u64) -> Result<(), String> {
     }
     let mut followed: BTreeMap<CgroupId, Followed> = BTreeMap::new();
     let start = ktime_ns();
-    for (n, name) in names.iter().enumerate() {
+    for name in &names {
         let path = format!("/docker/{name}");
         let id = inode(&files.join(&path[1..]))?;
         let meta = Arc::new(Meta { id, parent_id: None, identity: identify(&path), path });
@@ -80,14 +79,15 @@ fn run(files: &Path, lane: &Path, seconds: u64) -> Result<(), String> {
         let mut target = sampler.open(&meta, ring, start).ok_or_else(|| format!("{name} has gone"))?;
         // as an old one: a young cgroup is looked at anew with each sample
         target.first_seen_ns = 0;
-        let next_ns = start + SECOND * n as u64 / names.len() as u64;
-        followed.insert(inode(&lane.join(&meta.path[1..]))?, Followed { target, next_ns });
+        let id = inode(&lane.join(&meta.path[1..]))?;
+        let next_ns = start - start % SECOND + SECOND + agent_ebpf::phase(id.0, SECOND);
+        followed.insert(id, Followed { target, next_ns });
     }
     let mut walk = Walk::start(lane)?;
     sampler.set_walks(true);
     let (mut pending, offset) = (Pending::default(), Offset::measure());
     let (mut samples, mut readings, mut values, mut allocations) = (0u64, 0u64, 0u64, 0);
-    let (mut next_lane, mut next_base, mut next_flush, mut next_marks) = (start, start, start + FLUSH, start);
+    let (mut next_lane, mut last_base, mut next_flush) = (start, start, start + FLUSH);
     loop {
         let now = ktime_ns();
         if now >= start + seconds * SECOND {
@@ -95,20 +95,16 @@ fn run(files: &Path, lane: &Path, seconds: u64) -> Result<(), String> {
         }
         if next_lane <= now {
             next_lane = (next_lane + LANE).max(now);
-            let marks = next_marks <= now;
-            if marks {
-                next_marks = now + SECOND;
-            }
-            let counts = walk.marking_tick(LANE_MS, marks, |id, reading, mark| {
+            let (after_ns, span_ns) = (last_base % SECOND, now - last_base);
+            let due = LaneDue { period_ns: SECOND, after_ns, span_ns };
+            let counts = walk.marking_tick(LANE_MS, due, |id, reading, mark| {
                 if let Some(f) = followed.get_mut(&id) {
-                    f.target.still.look(reading.ktime_ns, f.target.ring.is_news(&reading), mark);
+                    f.target.still.look(f.target.ring.is_news(&reading), mark);
                     f.target.ring.push(reading);
                 }
             })?;
             readings += counts.readings;
-        }
-        if next_base <= now {
-            next_base = now + STEP;
+            last_base = now;
             // the first round makes what is kept
             let is_warm = now > start + 2 * SECOND;
             let region = Region::new(ALLOCATOR);
@@ -127,7 +123,7 @@ fn run(files: &Path, lane: &Path, seconds: u64) -> Result<(), String> {
             values += pending.samples.values() as u64;
             drop(std::mem::take(&mut pending));
         }
-        let due = next_lane.min(next_base).min(next_flush);
+        let due = next_lane.min(next_flush);
         std::thread::sleep(Duration::from_nanos(due.saturating_sub(ktime_ns())));
     }
     let (kept, may) = sampler.descriptors();

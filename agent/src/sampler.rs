@@ -43,9 +43,9 @@ const BUFFER: usize = 64 << 10;
 const YOUNG_NS: u64 = 5_000_000_000;
 /// Descriptors left to the rest of the agent: its segments, its clients, its probes. Not even the lane takes of them.
 const RESERVED_DESCRIPTORS: usize = 256;
-const MS: u64 = 1_000_000;
-/// A look of the lane and what the loop does behind it; an older reading is not taken into a row.
-const LOOK_TAKES_NS: u64 = 10 * MS;
+/// A row's files are read this long after the look of the lane that it is dated by, at the most: base rows are taken in the same
+/// turn as the look. An older reading is not taken into a row.
+const ONE_INSTANT_NS: u64 = 10_000_000;
 /// Hot files are kept open up to this share of the descriptors: the rest is for the lane's files of cgroups to come, as
 /// each has ten hot files and only one of the lane's, which without a descriptor is not read at all.
 const HOT_SHARE: (usize, usize) = (7, 8);
@@ -365,15 +365,16 @@ impl Sampler {
         }
     }
 
-    /// What the lane's walk has brought of a cgroup, if it is not older than its rhythm.
+    /// What the lane's walk has just brought of a cgroup, if that is no row yet.
     fn looked(&self, target: &Target, now_ns: u64) -> Option<Reading> {
-        let young =
-            |r: &Reading| now_ns.saturating_sub(r.ktime_ns) <= u64::from(r.period_ms) * MS + LOOK_TAKES_NS;
-        target.ring.newest().filter(|r| self.walked != 0 && young(r))
+        let is_now = |r: &Reading| {
+            r.ktime_ns > target.last_row_ns && now_ns.saturating_sub(r.ktime_ns) <= ONE_INSTANT_NS
+        };
+        target.ring.newest().filter(|r| self.walked != 0 && is_now(r))
     }
 
-    /// Reads one row of a cgroup and commits it. The row's instant is the one just before its first file was read; what the
-    /// lane's walk has brought is older by its rhythm at the most.
+    /// Reads one row of a cgroup and commits it. The row's instant is the one just before its first value was read: that of the
+    /// lane's walk where it has brought some, which then is this row and no history.
     /// Nothing is committed of a cgroup that goes away meanwhile.
     pub fn sample(
         &mut self,
@@ -399,7 +400,7 @@ impl Sampler {
         for (column, value) in looked.iter().flat_map(Reading::hot_columns) {
             target.handles[column].set(value);
         }
-        let at = clock::ktime_ns();
+        let at = looked.map_or_else(clock::ktime_ns, |r| r.ktime_ns);
         let mut reading = in_lane.then(|| Reading::new(at, u64::from(period_ms)));
         let mut usage_usec = None;
         for step in 0..self.order.len() {
@@ -414,7 +415,8 @@ impl Sampler {
             let is_stat = Some(index) == self.memory_stat;
             if is_stat
                 && !look_again
-                && let Some(columns) = target.still.columns(at, usage_usec)
+                && looked.is_some()
+                && let Some(columns) = target.still.columns(usage_usec)
             {
                 target.row.keep(columns);
                 files_read |= 1 << index;
@@ -469,6 +471,8 @@ impl Sampler {
         }
         if let Some(reading) = reading.filter(|r| !r.is_empty()) {
             target.ring.push_written(reading);
+        } else if looked.is_some() {
+            target.ring.newest_is_written();
         }
         let stamp = Stamp { ktime_ns: at, wall_us: offset.wall_us(at) };
         let row = SampleRow { at: stamp, cause, period_ms, burst, files_read };

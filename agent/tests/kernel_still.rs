@@ -8,6 +8,7 @@ mod tree;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int64Type;
+use agent_ebpf::LaneDue;
 use fgm::accumulator::{NodeNames, Pending};
 use fgm::catalogue;
 use fgm::cgroup::{Meta, identify};
@@ -26,6 +27,8 @@ use tree::{Shell, Tree, id, text};
 const ROOT: &str = "/sys/fs/cgroup";
 const HOT: Plan<'_> =
     Plan { cause: Cause::Base, period_ms: 1000, burst: None, slow: false, loose: false, in_lane: false };
+/// Each is due in each walk.
+const ALL: LaneDue = LaneDue { period_ns: 1, after_ns: 0, span_ns: 1 };
 /// What an idle container needs at the most to be found still: the kernel sums up every two seconds.
 const TRIES: usize = 8;
 
@@ -65,12 +68,12 @@ impl Followed {
         let (target, mut told) = (&mut self.target, None);
         let look = |id: CgroupId, reading, mark| {
             if id == target.meta.id {
-                target.still.look(ktime_ns(), target.ring.is_news(&reading), mark);
+                target.still.look(target.ring.is_news(&reading), mark);
                 target.ring.push(reading);
                 told = mark;
             }
         };
-        self.walk.marking_tick(20, true, look).expect("a walk");
+        self.walk.marking_tick(20, ALL, look).expect("a walk");
         told
     }
 

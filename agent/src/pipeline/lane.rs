@@ -12,6 +12,7 @@ use crate::lane::{Pace, Reading, Ring, capacity};
 use crate::names::{CgroupId, Scope};
 use crate::probes::{Hook, Kernel, Walk};
 use crate::sampler::{Target, Vanished};
+use agent_ebpf::LaneDue;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -20,8 +21,8 @@ const MS: u64 = 1_000_000;
 /// The rhythm when the configuration leaves it to us. The walk costs 0.5 µs a cgroup, `pread` of memory.current 1.2 µs.
 const WALK_MS: u64 = 20;
 const PREAD_MS: u64 = 50;
-/// Marks of memory.stat are made once a second, in the walk that is next to it.
-const MARKS_EARLY: u64 = 10 * MS;
+/// Base rows are taken in the turn of a walk, and begin with what it has read, unless walks are rarer than this.
+const WITH_WALKS_MS: u64 = 100;
 /// Warnings are looked for when memory changes, and so often when it does not.
 const WATCH_EVERY: u64 = 240 * MS;
 /// A walk that failed so often in a row is given up.
@@ -46,8 +47,6 @@ pub(super) struct Lane {
     longest_ns: u64,
     /// When the last look began, if it was a walk.
     last_walk_ns: Option<u64>,
-    /// When a walk marks memory.stat again.
-    next_marks_ns: u64,
 }
 
 impl Lane {
@@ -82,7 +81,6 @@ impl Lane {
             ring_full: 0,
             longest_ns: 0,
             last_walk_ns: None,
-            next_marks_ns: 0,
         })
     }
 
@@ -90,8 +88,9 @@ impl Lane {
         self.last_walk_ns
     }
 
-    pub fn walks(&self) -> bool {
-        self.walk.is_some()
+    /// Whether base rows begin with what the walk has read.
+    pub fn brings_rows(&self) -> bool {
+        self.walk.is_some() && self.pace.slowest_ms() <= WITH_WALKS_MS
     }
 
     fn source(&self) -> &'static str {
@@ -176,14 +175,17 @@ impl State {
         let Some(walk) = &mut self.lane.walk else { return };
         let targets = &mut self.targets;
         let last_walk_ns = self.lane.last_walk_ns.replace(now);
-        let marks = now >= self.lane.next_marks_ns;
-        if marks {
-            self.lane.next_marks_ns = now + SECOND - MARKS_EARLY;
-        }
-        let result = walk.marking_tick(self.lane.pace.period_ms(), marks, |id, reading, mark| {
+        // memory.stat is marked of those whose base row comes in this turn
+        let period_ns = self.config.sampling.base_period_ms * MS;
+        let due = LaneDue {
+            period_ns,
+            after_ns: self.last_base % period_ns,
+            span_ns: now.saturating_sub(self.last_base),
+        };
+        let result = walk.marking_tick(self.lane.pace.period_ms(), due, |id, reading, mark| {
             // one that we do not follow, or not yet, or without any of the controllers
             let Some(target) = targets.get_mut(&id).filter(|_| !reading.is_empty()) else { return };
-            target.still.look(reading.ktime_ns, target.ring.is_news(&reading), mark);
+            target.still.look(target.ring.is_news(&reading), mark);
             if let Some(max) = reading.memory_max() {
                 let before = std::mem::replace(&mut target.memory_max, max);
                 if before != max {

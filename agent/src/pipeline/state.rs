@@ -61,9 +61,10 @@ const FOLLOW_FOR: u64 = 5 * MS;
 const FOLLOW_AT_LEAST: usize = 4;
 pub(super) const PROC: &str = "/proc";
 
-/// Where in a period a cgroup has its turn: its own place, so that not all are due in the same instant.
-fn phase(id: CgroupId, period: u64) -> u64 {
-    id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % period
+/// The next turn of a cgroup in a period.
+fn next_turn(id: CgroupId, now: u64, period: u64) -> u64 {
+    let turn = now - now % period + agent_ebpf::phase(id.0, period);
+    if turn > now { turn } else { turn + period }
 }
 
 /// Events that did not arrive so far, as the kernel side counted them.
@@ -118,6 +119,8 @@ pub struct State {
     last_rotation: u64,
     last_flush: u64,
     pub(super) last_rescan: u64,
+    /// When base rows were looked for last.
+    pub(super) last_base: u64,
     /// Bytes that each lane ring may take now.
     pub(super) ring_capacity: usize,
     /// Start of the lane's last tick and how late it was, for the status page.
@@ -147,7 +150,7 @@ impl State {
         lane: Lane,
         has_events: bool,
     ) -> Self {
-        sampler.set_walks(lane.walks());
+        sampler.set_walks(lane.brings_rows());
         let now = clock::ktime_ns();
         let trigger = Trigger::new(bursts::settings(&config));
         let story = Story::new(names.clone(), config.trigger.oom_kill.burst_length_s * SECOND);
@@ -199,6 +202,7 @@ impl State {
             last_rotation: now,
             last_flush: now,
             last_rescan: 0,
+            last_base: now,
             ring_capacity: 0,
             lane_late_max_ns: 0,
         }
@@ -239,7 +243,8 @@ impl State {
         self.burst_tick(now);
         if self.next.base <= now {
             self.base_tick(now);
-            self.next.base = now + BASE_STEP;
+            self.last_base = now;
+            self.next.base = if self.lane.brings_rows() { self.next.lane } else { now + BASE_STEP };
         }
         if self.next.node <= now {
             self.node_tick(now);
@@ -344,9 +349,9 @@ impl State {
         self.sample(meta.id, plan);
         let period = self.config.sampling.base_period_ms * MS;
         if let Some(t) = self.targets.get_mut(&meta.id) {
-            t.next_base_ns = now + 1 + phase(meta.id, period);
+            t.next_base_ns = next_turn(meta.id, now, period);
             // its first process may need a moment to begin
-            t.next_table_ns = now + 1 + phase(meta.id, SECOND);
+            t.next_table_ns = next_turn(meta.id, now, SECOND);
             t.next_slow_ns = now + self.config.sampling.slow_period_ms * MS;
         }
     }
@@ -453,10 +458,7 @@ impl State {
         for (id, target) in &mut self.targets {
             if target.next_table_ns <= now && target.meta.identity.scope == Scope::Container {
                 // each has an instant of its own within the period: all tables at once would hold up the lane
-                target.next_table_ns = now - now % PROCESSES_EVERY + phase(*id, PROCESSES_EVERY);
-                if target.next_table_ns <= now {
-                    target.next_table_ns += PROCESSES_EVERY;
-                }
+                target.next_table_ns = next_turn(*id, now, PROCESSES_EVERY);
                 tables.push(*id);
             }
             if target.next_base_ns > now {

@@ -10,7 +10,7 @@
 use super::{NO_OBJECT, OBJECT, attach, btf::Btf, kernel::Kernel, ring_bytes, take_map};
 use crate::lane::{File, Reading, Value};
 use crate::names::CgroupId;
-use agent_ebpf::{ABSENT, LaneOffsets, LaneRecord, UNKNOWN, lane};
+use agent_ebpf::{ABSENT, LaneDue, LaneOffsets, LaneRecord, UNKNOWN, lane};
 use aya::{
     EbpfLoader,
     maps::{Array, MapData, PerCpuArray, RingBuf},
@@ -45,15 +45,23 @@ pub struct Counts {
     pub lost: u64,
 }
 
+/// [`LaneDue`] as a map's value.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Span(LaneDue);
+
+// SAFETY: integers without padding.
+unsafe impl aya::Pod for Span {}
+
 pub struct Walk {
     ring: RingBuf<MapData>,
     lost: PerCpuArray<MapData, u64>,
     lost_before: u64,
     /// Records that fill the ring; a walk that gave fewer has lost none, since each begins with an empty one.
     full_at: u64,
-    /// Whether a walk marks memory.stat, and whether the last one did.
-    stat: Array<MapData, u32>,
-    marks: bool,
+    /// Whose memory.stat a walk marks, and whose the last one did.
+    due: Array<MapData, Span>,
+    marked: LaneDue,
     /// Holds the program, which holds its maps.
     link: OwnedFd,
     missing: Vec<&'static str>,
@@ -122,12 +130,12 @@ impl Walk {
         let ring = RingBuf::try_from(take_map(&mut ebpf, "LANE_RING")?).map_err(|e| attach::explain(&e))?;
         let lost =
             PerCpuArray::try_from(take_map(&mut ebpf, "LANE_LOST")?).map_err(|e| attach::explain(&e))?;
-        let stat = Array::try_from(take_map(&mut ebpf, "LANE_STAT")?).map_err(|e| attach::explain(&e))?;
+        let due = Array::try_from(take_map(&mut ebpf, "LANE_DUE")?).map_err(|e| attach::explain(&e))?;
         let mut walk = Self {
             ring,
             lost,
-            stat,
-            marks: false,
+            due,
+            marked: LaneDue::default(),
             lost_before: 0,
             full_at: u64::from(ring_bytes(bytes)) / IN_RING,
             link,
@@ -150,22 +158,22 @@ impl Walk {
     /// # Errors
     /// That the kernel refuses to walk.
     pub fn tick(&mut self, period_ms: u64, mut f: impl FnMut(CgroupId, Reading)) -> Result<Counts, String> {
-        self.marking_tick(period_ms, false, |id, reading, _| f(id, reading))
+        self.marking_tick(period_ms, LaneDue::default(), |id, reading, _| f(id, reading))
     }
 
-    /// The same, with a mark of memory.stat's numbers where it is asked for and can be had: another one when they are others.
+    /// The same, with a mark of memory.stat's numbers of those that are due, where it can be had: another one when they are others.
     ///
     /// # Errors
     /// That the kernel refuses to walk.
     pub fn marking_tick(
         &mut self,
         period_ms: u64,
-        marks: bool,
+        due: LaneDue,
         mut f: impl FnMut(CgroupId, Reading, Option<u32>),
     ) -> Result<Counts, String> {
-        if self.marks != marks {
-            self.stat.set(0, u32::from(marks), 0).map_err(|e| attach::explain(&e))?;
-            self.marks = marks;
+        if self.marked != due {
+            self.due.set(0, Span(due), 0).map_err(|e| attach::explain(&e))?;
+            self.marked = due;
         }
         let walked = walk(self.link.as_fd());
         // also after an error: what is in the ring must not be taken for the next walk's
@@ -269,6 +277,7 @@ pub(super) fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), Str
         sock_throttled: sock.unwrap_or(ABSENT),
         memory_vmstats: member("mem_cgroup", "vmstats"),
         vmstats_bytes: vmstats_bytes(btf).unwrap_or(0),
+        vmstats_updates: member("memcg_vmstats", "stats_updates"),
         pids_counter: member("pids_cgroup", "counter"),
         cfs_nr_periods: member("task_group", "cfs_bandwidth.nr_periods"),
         cfs_nr_throttled: member("task_group", "cfs_bandwidth.nr_throttled"),

@@ -1,19 +1,19 @@
 //! Whether memory.stat can have changed since it was read: half of a sweep over the hot files is this one, and most containers
 //! stand still most of the time, frozen and empty ones always.
 //!
-//! It is taken over from the row before only if all of these say that nothing happened: the kernel's own sums of its numbers
-//! bear the same mark as before it was read (the lane's walk makes marks once a second); memory.current, swap, events and
-//! pids are as they were in every look of the lane since; and nobody in the cgroup has used any CPU. A slow sample reads
-//! it in any case. Without the walk there is no mark, and it is read each time.
+//! It is taken over from the row before only if all of these say that the file would give the same: the kernel's own sums of its
+//! numbers, and the changes that it has not summed up yet, bear the same mark as before it was read, the mark being made by the
+//! very look of the lane that the row is dated by; memory.current, swap, events and pids are as they were in every look
+//! since; and nobody in the cgroup has used any CPU. Before Linux 6.8 the kernel does not tell of one cgroup what is not summed up: a row
+//! may there be as old as its sums, 2 s, where reading the file might have renewed them. A slow sample reads it in any case.
+//! Without the walk there is no mark, and it is read each time.
 
 use crate::recorder::MASK_WORDS;
 
-/// A mark older than this says nothing: two walks with marks, and some.
-const MARK_IS_YOUNG_NS: u64 = 2_500_000_000;
-
 #[derive(Clone, Debug, Default)]
 pub struct Still {
-    mark: Option<(u32, u64)>,
+    /// Of the latest look, if it made one.
+    mark: Option<u32>,
     moved: bool,
     read: Option<Read>,
 }
@@ -28,26 +28,22 @@ struct Read {
 
 impl Still {
     /// A look of the lane: whether one of its values is another one than at the look before, and the mark if one was made.
-    pub fn look(&mut self, ktime_ns: u64, moved: bool, mark: Option<u32>) {
+    pub fn look(&mut self, moved: bool, mark: Option<u32>) {
         self.moved |= moved;
-        if let Some(mark) = mark {
-            self.mark = Some((mark, ktime_ns));
-        }
+        self.mark = mark;
     }
 
-    /// The columns that memory.stat has filled, if it would fill them with the same values now.
-    pub(super) fn columns(&self, now_ns: u64, usage_usec: Option<u64>) -> Option<[u64; MASK_WORDS]> {
-        let (mark, at_ns) = self.mark?;
+    /// The columns that memory.stat has filled, if it would fill them with the same values at the latest look.
+    pub(super) fn columns(&self, usage_usec: Option<u64>) -> Option<[u64; MASK_WORDS]> {
         let read = self.read?;
-        let same = mark == read.mark && usage_usec == Some(read.usage_usec) && !self.moved;
-        (same && now_ns.saturating_sub(at_ns) < MARK_IS_YOUNG_NS).then_some(read.columns)
+        let same = self.mark == Some(read.mark) && usage_usec == Some(read.usage_usec) && !self.moved;
+        same.then_some(read.columns)
     }
 
-    /// It was read, the mark that is known being older than that.
+    /// It was read, after the latest look.
     pub(super) fn read(&mut self, usage_usec: Option<u64>, columns: [u64; MASK_WORDS]) {
         self.moved = false;
-        self.read =
-            self.mark.zip(usage_usec).map(|((mark, _), usage_usec)| Read { mark, usage_usec, columns });
+        self.read = self.mark.zip(usage_usec).map(|(mark, usage_usec)| Read { mark, usage_usec, columns });
     }
 }
 
@@ -55,13 +51,11 @@ impl Still {
 mod tests {
     use super::*;
 
-    const S: u64 = 1_000_000_000;
-
-    /// Read at 1 s, with a mark of before.
+    /// Read behind a look that made a mark.
     fn read() -> Still {
         let mut s = Still::default();
-        s.look(S, true, Some(7));
-        assert_eq!(s.columns(S, Some(5)), None, "never read");
+        s.look(true, Some(7));
+        assert_eq!(s.columns(Some(5)), None, "never read");
         s.read(Some(5), [3; MASK_WORDS]);
         s
     }
@@ -69,8 +63,10 @@ mod tests {
     #[test]
     fn what_stands_still_in_all_respects_is_taken_over() {
         let mut s = read();
-        s.look(2 * S, false, Some(7));
-        assert_eq!(s.columns(2 * S, Some(5)), Some([3; MASK_WORDS]));
+        s.look(false, None);
+        assert_eq!(s.columns(Some(5)), None, "the latest look made no mark");
+        s.look(false, Some(7));
+        assert_eq!(s.columns(Some(5)), Some([3; MASK_WORDS]));
     }
 
     #[test]
@@ -78,28 +74,28 @@ mod tests {
         let changed = |look: fn(&mut Still)| {
             let mut s = read();
             look(&mut s);
-            s.columns(2 * S, Some(5)).is_none()
+            s.columns(Some(5)).is_none()
         };
-        assert!(changed(|s| s.look(2 * S, false, Some(8))), "its sums");
-        assert!(changed(|s| s.look(2 * S, true, Some(7))), "a value of the lane");
+        assert!(changed(|s| s.look(false, Some(8))), "its sums");
+        assert!(changed(|s| s.look(true, Some(7))), "a value of the lane");
         assert!(
             changed(|s| {
-                s.look(2 * S, true, None);
-                s.look(2 * S + 1, false, Some(7));
+                s.look(true, None);
+                s.look(false, Some(7));
             }),
             "a value of the lane that has come back"
         );
-        assert!(!changed(|s| s.look(2 * S, false, Some(7))));
-        assert!(read().columns(2 * S, Some(6)).is_none(), "somebody ran");
-        assert!(read().columns(2 * S, None).is_none(), "nobody knows whether somebody ran");
-        assert!(read().columns(4 * S, Some(5)).is_none(), "the mark is old");
+        assert!(!changed(|s| s.look(false, Some(7))));
+        assert!(read().columns(Some(6)).is_none(), "somebody ran");
+        assert!(read().columns(None).is_none(), "nobody knows whether somebody ran");
     }
 
     #[test]
     fn without_a_mark_it_is_read_each_time() {
         let mut s = Still::default();
-        s.look(S, false, None);
+        s.look(false, None);
         s.read(Some(5), [3; MASK_WORDS]);
-        assert_eq!(s.columns(S, Some(5)), None);
+        s.look(false, Some(7));
+        assert_eq!(s.columns(Some(5)), None);
     }
 }
