@@ -387,31 +387,40 @@ impl Settings {
     };
 }
 
-/// Which values of a [`LaneRecord`] were read. A file's bit is set only where the file exists in that cgroup.
+/// Which values of a [`LaneValues`] were read. A file's bit is set only where the file exists in that cgroup.
 pub mod lane {
-    pub const MEMORY: u32 = 1;
-    pub const SWAP: u32 = 2;
-    pub const MAX: u32 = 4;
-    pub const EVENTS: u32 = 8;
+    pub const MEMORY: u64 = 1;
+    pub const SWAP: u64 = 2;
+    pub const MAX: u64 = 4;
+    pub const EVENTS: u64 = 8;
     /// `sock_throttled` of memory.events, which older kernels do not have.
-    pub const SOCK_THROTTLED: u32 = 16;
-    pub const PIDS: u32 = 32;
+    pub const SOCK_THROTTLED: u64 = 16;
+    pub const PIDS: u64 = 32;
     /// The three numbers of CFS bandwidth control in cpu.stat.
-    pub const CFS: u32 = 64;
-    /// A mark of memory.stat's numbers.
-    pub const STAT: u32 = 128;
+    pub const CFS: u64 = 64;
     /// Numbers that the mark is made of, at the most: 6.1 to 7.3 have some 70.
     pub const STAT_WORDS: usize = 128;
     /// Numbers of memory.events that every kernel with the walk has.
     pub const EVENTS_COUNT: usize = 6;
 }
 
-/// One cgroup as the walk found it. Not an event: it goes to a ring of its own, and has no [`Header`].
+/// One cgroup as the walk found it. Not an event: it has a place of its own in `LANE_SLOTS`, the first cgroup of a walk the first.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct LaneRecord {
     /// `bpf_ktime_get_ns` when this cgroup was read.
     pub ktime_ns: u64,
+    /// Another one when a number of memory.stat is another one; made of those that are [`due`](LaneDue::is_due).
+    pub stat_mark: u32,
+    /// 1 when it was made.
+    pub is_marked: u32,
+    pub values: LaneValues,
+}
+
+/// What a look found, its instant aside: most of the time the same as the look before.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LaneValues {
     pub cgroup_id: u64,
     pub memory_bytes: u64,
     pub swap_bytes: u64,
@@ -425,14 +434,21 @@ pub struct LaneRecord {
     pub nr_periods: u32,
     pub nr_throttled: u32,
     /// Of [`lane`].
-    pub have: u32,
-    /// Another one when a number of memory.stat is another one; made of those that are [`due`](LaneDue::is_due).
-    pub stat_mark: u32,
+    pub have: u64,
 }
 
-const _: () = assert!(size_of::<LaneRecord>() == 128);
+const _: () = assert!(size_of::<LaneRecord>() == 136);
 
-/// Whose memory.stat is to be marked in a walk (map `LANE_DUE`): those whose turn, once in a period, is in a span of time.
+/// What user space and a walk tell each other (map `LANE_HEAD`). No walk runs while user space looks at it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LaneHead {
+    pub due: LaneDue,
+    /// Cgroups that the walk met; those beyond the slots were not read.
+    pub met: u64,
+}
+
+/// Whose memory.stat is to be marked in a walk: those whose turn, once in a period, is in a span of time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct LaneDue {

@@ -97,10 +97,16 @@ fn run(files: &Path, lane: &Path, seconds: u64) -> Result<(), String> {
             next_lane = (next_lane + LANE).max(now);
             let (after_ns, span_ns) = (last_base % SECOND, now - last_base);
             let due = LaneDue { period_ns: SECOND, after_ns, span_ns };
-            let counts = walk.marking_tick(LANE_MS, due, |id, reading, mark| {
-                if let Some(f) = followed.get_mut(&id) {
-                    f.target.still.look(f.target.ring.is_news(&reading), mark);
-                    f.target.ring.push(reading);
+            let counts = walk.look(LANE_MS, due, |look| {
+                let Some(Followed { target, .. }) = followed.get_mut(&look.id()) else { return };
+                let repeats =
+                    look.same_since_ns.is_some_and(|since| target.ring.repeat(since, look.ktime_ns(), LANE_MS));
+                if repeats {
+                    target.still.look(false, look.mark());
+                } else {
+                    let reading = look.reading();
+                    target.still.look(target.ring.is_news(&reading), look.mark());
+                    target.ring.push(reading);
                 }
             })?;
             readings += counts.readings;

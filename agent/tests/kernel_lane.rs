@@ -209,11 +209,10 @@ fn what_finds_no_room_is_counted() {
     for i in 0..99 {
         tree.make(&i.to_string(), "");
     }
-    // 4 KiB hold 30 records of 136 bytes
-    let mut w = Walk::with_ring(&tree.path, 4096).expect("the walk");
+    let mut w = Walk::with_slots(&tree.path, 30).expect("the walk");
     for _ in 0..3 {
         let counts = w.tick(20, |_, _| ()).expect("a walk");
-        assert_eq!((counts.readings, counts.lost), (30, 70), "each walk begins with an empty ring");
+        assert_eq!((counts.readings, counts.lost), (30, 70), "each walk begins at the first slot");
     }
 }
 

@@ -15,7 +15,7 @@ use fgm::cgroup::{Meta, identify};
 use fgm::clock::{Offset, ktime_ns};
 use fgm::lane::Ring;
 use fgm::names::{Cause, CgroupId, Table};
-use fgm::probes::Walk;
+use fgm::probes::{Look, Walk};
 use fgm::recorder;
 use fgm::sampler::{Plan, Sampler, Target};
 use std::fs;
@@ -67,14 +67,15 @@ impl Followed {
 
     fn look(&mut self) -> Option<u32> {
         let (target, mut told) = (&mut self.target, None);
-        let look = |id: CgroupId, reading, mark| {
-            if id == target.meta.id {
-                target.still.look(target.ring.is_news(&reading), mark);
+        let look = |look: Look<'_>| {
+            if look.id() == target.meta.id {
+                let reading = look.reading();
+                target.still.look(target.ring.is_news(&reading), look.mark());
                 target.ring.push(reading);
-                told = mark;
+                told = look.mark();
             }
         };
-        self.walk.marking_tick(20, ALL, look).expect("a walk");
+        self.walk.look(20, ALL, look).expect("a walk");
         told
     }
 

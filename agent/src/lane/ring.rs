@@ -92,16 +92,30 @@ impl Ring {
         let step_us = us - newest.us;
         let mut packed = Packed::default();
         let is_written = std::mem::take(&mut self.newest_is_written);
-        let same = newest.reading.same_values(&reading) && newest.reading.period_ms == reading.period_ms;
-        if same && !is_written {
-            // most readings of most cgroups: nothing but the time is another one
-            packed.varint(zigzag(newest.step_us, step_us) << 1);
-            (newest.us, newest.step_us) = (us, step_us);
-        } else {
-            let point = Point { us, step_us, reading };
-            packed.entry(newest, &point, is_written);
-            *newest = point;
+        let point = Point { us, step_us, reading };
+        packed.entry(newest, &point, is_written);
+        *newest = point;
+        self.append(us, &packed)
+    }
+
+    /// Appends the newest reading again, at another instant: of most readings of most cgroups nothing but the time is another one.
+    /// `since_ns` is when it was taken. `false` when the newest is not that one: then the reading itself is wanted.
+    pub fn repeat(&mut self, since_ns: u64, ktime_ns: u64, period_ms: u64) -> bool {
+        let us = ktime_ns / 1000;
+        let Some((_, newest)) = &mut self.ends else { return false };
+        let is_that = newest.us == since_ns / 1000 && u64::from(newest.reading.period_ms) == period_ms;
+        if !is_that || us <= newest.us || self.newest_is_written {
+            return false;
         }
+        let step_us = us - newest.us;
+        let mut packed = Packed::default();
+        packed.varint(zigzag(newest.step_us, step_us) << 1);
+        (newest.us, newest.step_us) = (us, step_us);
+        self.append(us, &packed)
+    }
+
+    /// Puts an entry behind the others and lets go what is too old or has no room.
+    fn append(&mut self, us: u64, packed: &Packed) -> bool {
         self.len += 1;
         let oldest_wanted = us.saturating_sub(self.window_us);
         while self.oldest_us() < oldest_wanted {

@@ -8,7 +8,7 @@ use super::spent::Lap;
 use super::state::State;
 use crate::clock;
 use crate::config::{self, Source};
-use crate::lane::{Pace, Reading, Ring, capacity};
+use crate::lane::{Pace, Ring, capacity};
 use crate::names::{CgroupId, Scope};
 use crate::probes::{Hook, Kernel, Walk};
 use crate::sampler::{Target, Vanished};
@@ -182,10 +182,26 @@ impl State {
             after_ns: self.last_base % period_ns,
             span_ns: now.saturating_sub(self.last_base),
         };
-        let result = walk.marking_tick(self.lane.pace.period_ms(), due, |id, reading, mark| {
-            // one that we do not follow, or not yet, or without any of the controllers
-            let Some(target) = targets.get_mut(&id).filter(|_| !reading.is_empty()) else { return };
-            target.still.look(target.ring.is_news(&reading), mark);
+        let period_ms = self.lane.pace.period_ms();
+        let result = walk.look(period_ms, due, |look| {
+            let id = look.id();
+            // one that we do not follow, or not yet
+            let Some(target) = targets.get_mut(&id) else { return };
+            let is_resting = !seen.resting.is_empty() && seen.resting.contains(&id);
+            if let Some(since_ns) = look.same_since_ns
+                && !is_resting
+                && target.ring.repeat(since_ns, look.ktime_ns(), period_ms)
+            {
+                target.still.look(false, look.mark());
+                seen.take(target, look.memory_current(), now);
+                return;
+            }
+            let reading = look.reading();
+            // without any of the controllers
+            if reading.is_empty() {
+                return;
+            }
+            target.still.look(target.ring.is_news(&reading), look.mark());
             if let Some(max) = reading.memory_max() {
                 let before = std::mem::replace(&mut target.memory_max, max);
                 if before != max {
@@ -195,10 +211,10 @@ impl State {
                     seen.limits.push((id, Change { before, after: max, not_before_ns, not_after_ns }));
                 }
             }
-            if seen.resting.contains(&id) || !target.ring.push(reading) {
+            if is_resting || !target.ring.push(reading) {
                 return;
             }
-            seen.take(target, &reading, now);
+            seen.take(target, reading.memory_current(), now);
         });
         match result {
             Ok(counts) => {
@@ -233,7 +249,7 @@ impl State {
             match self.sampler.lane(target, self.lane.pace.period_ms()) {
                 Ok(Some(reading)) => {
                     self.lane.readings += 1;
-                    seen.take(target, &reading, now);
+                    seen.take(target, reading.memory_current(), now);
                 }
                 Ok(None) => {}
                 Err(Vanished) => self.vanished.push(*id),
@@ -253,8 +269,8 @@ struct Seen {
 }
 
 impl Seen {
-    fn take(&mut self, target: &mut Target, reading: &Reading, now: u64) {
-        let Some(bytes) = reading.memory_current() else { return };
+    fn take(&mut self, target: &mut Target, memory_current: Option<u64>, now: u64) {
+        let Some(bytes) = memory_current else { return };
         let id = target.meta.id;
         // what stands still is looked at now and then: those above it may come near to their limit
         if target.last_memory.replace(bytes) != Some(bytes) || now >= target.watched_ns + WATCH_EVERY {

@@ -455,6 +455,7 @@ impl State {
         let (period, slow_period) =
             (self.config.sampling.base_period_ms * MS, self.config.sampling.slow_period_ms * MS);
         let (mut due, mut tables) = (Vec::new(), Vec::new());
+        let mut lap = Lap::begin();
         for (id, target) in &mut self.targets {
             if target.next_table_ns <= now && target.meta.identity.scope == Scope::Container {
                 // each has an instant of its own within the period: all tables at once would hold up the lane
@@ -477,7 +478,6 @@ impl State {
         }
         // those with slow files behind the others, so that the clock tells the tiers apart
         due.sort_by_key(|(_, slow, ..)| *slow);
-        let mut lap = Lap::begin();
         let (hot, count) = (due.partition_point(|(_, slow, ..)| !slow), due.len());
         for (n, (id, slow, loose, missed, look_for_init)) in due.into_iter().enumerate() {
             if n == hot {
