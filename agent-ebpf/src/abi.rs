@@ -463,7 +463,8 @@ impl LaneDue {
     #[inline(always)]
     pub fn is_due(&self, cgroup_id: u64) -> bool {
         self.period_ns != 0
-            && (phase(cgroup_id, self.period_ns) + self.period_ns - 1 - self.after_ns) % self.period_ns < self.span_ns
+            && (phase(cgroup_id, self.period_ns) + self.period_ns - 1 - self.after_ns) % self.period_ns
+                < self.span_ns
     }
 }
 

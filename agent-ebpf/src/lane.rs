@@ -102,10 +102,7 @@ fn memory(memcg: *const u8, values: &mut LaneValues) {
 #[inline(always)]
 fn mark_statistics(memcg: *const u8, head: &LaneHead, record: &mut LaneRecord) {
     let bytes = lane_global!(vmstats_bytes) as usize;
-    if bytes == 0
-        || bytes > 8 * lane::STAT_WORDS
-        || !head.due.is_due(record.values.cgroup_id)
-    {
+    if bytes == 0 || bytes > 8 * lane::STAT_WORDS || !head.due.is_due(record.values.cgroup_id) {
         return;
     }
     let (Some(from), Some(words)) = (follow(memcg, lane_global!(memory_vmstats)), LANE_WORDS.get_ptr_mut(0))

@@ -99,8 +99,9 @@ fn run(files: &Path, lane: &Path, seconds: u64) -> Result<(), String> {
             let due = LaneDue { period_ns: SECOND, after_ns, span_ns };
             let counts = walk.look(LANE_MS, due, |look| {
                 let Some(Followed { target, .. }) = followed.get_mut(&look.id()) else { return };
-                let repeats =
-                    look.same_since_ns.is_some_and(|since| target.ring.repeat(since, look.ktime_ns(), LANE_MS));
+                let repeats = look
+                    .same_since_ns
+                    .is_some_and(|since| target.ring.repeat(since, look.ktime_ns(), LANE_MS));
                 if repeats {
                     target.still.look(false, look.mark());
                 } else {

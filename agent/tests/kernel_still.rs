@@ -6,9 +6,9 @@
 #[expect(dead_code, reason = "the tree of the lane's tests, of which these need a part")]
 mod tree;
 
+use agent_ebpf::LaneDue;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int64Type;
-use agent_ebpf::LaneDue;
 use fgm::accumulator::{NodeNames, Pending};
 use fgm::catalogue;
 use fgm::cgroup::{Meta, identify};
@@ -105,7 +105,10 @@ impl Followed {
                 return is_taken_over;
             }
             // it moved between row and file, or the file made the kernel sum up what it had not: the next look must see it
-            assert!(self.look() != mark, "the row is other than the file, and no mark says so: {row:?} {file:?}");
+            assert!(
+                self.look() != mark,
+                "the row is other than the file, and no mark says so: {row:?} {file:?}"
+            );
         }
         panic!("memory.stat never stood still for the time of a reading");
     }

@@ -27,10 +27,14 @@ impl<T: FromBytes + IntoBytes> Shared<T> {
     pub fn of(map: &Map, len: usize) -> Result<Self, String> {
         // the kernel puts values at multiples of 8 bytes
         const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
-        let Map::Array(map) = map else { return Err("the embedded eBPF object has a map of another kind".to_owned()) };
+        let Map::Array(map) = map else {
+            return Err("the embedded eBPF object has a map of another kind".to_owned());
+        };
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
         // SAFETY: a new mapping; the kernel refuses one beyond the end of the map.
-        let at = unsafe { mmap(std::ptr::null_mut(), len * size_of::<T>(), protection, flags, map.fd().as_fd(), 0) };
+        let at = unsafe {
+            mmap(std::ptr::null_mut(), len * size_of::<T>(), protection, flags, map.fd().as_fd(), 0)
+        };
         let at = at.map_err(|e| format!("a map's memory: {}", attach::explain(&e)))?;
         let at = NonNull::new(at.cast()).ok_or("a map's memory is at 0")?;
         Ok(Self { at, len })

@@ -174,7 +174,12 @@ impl Walk {
     ///
     /// # Errors
     /// That the kernel refuses to walk.
-    pub fn look(&mut self, period_ms: u64, due: LaneDue, mut f: impl FnMut(Look<'_>)) -> Result<Counts, String> {
+    pub fn look(
+        &mut self,
+        period_ms: u64,
+        due: LaneDue,
+        mut f: impl FnMut(Look<'_>),
+    ) -> Result<Counts, String> {
         self.head.all_mut()[0] = LaneHead { due, met: 0 };
         let walked = walk(self.link.as_fd());
         // also after an error: it has read some
