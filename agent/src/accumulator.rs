@@ -155,6 +155,21 @@ impl Pending {
             + self.incidents.len() * INCIDENT_BYTES
     }
 
+    /// Lets all go that is read from files, and says how many rows of each table that were.
+    pub fn drop_readings(&mut self) -> [(Table, u64); 4] {
+        let gone = [
+            (Table::Samples, self.samples.len()),
+            (Table::IoDevices, self.devices.len()),
+            (Table::Metrics, self.metrics.len()),
+            (Table::Processes, self.processes.len()),
+        ];
+        self.samples = Samples::default();
+        self.devices = Vec::new();
+        self.metrics = Metrics::default();
+        self.processes = Vec::new();
+        gone.map(|(table, rows)| (table, rows as u64))
+    }
+
     pub fn rows(&self) -> usize {
         self.samples.len()
             + self.events.len()

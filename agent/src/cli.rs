@@ -386,11 +386,14 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
     ];
     let mut pairs = pairs(named.into_iter().chain(args.time.named()));
     pairs.push(("format".to_owned(), format.as_str().to_owned()));
-    let bytes = match &args.place.data {
-        Some(dir) => local::export(dir, &pairs)?,
-        None => fetch::export(&args.place, &pairs)?,
-    };
-    output::write(&args.output, format == Format::Parquet, &bytes)
+    let is_binary = format == Format::Parquet;
+    match &args.place.data {
+        Some(dir) => {
+            let file = local::export(dir, &pairs, output::unnamed(&args.output)?)?;
+            output::write(&args.output, is_binary, file)
+        }
+        None => output::write(&args.output, is_binary, fetch::export(&args.place, &pairs)?.as_slice()),
+    }
 }
 
 #[cfg(test)]

@@ -78,7 +78,11 @@ struct Input<'a> {
 fn load(path: &Path) -> Result<ArrowReaderMetadata, String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-    segment::guarded(|| ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string()))
+    segment::guarded(|| {
+        let metadata = ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string())?;
+        segment::check_tail(&file, metadata.metadata())?;
+        Ok(metadata)
+    })
 }
 
 fn read(
@@ -352,7 +356,9 @@ pub fn merge(
     encoder.note(segment::TO, to_us.to_string());
     encoder.note(segment::HOUR, what.hour_us.to_string());
     encoder.note(segment::INPUTS, serde_json::json!(inputs).to_string());
+    encoder.note(segment::TAIL_CRC, segment::UNSTAMPED.to_owned());
     let file = encoder.close().map_err(encode)?;
+    Footer::stamp(&file, &own)?;
     let footer = Footer::read(&own)?;
     footer.check_body(&own)?;
     if footer.rows() != rows {

@@ -189,12 +189,13 @@ impl Triggers {
 #[serde(deny_unknown_fields, default)]
 pub struct Budget {
     pub rows_per_second: u64,
+    pub cpu_percent: f64,
     pub max_bursts: usize,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { rows_per_second: 1000, max_bursts: 64 }
+        Self { rows_per_second: 1000, cpu_percent: 10.0, max_bursts: 64 }
     }
 }
 
@@ -272,6 +273,10 @@ const KEYS: &[(&str, &str)] = &[
     ("lane.history_s", "seconds of lane kept for each cgroup (1 to 600)"),
     ("lane.memory_bytes", "bytes that all lane rings may take together"),
     ("budget.rows_per_second", "burst rows a second, all bursts together (20 to 100000)"),
+    (
+        "budget.cpu_percent",
+        "share of one core that bursts may take, all together (0.1 to 100); the least severe slow down first",
+    ),
     ("budget.max_bursts", "bursts that may run at once (1 to 1024)"),
     ("probes.enabled", "load the eBPF probes"),
     ("probes.ring_bytes", "size of the kernel's event ring, a power of two (4096 to 268435456)"),

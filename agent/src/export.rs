@@ -7,6 +7,7 @@
 
 mod choose;
 mod document;
+mod encode;
 mod labels;
 mod problem;
 mod selection;
@@ -23,21 +24,20 @@ pub use selection::{
 use crate::incident::{Incident, Lost};
 use crate::ledger::{self, Accounts};
 use crate::names::Table;
-use crate::query::{self, Filter, Plan, QueryError};
+use crate::query::{self, Filter, QueryError};
 use crate::report;
 use crate::schema;
-use crate::segment::Encoder;
 use crate::store::View;
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use arrow::array::RecordBatch;
+use encode::Sink;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io;
-use std::sync::Arc;
+use std::fs::File;
+use std::io::Write as _;
 
-/// Bytes of one answer. It is made in memory, so that an error can still be an error.
+/// Bytes of an answer that is made in memory, so that an error can still be an error.
 pub const MAX_BYTES: u64 = 64 << 20;
 /// Bytes of Parquet inside a report: a browser holds it three times over (text, bytes, columns).
 pub const MAX_REPORT_BYTES: u64 = 32 << 20;
@@ -151,10 +151,28 @@ pub fn find<'a>(incidents: &'a [Incident], id: &str) -> Result<&'a Incident, Pro
     })
 }
 
-/// Makes the file.
-pub fn export(mut evidence: Evidence, selection: &Selection) -> Result<Exported, Problem> {
+/// Makes the answer in memory.
+pub fn export(evidence: Evidence, selection: &Selection) -> Result<Exported, Problem> {
+    let mut sink = Sink::memory(MAX_BYTES);
+    let file_name = make(evidence, selection, &mut sink)?;
+    Ok(Exported { bytes: sink.into_bytes(), format: selection.format, file_name })
+}
+
+/// Makes the answer in a file, of whatever length, and gives the name that it should have. What the file had is gone; a
+/// refused export leaves it empty.
+pub fn export_into(evidence: Evidence, selection: &Selection, file: File) -> Result<String, Problem> {
+    let mut sink = Sink::file(file);
+    let made = make(evidence, selection, &mut sink).and_then(|name| sink.finish().map(|()| name));
+    if made.is_err() {
+        let _ = sink.clear();
+    }
+    made
+}
+
+fn make(mut evidence: Evidence, selection: &Selection, sink: &mut Sink) -> Result<String, Problem> {
     for _ in 0..MAX_UNREADABLE {
-        match attempt(&evidence, selection) {
+        sink.clear()?;
+        match attempt(&evidence, selection, sink) {
             Err(Failure::Vanished { path, reason }) => {
                 // Its rows were counted on: begin again without it, and say so in what goes out.
                 tracing::error!(path = %path.display(), reason, "left an unreadable segment out of an export");
@@ -172,7 +190,7 @@ pub fn export(mut evidence: Evidence, selection: &Selection) -> Result<Exported,
                 });
             }
             Err(Failure::Problem(problem)) => return Err(problem),
-            Ok(exported) => return Ok(exported),
+            Ok(file_name) => return Ok(file_name),
         }
     }
     Err(Problem::internal(format!("more than {MAX_UNREADABLE} segments are unreadable; see the agent's log")))
@@ -210,48 +228,29 @@ fn of_query(error: QueryError) -> Problem {
 const NARROW: &str =
     "a shorter range, fewer containers (namespace=, containers=), or raise the limit in agent.toml";
 
-fn attempt(evidence: &Evidence, selection: &Selection) -> Result<Exported, Failure> {
+fn attempt(evidence: &Evidence, selection: &Selection, sink: &mut Sink) -> Result<String, Failure> {
     let found = choose::find_rows(evidence, &selection.rows)?;
     let names = wanted_columns(selection);
     let stem = match &found.incident {
         Some(incident) => format!("incident-{}", file_stem(&incident.id)),
         None => format!("samples-{}-{}", found.filter.from_us, found.filter.to_us),
     };
-    let file_name = format!("{stem}.{}", selection.format.as_str());
-    let names = names.as_deref();
-    let bytes = match selection.format {
-        Format::Parquet | Format::Html => {
+    let (plan, names) = (&found.plan, names.as_deref());
+    match selection.format {
+        Format::Parquet => encode::parquet(plan, names, &document(evidence, &found)?.metadata(), sink)?,
+        Format::Html => {
             let document = document(evidence, &found)?;
-            let limit = if selection.format == Format::Html { MAX_REPORT_BYTES } else { MAX_BYTES };
-            let parquet = parquet(&found.plan, names, &document, limit)?;
-            if selection.format == Format::Parquet {
-                parquet
-            } else {
-                let data = document.into_report(evidence.now_us, &sha256(&parquet));
-                report::render(report::TEMPLATE, &data, &parquet).map_err(Problem::internal)?
-            }
+            let mut inside = Sink::memory(MAX_REPORT_BYTES);
+            encode::parquet(plan, names, &document.metadata(), &mut inside)?;
+            let parquet = inside.into_bytes();
+            let data = document.into_report(evidence.now_us, &sha256(&parquet));
+            let page = report::render(report::TEMPLATE, &data, &parquet).map_err(Problem::internal)?;
+            sink.write_all(&page).map_err(Problem::internal)?;
         }
-        Format::Csv => {
-            let mut sink = Bounded::new(MAX_BYTES);
-            let mut writer = arrow::csv::Writer::new(&mut sink);
-            let result = each_chunk(&found.plan, names, |rows| {
-                writer.write(&for_text(rows)?).map_err(|e| e.to_string())
-            });
-            drop(writer);
-            sink.into_inner(result)?
-        }
-        Format::Json => {
-            let mut sink = Bounded::new(MAX_BYTES);
-            let mut writer = arrow::json::ArrayWriter::new(&mut sink);
-            let result = each_chunk(&found.plan, names, |rows| {
-                writer.write(&for_text(rows)?).map_err(|e| e.to_string())
-            })
-            .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
-            drop(writer);
-            sink.into_inner(result)?
-        }
-    };
-    Ok(Exported { bytes, format: selection.format, file_name })
+        Format::Csv => encode::csv(plan, names, sink)?,
+        Format::Json => encode::json(plan, names, sink)?,
+    }
+    Ok(format!("{stem}.{}", selection.format.as_str()))
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -359,89 +358,4 @@ fn provenance(evidence: &Evidence, found: &choose::Found) -> Map<String, Value> 
     all.insert("rows".to_owned(), json!(found.plan.rows));
     all.insert("schema_version".to_owned(), json!(schema::VERSION));
     all
-}
-
-fn each_chunk(
-    plan: &Plan,
-    columns: Option<&[&str]>,
-    mut write: impl FnMut(&RecordBatch) -> Result<(), String>,
-) -> Result<(), Failure> {
-    for rows in plan.chunks(columns)? {
-        write(&rows?).map_err(Problem::internal)?;
-    }
-    Ok(())
-}
-
-/// arrow writes times as text only in a zone given as an offset.
-fn for_text(rows: &RecordBatch) -> Result<RecordBatch, String> {
-    let zone = DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()));
-    let is_ts = |f: &Field| matches!(f.data_type(), DataType::Timestamp(_, _));
-    let schema = rows.schema();
-    let fields: Vec<Field> = schema
-        .fields()
-        .iter()
-        .map(|f| if is_ts(f) { f.as_ref().clone().with_data_type(zone.clone()) } else { f.as_ref().clone() })
-        .collect();
-    let columns: Result<Vec<ArrayRef>, _> =
-        rows.columns().iter().zip(&fields).map(|(c, f)| arrow::compute::cast(c, f.data_type())).collect();
-    let columns = columns.map_err(|e| e.to_string())?;
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| e.to_string())
-}
-
-fn parquet(
-    plan: &Plan,
-    columns: Option<&[&str]>,
-    document: &document::Document,
-    limit: u64,
-) -> Result<Vec<u8>, Failure> {
-    let mut sink = Bounded::new(limit);
-    let containers = plan.keys().len() as u64;
-    let schema = query::projection(Table::Samples, columns);
-    let mut encode = || -> Result<(), Failure> {
-        let mut encoder = Encoder::new(&mut sink, &schema, (containers, containers), &document.metadata())
-            .map_err(Problem::internal)?;
-        each_chunk(plan, columns, |rows| encoder.write(rows).map_err(|e| e.to_string()))?;
-        encoder.close().map_err(Problem::internal)?;
-        Ok(())
-    };
-    let result = encode();
-    sink.into_inner(result)
-}
-
-/// Memory that refuses to grow beyond a limit, and remembers that it did.
-struct Bounded {
-    bytes: Vec<u8>,
-    limit: u64,
-    is_over: bool,
-}
-
-impl Bounded {
-    fn new(limit: u64) -> Self {
-        Self { bytes: Vec::new(), limit, is_over: false }
-    }
-
-    /// The bytes, or the reason why there are none.
-    fn into_inner(self, result: Result<(), Failure>) -> Result<Vec<u8>, Failure> {
-        if self.is_over {
-            let narrow =
-                "a shorter range, fewer containers or metrics, or format=parquet, which is the smallest";
-            return Err(Problem::too_large("bytes of an export", self.limit, self.limit + 1, narrow).into());
-        }
-        result.map(|()| self.bytes)
-    }
-}
-
-impl io::Write for Bounded {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if (self.bytes.len() + buf.len()) as u64 > self.limit {
-            self.is_over = true;
-            return Err(io::Error::other("the answer is larger than its limit"));
-        }
-        self.bytes.extend_from_slice(buf);
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -12,6 +12,7 @@
 use crate::accumulator::Stamp;
 use crate::ledger::{self, Accounts};
 use crate::names::Table;
+use crate::schema;
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::{Field, Schema};
 use arrow::error::ArrowError;
@@ -79,7 +80,7 @@ pub struct Frame<'a> {
 /// The first frame of a file: what its segments would say of the run.
 pub fn opening(metadata: &[(String, String)]) -> Vec<u8> {
     let pairs: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
-    framed(&json!({ "metadata": pairs }), &[])
+    framed(&json!({"metadata": pairs, "schema_version": schema::VERSION}), &[])
 }
 
 impl Frame<'_> {
@@ -156,6 +157,8 @@ fn bare(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
     pub metadata: Vec<(String, String)>,
+    /// Version of its rows' columns; 0 when the opening is damaged.
+    pub schema: u32,
     pub rows: Vec<(Table, RecordBatch)>,
     /// Of the last whole frame.
     pub last: Option<Last>,
@@ -174,6 +177,11 @@ pub struct Last {
 }
 
 impl Contents {
+    /// Its columns may mean what this program does not know.
+    pub fn is_newer(&self) -> bool {
+        self.schema > schema::VERSION
+    }
+
     pub fn of(&self, table: Table) -> Vec<RecordBatch> {
         self.rows.iter().filter(|(t, _)| *t == table).map(|(_, b)| b.clone()).collect()
     }
@@ -249,6 +257,8 @@ fn take(body: &[u8], only: Option<Table>, contents: &mut Contents) -> bool {
     if let Some(metadata) = head["metadata"].as_object() {
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         contents.metadata = metadata.iter().map(|(k, v)| (k.clone(), text(v))).collect();
+        let version = head["schema_version"].as_u64().unwrap_or(0);
+        contents.schema = u32::try_from(version).unwrap_or(u32::MAX);
         return true;
     }
     let (Some(ktime_ns), Some(wall_us)) = (head["ktime_ns"].as_u64(), head["wall_us"].as_i64()) else {

@@ -5,6 +5,7 @@
 //! instant at which something is due; it never waits for disk, network or Kubernetes.
 
 mod bursts;
+mod handover;
 mod inbox;
 mod inits;
 mod kinds;
@@ -19,6 +20,7 @@ mod shared;
 mod source;
 mod spent;
 mod state;
+mod tables;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -50,6 +52,10 @@ use state::State;
 use std::sync::Arc;
 
 /// The loop looks up at least this often, to publish its status and to see a request whose wake was lost.
+/// Reacting to events, before the clock has its turn.
+const REACT_FOR_NS: u64 = 10_000_000;
+/// Reacting to what waits when the run ends.
+const LAST_WORDS_NS: u64 = 5_000_000_000;
 const LONGEST_WAIT_NS: u64 = 1_000_000_000;
 const STATUS_EVERY_NS: u64 = 1_000_000_000;
 const RECLAIMS_EVERY_NS: u64 = 10 * STATUS_EVERY_NS;
@@ -277,7 +283,7 @@ fn turn(
     let mut next_status = 0;
     let mut reclaims = Reclaims::default();
     loop {
-        drain(state, probes.as_deref_mut());
+        let mut is_drained = drain(state, probes.as_deref_mut());
         let now = clock::ktime_ns();
         state.heed(now);
         if let Some(job) = state.tick(now) {
@@ -285,13 +291,18 @@ fn turn(
         }
         if state.has_vanished() {
             // the kernel's last word about a cgroup was said before its files went away
-            drain(state, probes.as_deref_mut());
-            state.forget_vanished();
+            is_drained = drain(state, probes.as_deref_mut());
+            if is_drained {
+                state.forget_vanished();
+            }
         }
         name_inits(state, probes.as_deref_mut());
         if now >= next_status {
             next_status = now + STATUS_EVERY_NS;
-            state.settle_kills(now);
+            if is_drained {
+                // what the counters saw may still be waiting to be told by the kernel
+                state.settle_kills(now);
+            }
             if let Some(probes) = &probes {
                 reclaims.look(probes, now);
             }
@@ -304,13 +315,16 @@ fn turn(
                 }
                 Input::Shutdown => {
                     // what the kernel told until now belongs to this run
-                    drain(state, probes.as_deref_mut());
+                    let until = clock::ktime_ns() + LAST_WORDS_NS;
+                    while !drain(state, probes.as_deref_mut()) && clock::ktime_ns() < until {}
                     state.forget_vanished();
                     return Ok(());
                 }
             }
         }
-        wait(state, probes.as_deref(), inbox)?;
+        if is_drained {
+            wait(state, probes.as_deref(), inbox)?;
+        }
     }
 }
 
@@ -325,10 +339,15 @@ fn name_inits(state: &mut State, probes: Option<&mut Probes>) {
     }
 }
 
-fn drain(state: &mut State, probes: Option<&mut Probes>) {
-    if let Some(probes) = probes {
-        probes.drain(|event| state.react(event));
-    }
+/// Reacts to what the kernel told, for [`REACT_FOR_NS`] at the most: a storm of events in one pod must not hold up the lane of all
+/// others, which is the evidence of what comes next. Whether nothing waits now.
+fn drain(state: &mut State, probes: Option<&mut Probes>) -> bool {
+    let Some(probes) = probes else { return true };
+    let until = clock::ktime_ns() + REACT_FOR_NS;
+    probes.drain_while(|event| {
+        state.react(event);
+        clock::ktime_ns() < until
+    })
 }
 
 fn wait(state: &State, probes: Option<&Probes>, inbox: &Inbox) -> anyhow::Result<()> {
@@ -406,7 +425,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
         "bursts": {
             "running": state.trigger.running(),
             "rows_per_second": state.trigger.rows_per_second(),
-            "budget_rows_per_second": state.config.budget.rows_per_second,
+            "budget_rows_per_second": state.burst_cost.rows_per_second(),
         },
         "events_outside": state.outside,
         "notices": state.notices.status(),

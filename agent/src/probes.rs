@@ -318,19 +318,31 @@ impl Probes {
 
     /// Hands over the events that wait, oldest first, at most [`DRAIN_RECORDS`] of them. Never blocks.
     pub fn drain(&mut self, mut f: impl FnMut(KernelEvent)) {
-        for _ in 0..DRAIN_RECORDS {
+        self.drain_while(|event| {
+            f(event);
+            true
+        });
+    }
+
+    /// [`Probes::drain`] until `f` wants no more. Whether nothing waits now.
+    pub fn drain_while(&mut self, mut f: impl FnMut(KernelEvent) -> bool) -> bool {
+        let mut wants_more = true;
+        let mut taken = 0;
+        while wants_more && taken < DRAIN_RECORDS {
             let Some(record) = self.ring.next() else { break };
+            taken += 1;
             let decoded = decode::decode(&record, self.scope);
             drop(record);
             match decoded {
                 Ok(mut event) => {
                     self.add_totals(&mut event);
-                    f(event);
+                    wants_more = f(event);
                 }
                 Err(_) => self.undecodable += 1,
             }
         }
         self.flush_log();
+        wants_more && taken < DRAIN_RECORDS
     }
 
     /// Names a container's init that has no pid namespace of its own, by its pid in the agent's, so that signals to it are

@@ -1,11 +1,11 @@
 //! Rows of a table in a time range, out of closed segments, waiting batches and the pipeline's memory alike.
 //!
 //! Two steps, so that a limit is known before a row is handed out: [`plan`] reads only the keys (cgroup_id, ts) of what
-//! the file's time range and the statistics of its row groups leave over, and knows exactly which rows are asked for;
-//! [`Plan::chunks`] then reads those rows, some cgroups at a time, sorted by (cgroup_id, ts). What cannot be read is left
+//! `file` cannot leave out, and knows exactly which rows are asked for; [`Plan::chunks`] then reads those rows, whole cgroups at
+//! a time, and [`Plan::slices`] reads them in bounded memory, both sorted by (cgroup_id, ts). What cannot be read is left
 //! out and accounted for in [`Plan::lost`]. Never changes a file, never returns a part of what was asked without saying so.
-//! Held in memory: the rows of one chunk, which is at least one cgroup's.
 
+mod file;
 mod identity;
 
 pub use identity::{Identity, int, text};
@@ -13,25 +13,24 @@ pub use identity::{Identity, int, text};
 use crate::incident::Lost;
 use crate::names::Table;
 use crate::schema;
-use crate::segment::{self, Segment, SegmentError};
+use crate::segment::{self, SegmentError};
 use crate::store::{Pin, View};
 use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
-};
-use parquet::file::metadata::{PageIndexPolicy, RowGroupMetaData};
-use parquet::file::statistics::Statistics;
+use parquet::arrow::arrow_reader::ArrowReaderMetadata;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Rows of a chunk: beyond it a chunk ends with the cgroup it is at. 16,384 rows of 180 columns are 24 MB.
 const CHUNK_ROWS: usize = 16_384;
+/// Rows of a slice, beyond which it ends where a run does that no other overlaps; they are in memory three times while they
+/// are put in order.
+const SLICE_ROWS: usize = 8192;
+/// Rows of a run at the most: a page, so that a cgroup of a whole day can be cut.
+const RUN_ROWS: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
@@ -53,11 +52,13 @@ pub struct Filter {
     /// Boot id as file names have it: cgroup ids mean nothing across boots.
     pub boot: Option<String>,
     pub cgroups: Option<BTreeSet<i64>>,
+    /// Rows of containers with other ids (64 hexadecimal digits) may be left out.
+    pub containers: Option<BTreeSet<String>>,
 }
 
 impl Filter {
     pub fn range(from_us: i64, to_us: i64) -> Self {
-        Self { from_us, to_us, boot: None, cgroups: None }
+        Self { from_us, to_us, boot: None, cgroups: None, containers: None }
     }
 
     fn wants(&self, cgroup_id: Option<i64>, ts_us: i64) -> bool {
@@ -83,6 +84,8 @@ struct Run {
     key: Key,
     source: usize,
     rows: Range<usize>,
+    from_us: i64,
+    to_us: i64,
 }
 
 enum Source {
@@ -102,6 +105,9 @@ pub struct Plan {
     _pin: Pin,
 }
 
+/// What a piece of a plan gives.
+pub type Chunk = Result<RecordBatch, QueryError>;
+
 /// Finds the rows. An error when they are more than `max_rows`.
 pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result<Plan, QueryError> {
     let lost = view.lost.iter().filter(|l| l.table == table.as_str()).cloned().collect();
@@ -114,21 +120,22 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         if !is_wanted {
             continue;
         }
+        if segment.is_newer() {
+            let reason = format!("segment {}: {}", segment.file_name(), schema::newer(segment.schema));
+            plan.lost.push(Lost { table: table.as_str().to_owned(), reason, rows: segment.rows_left() });
+            continue;
+        }
+        let (mut runs, source) = (Vec::new(), plan.sources.len());
         let boot: Arc<str> = segment.name.boot.as_str().into();
-        let found = open(&segment.path).and_then(|metadata| {
-            let mut runs = Vec::new();
-            keys_of_file(segment, &metadata, filter, &boot, plan.sources.len(), &mut runs)?;
-            Ok((metadata, runs))
-        });
-        match found {
-            Ok((metadata, runs)) => {
+        let mut found = Runs { filter, boot, source, counts: &|ts| segment.counts(ts), found: &mut runs };
+        match file::keys(&segment.path, &mut found) {
+            Ok(metadata) => {
                 plan.sources.push(Source::File { path: segment.path.clone(), metadata });
                 plan.runs.extend(runs);
             }
             Err(reason) => {
-                let name = segment.path.file_name().unwrap_or_default().to_string_lossy();
                 tracing::error!(path = %segment.path.display(), reason, "left an unreadable segment out of a query");
-                let reason = format!("unreadable segment {name}");
+                let reason = format!("unreadable segment {}", segment.file_name());
                 let rows = segment.rows_left();
                 plan.lost.push(Lost { table: table.as_str().to_owned(), reason, rows });
             }
@@ -152,21 +159,16 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         let boot: Arc<str> = loose.boot.as_str().into();
         let source = plan.sources.len();
         let keys = segment::conform(table, &loose.batch, &key_schema(table))?;
-        keys_of_batch(&keys, 0, filter, &|_| true, &boot, source, &mut plan.runs);
+        Runs { filter, boot, source, counts: &|_| true, found: &mut plan.runs }.add(&keys, &mut (0..));
         plan.sources.push(Source::Batch(loose.batch.clone()));
     }
     plan.rows = plan.runs.iter().map(|r| r.rows.len() as u64).sum();
     if plan.rows > max_rows {
         return Err(QueryError::TooMany { table: table.as_str(), asked: plan.rows, limit: max_rows });
     }
-    plan.runs.sort_by(|a, b| (&a.key, a.source, a.rows.start).cmp(&(&b.key, b.source, b.rows.start)));
+    let order = |r: &Run| (r.key.clone(), r.from_us, r.source, r.rows.start);
+    plan.runs.sort_by_cached_key(order);
     Ok(plan)
-}
-
-fn open(path: &Path) -> Result<ArrowReaderMetadata, String> {
-    let file = File::open(path).map_err(|e| e.to_string())?;
-    let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-    segment::guarded(|| ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string()))
 }
 
 fn key_schema(table: Table) -> SchemaRef {
@@ -185,94 +187,43 @@ pub fn projection(table: Table, columns: Option<&[&str]>) -> SchemaRef {
     columns.map_or_else(|| schema::of(table), |names| project(table, names))
 }
 
-/// False when the statistics of a row group prove that it holds nothing that is asked for.
-fn may_match(group: &RowGroupMetaData, filter: &Filter) -> bool {
-    let bounds = |name: &str| {
-        let column = group.columns().iter().find(|c| c.column_path().string() == name)?;
-        match column.statistics()? {
-            Statistics::Int64(s) => Some((*s.min_opt()?, *s.max_opt()?)),
-            _ => None,
-        }
-    };
-    if bounds("ts").is_some_and(|(lo, hi)| hi < filter.from_us || lo > filter.to_us) {
-        return false;
-    }
-    match (&filter.cgroups, bounds("cgroup_id")) {
-        (Some(set), Some((lo, hi))) => set.range(lo..=hi).next().is_some(),
-        _ => true,
-    }
-}
-
-fn keys_of_file(
-    segment: &Segment,
-    metadata: &ArrowReaderMetadata,
-    filter: &Filter,
-    boot: &Arc<str>,
+/// Where the wanted rows of a source are noted.
+struct Runs<'a> {
+    filter: &'a Filter,
+    boot: Arc<str>,
     source: usize,
-    runs: &mut Vec<Run>,
-) -> Result<(), String> {
-    let mut start = 0;
-    for (i, group) in metadata.metadata().row_groups().iter().enumerate() {
-        let rows = usize::try_from(group.num_rows()).map_err(|e| e.to_string())?;
-        if may_match(group, filter) {
-            let all = RowSelection::from_consecutive_ranges(std::iter::once(0..rows), rows);
-            let mut at = start;
-            for batch in read_group(&segment.path, metadata, i, all, &["cgroup_id", "ts"])? {
-                keys_of_batch(&batch, at, filter, &|ts| segment.counts(ts), boot, source, runs);
-                at += batch.num_rows();
-            }
-        }
-        start += rows;
-    }
-    Ok(())
+    /// Whether the row of that instant counts in this source.
+    counts: &'a dyn Fn(i64) -> bool,
+    found: &'a mut Vec<Run>,
 }
 
-/// The wanted rows of one row group.
-fn read_group(
-    path: &Path,
-    metadata: &ArrowReaderMetadata,
-    group: usize,
-    selection: RowSelection,
-    columns: &[&str],
-) -> Result<Vec<RecordBatch>, String> {
-    let file = File::open(path).map_err(|e| e.to_string())?;
-    let mask = ProjectionMask::columns(metadata.parquet_schema(), columns.iter().copied());
-    segment::guarded(|| {
-        ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
-            .with_row_groups(vec![group])
-            .with_projection(mask)
-            .with_row_selection(selection)
-            .with_batch_size(CHUNK_ROWS)
-            .build()
-            .map_err(|e| e.to_string())?
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| e.to_string())
-    })
-}
-
-fn keys_of_batch(
-    batch: &RecordBatch,
-    first_row: usize,
-    filter: &Filter,
-    counts: &dyn Fn(i64) -> bool,
-    boot: &Arc<str>,
-    source: usize,
-    runs: &mut Vec<Run>,
-) {
-    let ids = batch.column_by_name("cgroup_id").and_then(|c| c.as_primitive_opt::<Int64Type>());
-    let ts = batch.column_by_name("ts").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
-    let (Some(ids), Some(ts)) = (ids, ts) else { return };
-    for i in 0..batch.num_rows() {
-        let cgroup_id = ids.is_valid(i).then(|| ids.value(i));
-        if !filter.wants(cgroup_id, ts.value(i)) || !counts(ts.value(i)) {
-            continue;
-        }
-        let row = first_row + i;
-        match runs.last_mut() {
-            Some(r) if r.source == source && r.rows.end == row && r.key.cgroup_id == cgroup_id => {
-                r.rows.end += 1;
+impl Runs<'_> {
+    /// Takes what is wanted of some rows; `places` says where each stands in its source.
+    fn add(&mut self, keys: &RecordBatch, places: &mut impl Iterator<Item = usize>) {
+        let ids = keys.column_by_name("cgroup_id").and_then(|c| c.as_primitive_opt::<Int64Type>());
+        let ts = keys.column_by_name("ts").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
+        let (Some(ids), Some(ts)) = (ids, ts) else { return };
+        for (i, row) in (0..keys.num_rows()).zip(places) {
+            let (cgroup_id, ts) = (ids.is_valid(i).then(|| ids.value(i)), ts.value(i));
+            if !self.filter.wants(cgroup_id, ts) || !(self.counts)(ts) {
+                continue;
             }
-            _ => runs.push(Run { key: Key { cgroup_id, boot: boot.clone() }, source, rows: row..row + 1 }),
+            match self.found.last_mut() {
+                Some(r)
+                    if r.source == self.source
+                        && r.rows.end == row
+                        && r.key.cgroup_id == cgroup_id
+                        && r.rows.len() < RUN_ROWS =>
+                {
+                    r.rows.end += 1;
+                    (r.from_us, r.to_us) = (r.from_us.min(ts), r.to_us.max(ts));
+                }
+                _ => {
+                    let key = Key { cgroup_id, boot: self.boot.clone() };
+                    let (source, rows) = (self.source, row..row + 1);
+                    self.found.push(Run { key, source, rows, from_us: ts, to_us: ts });
+                }
+            }
         }
     }
 }
@@ -293,11 +244,23 @@ impl Plan {
         })
     }
 
-    /// All rows, chunk after chunk, each sorted by (cgroup_id, ts). `columns` = `None` for the whole table.
-    pub fn chunks(
+    /// All rows, chunk after chunk, each sorted by (cgroup_id, ts) and of whole cgroups. `columns` = `None` for the whole table.
+    pub fn chunks(&self, columns: Option<&[&str]>) -> Result<impl Iterator<Item = Chunk>, QueryError> {
+        self.cut(columns, CHUNK_ROWS, false)
+    }
+
+    /// The same rows in the same order, in pieces that do not grow with a cgroup's.
+    pub fn slices(&self, columns: Option<&[&str]>) -> Result<impl Iterator<Item = Chunk>, QueryError> {
+        self.cut(columns, SLICE_ROWS, true)
+    }
+
+    /// Pieces of so many rows or more; a cgroup is cut, if at all, where no run reaches over.
+    fn cut(
         &self,
         columns: Option<&[&str]>,
-    ) -> Result<impl Iterator<Item = Result<RecordBatch, QueryError>>, QueryError> {
+        least: usize,
+        within: bool,
+    ) -> Result<impl Iterator<Item = Chunk>, QueryError> {
         let whole = schema::of(self.table);
         let unknown = columns.unwrap_or_default().iter().find(|n| whole.column_with_name(n).is_none());
         if let Some(name) = unknown {
@@ -307,13 +270,14 @@ impl Plan {
         let mut at = 0;
         Ok(std::iter::from_fn(move || {
             let start = at;
-            let mut rows = 0;
-            while at < self.runs.len() {
-                let is_new = at == start || self.runs[at].key != self.runs[at - 1].key;
-                if is_new && rows >= CHUNK_ROWS {
+            let (mut rows, mut until_us) = (0, i64::MIN);
+            while let Some(run) = self.runs.get(at) {
+                let is_new = at == start || run.key != self.runs[at - 1].key;
+                if rows >= least && (is_new || within && run.from_us > until_us) {
                     break;
                 }
-                rows += self.runs[at].rows.len();
+                until_us = if is_new { run.to_us } else { run.to_us.max(until_us) };
+                rows += run.rows.len();
                 at += 1;
             }
             (at > start).then(|| self.read(&self.runs[start..at], &out))
@@ -349,6 +313,10 @@ impl Plan {
         let mut names: Vec<&str> = out.fields().iter().map(|f| f.name().as_str()).collect();
         names.extend(["cgroup_id", "ts", "ktime_ns"]);
         let wide = project(self.table, &names);
+        // one file has its rows in order, when they were taken out of it in the order of its rows
+        let is_one_file = by_source.len() == 1
+            && matches!(self.sources[runs[0].source], Source::File { .. })
+            && runs.is_sorted_by_key(|r| r.rows.start);
         let mut pieces = Vec::new();
         for (source, mut ranges) in by_source {
             ranges.sort_by_key(|r| r.start);
@@ -362,39 +330,17 @@ impl Plan {
                 }
                 Source::File { path, metadata } => {
                     let vanished = |reason| QueryError::Vanished { path: path.clone(), reason };
-                    pieces.extend(read_ranges(path, metadata, &ranges, &names).map_err(vanished)?);
+                    pieces.extend(file::rows(path, metadata, &ranges, &names).map_err(vanished)?);
                 }
             }
         }
-        let rows = segment::sorted(self.table, &pieces, &wide)?;
-        Ok(segment::conform(self.table, &rows, out)?)
+        let rows = if is_one_file {
+            segment::joined(self.table, &pieces, out)?
+        } else {
+            segment::conform(self.table, &segment::sorted(self.table, &pieces, &wide)?, out)?
+        };
+        Ok(rows)
     }
-}
-
-/// Rows by their place in the file; `ranges` are sorted.
-fn read_ranges(
-    path: &Path,
-    metadata: &ArrowReaderMetadata,
-    ranges: &[Range<usize>],
-    columns: &[&str],
-) -> Result<Vec<RecordBatch>, String> {
-    let mut out = Vec::new();
-    let mut start = 0;
-    for (i, group) in metadata.metadata().row_groups().iter().enumerate() {
-        let rows = usize::try_from(group.num_rows()).map_err(|e| e.to_string())?;
-        let end = start + rows;
-        let within: Vec<Range<usize>> = ranges
-            .iter()
-            .filter(|r| r.start < end && r.end > start)
-            .map(|r| r.start.max(start) - start..r.end.min(end) - start)
-            .collect();
-        if !within.is_empty() {
-            let selection = RowSelection::from_consecutive_ranges(within.into_iter(), rows);
-            out.extend(read_group(path, metadata, i, selection, columns)?);
-        }
-        start = end;
-    }
-    Ok(out)
 }
 
 /// [`plan`] and all its rows at once, for what is known to be small.

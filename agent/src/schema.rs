@@ -12,6 +12,11 @@ use std::sync::{Arc, LazyLock};
 /// Version of the tables, in each file's metadata as `fgm.schema_version`.
 pub const VERSION: u32 = 2;
 
+/// What is said of a file of a later version, which nobody here can be sure to understand.
+pub fn newer(version: u32) -> String {
+    format!("schema version {version} is newer than this fgm's, which is {VERSION}; read it with a newer fgm")
+}
+
 fn text(name: &str) -> Field {
     Field::new(name, DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8)), true)
 }

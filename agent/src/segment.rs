@@ -6,13 +6,14 @@
 //! `export` uses the same [`Encoder`] for the files it hands out.
 //!
 //! parquet 60.1 verifies page checksums but cannot write them, so the checksum of everything before the footer stands
-//! in the footer: `fgm.body_crc32` = `<bytes>:<crc32 in hex>`. [`verify`] holds a file against it.
+//! in the footer: `fgm.body_crc32` = `<bytes>:<crc32 in hex>`. [`verify`] holds a file against it. What follows the pages has a checksum of
+//! its own, `fgm.tail_crc32`, which every reader of ours looks at, since a footer with another number in it is a footer.
 
 mod encoder;
 mod footer;
 
 pub use encoder::{ColumnEncoder, Encoder, distinct};
-pub use footer::Footer;
+pub use footer::{Footer, check_tail};
 
 use crate::names::Table;
 use crate::schema;
@@ -43,8 +44,13 @@ pub const INPUTS: &str = "fgm.inputs";
 pub const HOUR: &str = "fgm.hour_us";
 pub const FROM: &str = "fgm.from_us";
 pub const TO: &str = "fgm.to_us";
+/// Key of the version of the columns.
+pub const SCHEMA: &str = "fgm.schema_version";
 pub const HOUR_US: i64 = 3_600_000_000;
 const BODY_CRC: &str = "fgm.body_crc32";
+/// Key of the checksum of all that follows the pages, and what stands there until it is known.
+pub const TAIL_CRC: &str = "fgm.tail_crc32";
+pub const UNSTAMPED: &str = "00000000";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentError {
@@ -141,6 +147,8 @@ pub struct Segment {
     pub merged: Option<Merged>,
     /// The hours of a file of `recent/` that are in `v1/` already: these rows of it do not count.
     pub taken: Vec<Taken>,
+    /// The version of its columns.
+    pub schema: u32,
 }
 
 /// What a file of `v1/` was made of.
@@ -191,6 +199,11 @@ impl Segment {
         let counts: BooleanArray =
             ts.ok_or("it has no ts")?.values().iter().map(|ts| Some(self.counts(*ts))).collect();
         filter_record_batch(rows, &counts).map_err(|e| e.to_string())
+    }
+
+    /// Its columns may mean what this program does not know: its rows are told as lost, the file stays as it is.
+    pub fn is_newer(&self) -> bool {
+        self.schema > schema::VERSION
     }
 
     pub fn is_of_journal(&self, tag: &str) -> bool {
@@ -256,6 +269,21 @@ pub fn conform(table: Table, batch: &RecordBatch, schema: &SchemaRef) -> Result<
     RecordBatch::try_new(schema.clone(), columns).map_err(rows)
 }
 
+/// All batches as one, in the order in which they come.
+pub fn joined(
+    table: Table,
+    batches: &[RecordBatch],
+    schema: &SchemaRef,
+) -> Result<RecordBatch, SegmentError> {
+    let conformed: Vec<RecordBatch> =
+        batches.iter().map(|b| conform(table, b, schema)).collect::<Result<_, _>>()?;
+    match <[RecordBatch; 1]>::try_from(conformed) {
+        Ok([one]) => Ok(one),
+        Err(many) => concat_batches(schema, &many)
+            .map_err(|source| SegmentError::Rows { table: table.as_str(), source }),
+    }
+}
+
 /// All batches as one, sorted by (cgroup_id, ts, ktime_ns); equal keys keep the order in which they came, so that the
 /// same rows always give the same bytes.
 pub fn sorted(
@@ -264,9 +292,7 @@ pub fn sorted(
     schema: &SchemaRef,
 ) -> Result<RecordBatch, SegmentError> {
     let rows = |source| SegmentError::Rows { table: table.as_str(), source };
-    let conformed: Vec<RecordBatch> =
-        batches.iter().map(|b| conform(table, b, schema)).collect::<Result<_, _>>()?;
-    let whole = concat_batches(schema, &conformed).map_err(rows)?;
+    let whole = joined(table, batches, schema)?;
     let place: ArrayRef = Arc::new(arrow::array::UInt64Array::from_iter_values(0..whole.num_rows() as u64));
     let options = Some(SortOptions { descending: false, nulls_first: true });
     let mut keys: Vec<SortColumn> = ["cgroup_id", "ts", "ktime_ns"]
@@ -338,11 +364,12 @@ pub fn write(
 
     let mut pairs = vec![
         ("fgm.table".to_owned(), table.as_str().to_owned()),
-        ("fgm.schema_version".to_owned(), schema::VERSION.to_string()),
+        (SCHEMA.to_owned(), schema::VERSION.to_string()),
         ("fgm.agent_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         (FROM.to_owned(), from_us.to_string()),
         (TO.to_owned(), to_us.to_string()),
         ("fgm.seq".to_owned(), seq.to_string()),
+        (TAIL_CRC.to_owned(), UNSTAMPED.to_owned()),
     ];
     pairs.retain(|(k, _)| !metadata.iter().any(|(m, _)| m == k));
     pairs.extend_from_slice(metadata);
@@ -353,14 +380,28 @@ pub fn write(
     let mut encoder = Encoder::new(file, &schema, ndv, &pairs).map_err(encode)?;
     encoder.write(&rows).map_err(encode)?;
     let file = encoder.close().map_err(encode)?;
+    Footer::stamp(&file, temporary.path())?;
     let there = file.metadata().map_err(fail("cannot read the size of", &temporary.path))?;
     let (bytes, modified_ns) = (there.len(), modified_ns(&there));
     temporary.publish(io, &file, &path)?;
     io.sync_dir(dir).map_err(fail("cannot fsync the folder", dir))?;
     let journal = pairs.into_iter().find(|(k, _)| k == JOURNAL).map(|(_, v)| v);
     let rows = rows.num_rows() as u64;
-    let (merged, taken) = (None, Vec::new());
-    Ok(Segment { table, path, name, from_us, to_us, rows, bytes, modified_ns, journal, merged, taken })
+    let (merged, taken, schema) = (None, Vec::new(), schema::VERSION);
+    Ok(Segment {
+        table,
+        path,
+        name,
+        from_us,
+        to_us,
+        rows,
+        bytes,
+        modified_ns,
+        journal,
+        merged,
+        taken,
+        schema,
+    })
 }
 
 /// When a file's bytes were last changed.
@@ -430,10 +471,22 @@ fn inspect(table: Table, path: &Path) -> Result<(Segment, Footer), SegmentError>
         }),
     };
     let journal = footer.value(JOURNAL).map(str::to_owned);
-    let (rows, taken) = (footer.rows(), Vec::new());
+    let (rows, taken, schema) = (footer.rows(), Vec::new(), footer.schema_version());
     let path = path.to_owned();
-    let segment =
-        Segment { table, path, name, from_us, to_us, rows, bytes, modified_ns, journal, merged, taken };
+    let segment = Segment {
+        table,
+        path,
+        name,
+        from_us,
+        to_us,
+        rows,
+        bytes,
+        modified_ns,
+        journal,
+        merged,
+        taken,
+        schema,
+    };
     Ok((segment, footer))
 }
 

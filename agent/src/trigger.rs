@@ -6,6 +6,10 @@
 //! a pod that triggers all the time. A burst that is extended again and again has a longest length, after which its
 //! container rests. What was asked for and not given is told, for the caller to count.
 
+mod cost;
+
+pub use cost::Cost;
+
 use crate::event::{KINDS, Kind};
 use crate::names::{CgroupId, Severity};
 use std::collections::BTreeMap;
@@ -144,6 +148,12 @@ impl Trigger {
             suppressed: BTreeMap::new(),
             evicted: Vec::new(),
         }
+    }
+
+    /// From now on so many burst rows a second, all bursts together.
+    pub fn allow(&mut self, rows_per_second: u64, now_ns: u64) {
+        self.settings.rows_per_second = rows_per_second;
+        self.share_out(now_ns);
     }
 
     pub fn settings(&self, kind: Kind) -> KindSettings {

@@ -16,6 +16,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 const EVERY: Duration = Duration::from_mins(1);
+/// Soon after a start: the agent may have been away for hours, on a disk that is full.
+const FIRST: Duration = Duration::from_secs(10);
 /// Looks at the age and the sum of all files are further apart: they may have to read the incidents. A full disk is looked after
 /// each time.
 const RETENTION_EVERY_NS: u64 = 600_000_000_000;
@@ -56,7 +58,9 @@ fn run(store: &Store, rules: Option<&Rules>, retention: &Retention, running: &Re
     }
     let stop = || !matches!(running.try_recv(), Err(TryRecvError::Empty));
     let (mut trouble, mut next_ns) = (None, 0);
-    while matches!(running.recv_timeout(EVERY), Err(RecvTimeoutError::Timeout)) {
+    let mut pause = FIRST;
+    while matches!(running.recv_timeout(pause), Err(RecvTimeoutError::Timeout)) {
+        pause = EVERY;
         if let Some(rules) = rules {
             store.compact(&Disk, clock::wall_us(), rules, &stop);
         }

@@ -48,7 +48,7 @@ fn a_killed_agent_loses_a_second_at_the_most_and_accounts_for_it() {
         "[sampling]\nbase_period_ms = {PERIOD_MS}\ninclude = [\"/**\"]\n[probes]\nenabled = false\n[rotation]\nevery_s = 2\n"
     );
     let place = Place::new(&root, &more);
-    let mut tally = Tally { points: faults::points(12), ..Tally::default() };
+    let mut tally = Tally::of("agent killed at any instant", 12);
     let mut seed = u64::from(std::process::id()) | 1;
     println!("seed {seed}");
     let mut down_ns = 0;

@@ -1,6 +1,8 @@
 //! Hours become files of `v1/`: each row is seen once before, meanwhile and afterwards, by queries and by who reads the files
 //! himself, whatever file operation a crash chooses.
 
+#[path = "support/child.rs"]
+mod child;
 #[path = "support/faults.rs"]
 mod faults;
 #[path = "support/rows.rs"]
@@ -8,7 +10,7 @@ mod rows;
 
 use arrow::array::RecordBatch;
 use crossbeam_channel::unbounded;
-use faults::{Deadly, random};
+use faults::{Deadly, Tally, random};
 use fgm::accumulator::Stamp;
 use fgm::ledger::Accounts;
 use fgm::names::Table;
@@ -22,13 +24,11 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(20);
-/// What the child is told: folder, and the file operation in which it is to die.
-const CHILD: &str = "FGM_TEST_COMPACT";
 /// 22:00 of the day of the kill.
 const HOUR: i64 = KILL_US - KILL_US % HOUR_US;
 /// When 22, 23 and 0 o'clock are to be merged, and 1 o'clock is not.
@@ -99,13 +99,6 @@ fn segments(stretches: &[(i64, i64)]) -> tempfile::TempDir {
         rotation(&writer, number as u64 + 2, from, to);
     }
     writer.shutdown(WAIT).expect("in time");
-    dir
-}
-
-fn copy(from: &Path) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().expect("a folder");
-    let done = Command::new("cp").arg("-a").arg(from.join(".")).arg(dir.path()).status().expect("cp");
-    assert!(done.success());
     dir
 }
 
@@ -300,78 +293,88 @@ fn a_view_keeps_its_files_until_it_is_gone() {
     assert_eq!((seen(&store.view()), by_the_files(dir.path())), (before.clone(), before));
 }
 
-/// Not a test: what the test runs.
+/// Not a test: what the test runs. Told folder, and the file operation in which it is to die.
 #[test]
 fn child() {
-    let Ok(told) = std::env::var(CHILD) else { return };
-    let (dir, die_at) = told.split_once('\n').expect("two");
-    let io = Deadly::at_operation(die_at.parse().expect("a number"));
-    let store = Store::open_on(Path::new(dir), &io).expect("opens");
+    let Some(told) = child::told() else { return };
+    let io = Deadly::at_operation(told[1].parse().expect("a number"));
+    let store = Store::open_on(Path::new(&told[0]), &io).expect("opens");
     let done = store.compact(&io, NOW, &RULES, &never);
     assert!(done.left.is_empty() && done.set_aside.is_empty(), "{done:?}");
 }
 
 /// Runs the child; whether it came to its end.
 fn run(dir: &Path, die_at: u64) -> bool {
-    let child = Command::new(std::env::current_exe().expect("this binary"))
-        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
-        .env(CHILD, format!("{}\n{die_at}", dir.display()))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .output()
-        .expect("a child");
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success() || child.status.code().is_none(), "{}: {said}", child.status);
-    child.status.success()
+    child::to_the_end(&[&dir.display().to_string(), &die_at.to_string()])
 }
 
 fn rows_at(view: &View) -> Rows {
     rows_by(view, instants)
 }
 
+/// What is wrong with a folder that must have these rows once each.
+fn compare(tally: &mut Tally, dir: &Path, before: &Rows, what: &str) {
+    let queried = rows_at(&Store::open_read_only(dir).expect("opens").view());
+    for (how, found) in [("queries", queried), ("files", files_by(dir, instants))] {
+        for (table, wanted) in before {
+            let (mut found, all) = (found[table].clone(), wanted.len());
+            let twice = found.len();
+            found.dedup();
+            tally.duplicates += (twice - found.len()) as u64;
+            let missing = wanted.iter().filter(|key| found.binary_search(key).is_err()).count();
+            tally.incidents_lost += missing as u64;
+            if missing > 0 || twice > found.len() {
+                println!("{what}: {how}: {missing} of {all} rows of {} are missing", table.as_str());
+            }
+        }
+    }
+}
+
 #[test]
 fn a_crash_in_any_file_operation_loses_no_row_and_doubles_none() {
     let whole = segments(&[(60, 300), (3000, 3900), (7000, 7400), (10_700, 11_000)]);
     let before = rows_at(&Store::open_read_only(whole.path()).expect("opens").view());
+    let mut tally = Tally { kind: "killed while hours are merged", ..Tally::default() };
+    let least = faults::points(0);
     let mut seed = 0x5eed_u64;
-    let mut operation = 0;
-    loop {
-        operation += 1;
-        let dir = copy(whole.path());
-        let is_over = run(dir.path(), operation);
-        let all_there = |what: &str| {
-            let queried = rows_at(&Store::open_read_only(dir.path()).expect("opens").view());
-            assert_eq!(queried, before, "{what}: queries");
-            assert_eq!(files_by(dir.path(), instants), before, "{what}: files");
-        };
-        let what = format!("operation {operation}");
-        all_there(&what);
+    let mut operations = u64::MAX;
+    // each of the operations, then any of them until there are as many points as were asked for
+    while tally.points < operations.max(least) {
+        tally.points += 1;
+        let number =
+            if tally.points <= operations { tally.points } else { 1 + random(&mut seed) % operations };
+        let dir = child::copy(whole.path());
+        if run(dir.path(), number) && operations == u64::MAX {
+            operations = number;
+        }
+        let what = format!("point {}, operation {number}", tally.points);
+        compare(&mut tally, dir.path(), &before, &what);
         // the next start may crash as well
-        if operation % 3 == 0 {
+        if tally.points.is_multiple_of(3) {
             let second = 1 + random(&mut seed) % 40;
             run(dir.path(), second);
-            let what = format!("{what}, then {second}");
-            all_there(&what);
+            compare(&mut tally, dir.path(), &before, &format!("{what}, then {second}"));
         }
         let store = open(dir.path());
         assert_eq!(rows_at(&store.view()), before, "{what}: after the start");
         let done = store.compact(&Disk, NOW, &RULES, &never);
         assert!(done.left.is_empty() && done.set_aside.is_empty(), "{what}: {done:?}");
-        assert_eq!(rows_at(&store.view()), before, "{what}: finished");
         drop(store);
-        assert_eq!(files_by(dir.path(), instants), before, "{what}: finished files");
+        compare(&mut tally, dir.path(), &before, &format!("{what}: finished"));
+        let view = Store::open_read_only(dir.path()).expect("opens").view();
+        tally.unreadable +=
+            (view.segments.iter()).filter(|s| segment::verify(s.table, &s.path).is_err()).count() as u64
+                + view.lost.len() as u64;
         let all = |root: &str| parquet_below(&dir.path().join(root));
         let (v1, recent) = (all("v1"), all("recent"));
         assert_eq!(recent.len(), 2, "{what}: {recent:?}");
         let done = open(dir.path()).compact(&Disk, NOW, &RULES, &never);
         assert_eq!((done.made.len(), done.removed.len()), (0, 0), "{what}: a second time does nothing");
         assert_eq!((all("v1"), all("recent")), (v1, recent), "{what}");
-        if is_over {
-            break;
-        }
     }
-    println!("{operation} operations");
-    assert!(operation > 40, "only {operation} operations: the test is blind");
+    println!("{operations} operations");
+    assert!(operations > 40, "only {operations} operations: the test is blind");
+    tally.settle();
 }
 
 /// Refuses to remove anything.

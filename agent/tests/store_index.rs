@@ -114,7 +114,7 @@ fn a_damaged_index_is_not_believed_and_made_again() {
     }
     let facts = segments(&Store::open(dir.path()).expect("opens"));
     let whole = fs::read(index(dir.path())).expect("there");
-    let version = String::from_utf8_lossy(&whole).replacen("segments 1", "segments 2", 1).into_bytes();
+    let version = String::from_utf8_lossy(&whole).replacen("segments 2", "segments 3", 1).into_bytes();
     let rows = whole.windows(8).position(|w| w == b"\"rows\":2").expect("rows");
     let mut flipped = whole.clone();
     flipped[rows + 7] = b'3';

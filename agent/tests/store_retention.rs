@@ -1,6 +1,8 @@
 //! What is too old or too much goes, ordinary data first and incidents last; the account stays exact, whatever a crash chooses;
 //! a full disk stops nothing but writing, and evidence of incidents is written for longer than anything else.
 
+#[path = "support/child.rs"]
+mod child;
 #[path = "support/faults.rs"]
 mod faults;
 #[path = "support/rows.rs"]
@@ -8,7 +10,7 @@ mod rows;
 
 use arrow::array::RecordBatch;
 use crossbeam_channel::unbounded;
-use faults::Deadly;
+use faults::{Deadly, Tally, random};
 use fgm::accumulator::{NodeNames, Pending, Stamp};
 use fgm::ledger::Accounts;
 use fgm::names::Table;
@@ -20,13 +22,12 @@ use serde_json::Value;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(20);
-const CHILD: &str = "FGM_TEST_RETAIN";
 const HOUR: i64 = KILL_US - KILL_US % HOUR_US;
 const HOURS: i64 = 6;
 const NOW: i64 = HOUR + (HOURS + 1) * HOUR_US;
@@ -177,61 +178,55 @@ fn space_for_others_takes_no_evidence_and_unknown_incidents_take_nothing() {
     assert_eq!(rows_of(&store.view(), Table::Incidents), 2);
 }
 
-/// Not a test: what the test runs.
+/// Not a test: what the test runs. Told folder, and the file operation in which it is to die.
 #[test]
 fn child() {
-    let Ok(told) = std::env::var(CHILD) else { return };
-    let (dir, die_at) = told.split_once('\n').expect("two");
-    let io = Deadly::at_operation(die_at.parse().expect("a number"));
-    let store = Store::open_on(Path::new(dir), &io).expect("opens");
+    let Some(told) = child::told() else { return };
+    let io = Deadly::at_operation(told[1].parse().expect("a number"));
+    let store = Store::open_on(Path::new(&told[0]), &io).expect("opens");
     store.retain(&io, NOW, &Limits { max_age_us: 3 * HOUR_US, ..ALL }, || Ok(windows())).expect("removed");
 }
 
 #[test]
 fn a_crash_anywhere_leaves_the_account_exact() {
     let whole = folder();
-    let mut operation = 0;
+    let mut tally = Tally { kind: "killed while retention removes", ..Tally::default() };
+    let least = faults::points(0);
+    let (mut operations, mut seed) = (u64::MAX, 0x5eed_u64);
     let mut sums = Vec::new();
-    loop {
-        operation += 1;
-        let dir = tempfile::tempdir().expect("a folder");
-        assert!(
-            Command::new("cp")
-                .arg("-a")
-                .arg(whole.path().join("."))
-                .arg(dir.path())
-                .status()
-                .expect("cp")
-                .success()
-        );
-        let child = Command::new(std::env::current_exe().expect("this binary"))
-            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
-            .env(CHILD, format!("{}\n{operation}", dir.path().display()))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .output()
-            .expect("a child");
-        let is_over = child.status.success();
-        assert!(is_over || child.status.code().is_none(), "{}", String::from_utf8_lossy(&child.stderr));
-        let inspected = problems(dir.path());
-        assert_eq!(inspected["problems"], 0, "operation {operation}: {inspected}");
+    while tally.points < operations.max(least) {
+        tally.points += 1;
+        let number =
+            if tally.points <= operations { tally.points } else { 1 + random(&mut seed) % operations };
+        let dir = child::copy(whole.path());
+        if child::to_the_end(&[&dir.path().display().to_string(), &number.to_string()])
+            && operations == u64::MAX
+        {
+            operations = number;
+        }
+        let what = format!("point {}, operation {number}", tally.points);
+        let mut account = |when: &str| {
+            let inspected = problems(dir.path());
+            if inspected["problems"] != 0 {
+                println!("{what}, {when}: {inspected}");
+                tally.ledger_errors += 1;
+            }
+        };
+        account("as the crash left it");
         let store = Store::open(dir.path()).expect("opens");
-        let removed = store.removed();
-        let rows =
-            rows_of(&store.view(), Table::Samples) as u64 + removed.rows.get("samples").copied().unwrap_or(0);
-        sums.push(rows);
+        let (removed, view) = (store.removed(), store.view());
         for path in removed.removing(dir.path()) {
-            assert!(!path.exists(), "operation {operation}: {}", path.display());
+            assert!(!path.exists(), "{what}: {}", path.display());
         }
         drop(store);
-        let inspected = problems(dir.path());
-        assert_eq!(inspected["problems"], 0, "operation {operation}, after the start: {inspected}");
-        if is_over {
-            break;
-        }
+        account("after the start");
+        tally.incidents_lost += 2 - rows_of(&view, Table::Incidents).min(2) as u64;
+        tally.unreadable += view.lost.len() as u64;
+        sums.push(rows_of(&view, Table::Samples) as u64 + removed.rows.get("samples").copied().unwrap_or(0));
     }
-    assert!(operation > 20, "only {operation} operations: the test is blind");
+    assert!(operations > 20, "only {operations} operations: the test is blind");
     assert!(sums.windows(2).all(|w| w[0] == w[1]), "{sums:?}");
+    tally.settle();
 }
 
 /// Full, but for what the reserve gives back.

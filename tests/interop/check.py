@@ -1,10 +1,10 @@
-"""Reads what fgm writes with engines that share no code with it: pyarrow, DuckDB, Polars and pandas.
+"""Reads what fgm writes with engines that share no code with it: pyarrow, DuckDB, Polars and pandas; with --all ClickHouse and Spark too.
 
-    check.py --parquet incident.parquet --data DIR
+    check.py --parquet incident.parquet --data DIR --questions docs/query.md [--all]
 
-Both read every table of the data folder and the exported file; row counts and the sums of all integer columns must be
-equal, and the facts that the schema promises must hold. The queries of docs/query.md run over the folder. Prints one line for each failure, then `N passed, N failed`;
-exit code 1 if any failed or nothing was checked. Needs: requirements.txt.
+All read every table of the data folder; row counts and the sums of all integer columns must be equal, in `recent/` and in `v1/`, and
+the facts that the schema promises must hold of each file. The queries of docs/query.md run over the folder. Prints one line for each failure, then `N passed, N failed`;
+exit code 1 if any failed or nothing was checked. Needs: requirements.txt, and requirements-all.txt for --all.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def equal(name, db, source, table):
     duck = sums_of_duckdb(db, source, list(arrow))
     for column, total in arrow.items():
         check(f"{name}.{column}: the same sum", duck[column] == total, f"duckdb {duck[column]}, pyarrow {total}")
-    if name == "metrics":
+    if name.endswith("metrics"):
         narrow(name, db, source, table)
     texts = {row[0]: row[1] for row in db.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
     unsigned = [c for c, kind in texts.items() if kind.startswith("U") and kind.endswith("INTEGER")]
@@ -129,6 +129,57 @@ def others_agree(name, files, table):
     for column, total in arrow.items():
         found = sum(int(v) for v in pandas[column].dropna()) if column in pandas else 0
         check(f"{name}.{column}: the same sum in pandas", found == (total or 0), f"{found} {total}")
+
+
+class ClickHouse:
+    """chdb, the server as a library."""
+
+    name = "clickhouse"
+
+    def __init__(self):
+        import chdb
+
+        self.query = lambda sql: json.loads(str(chdb.query(sql, "JSONCompact")))["data"]
+
+    def sums(self, files, columns):
+        glob = "{" + ",".join(files) + "}" if len(files) > 1 else files[0]
+        terms = ["toString(count())", "toString(toUnixTimestamp64Micro(min(ts)))", "toString(toUnixTimestamp64Micro(max(ts)))"]
+        terms += [f"toString(sum(toInt128(`{c}`)))" for c in columns]
+        row = self.query(f"SELECT {', '.join(terms)} FROM file('{glob}', Parquet)")[0]
+        return [0 if v is None else int(v) for v in row]
+
+
+class Spark:
+    name = "spark"
+
+    def __init__(self):
+        from pyspark.sql import SparkSession
+
+        settings = {"spark.ui.enabled": "false", "spark.sql.session.timeZone": "UTC", "spark.driver.bindAddress": "127.0.0.1",
+                    "spark.driver.host": "127.0.0.1", "spark.sql.shuffle.partitions": "1"}
+        builder = SparkSession.builder.master("local[2]").appName("fgm")
+        for key, value in settings.items():
+            builder = builder.config(key, value)
+        self.session = builder.getOrCreate()
+        self.session.sparkContext.setLogLevel("ERROR")
+
+    def sums(self, files, columns):
+        rows = self.session.read.parquet(*files)
+        terms = ["count(*)", "unix_micros(min(ts))", "unix_micros(max(ts))"]
+        terms += [f"sum(cast(`{c}` AS DECIMAL(38,0)))" for c in columns]
+        row = rows.selectExpr(*terms).collect()[0]
+        return [0 if v is None else int(v) for v in row]
+
+
+def heavy_agree(name, files, table, engines):
+    """ClickHouse and Spark: the same rows, times and sums."""
+    arrow = sums_of_arrow(table)
+    bounds = pc.min_max(table["ts"].cast(pa.int64())).as_py()
+    wanted = [table.num_rows, bounds["min"] or 0, bounds["max"] or 0, *[v or 0 for v in arrow.values()]]
+    for engine in engines:
+        found = engine.sums(files, list(arrow))
+        for what, f, w in zip(["rows", "first ts", "last ts", *arrow], found, wanted):
+            check(f"{name}.{what}: the same in {engine.name}", f == w, f"{f} {w}")
 
 
 def questions(db, page, folder):
@@ -171,12 +222,14 @@ def sorted_by_cgroup_and_time(name, table):
     check(f"{name}: sorted by (cgroup_id, ts)", comparable == sorted(comparable))
 
 
-def data_folder(db, folder):
+def data_folder(db, folder, engines):
     tables = sorted(glob.glob(os.path.join(folder, "recent", "table=*")))
+    merged = sorted(glob.glob(os.path.join(folder, "v1", "table=*")))
     check("the data folder has tables", bool(tables), folder)
-    for path in tables:
+    for path in tables + merged:
         name = os.path.basename(path).removeprefix("table=")
-        files = sorted(glob.glob(os.path.join(path, "*.parquet")))
+        name = name if path in tables else f"v1 {name}"
+        files = sorted(glob.glob(os.path.join(path, "**", "*.parquet"), recursive=True))
         if not files:
             continue
         for file in files:
@@ -184,8 +237,9 @@ def data_folder(db, folder):
             sorted_by_cgroup_and_time(os.path.basename(file), pq.read_table(file, columns=["cgroup_id", "ts"]))
         schema_facts(name, pq.read_schema(files[0]))
         table = ds.dataset(files, format="parquet").to_table()
-        equal(name, db, f"read_parquet('{path}/*.parquet')", table)
+        equal(name, db, f"read_parquet({files}, hive_partitioning = false)", table)
         others_agree(name, files, table)
+        heavy_agree(name, files, table, engines)
     # The folder names are columns, in both.
     if tables:
         recent = os.path.join(folder, "recent")
@@ -226,12 +280,15 @@ def main():
     args.add_argument("--parquet", required=True, help="a file of `fgm export`")
     args.add_argument("--data", required=True, help="a data folder of the agent")
     args.add_argument("--questions", required=True, help="docs/query.md")
+    args.add_argument("--all", action="store_true", help="ClickHouse and Spark as well")
     args = args.parse_args()
+    engines = [ClickHouse(), Spark()] if args.all else []
     db = duckdb.connect()
     db.execute("SET TimeZone = 'UTC'")
-    data_folder(db, args.data)
+    data_folder(db, args.data, engines)
     exported(db, args.parquet)
     questions(db, args.questions, args.data)
+    print("read by: pyarrow, duckdb, polars, pandas" + "".join(f", {e.name}" for e in engines))
     print(f"{passed} passed, {failed} failed")
     return 0 if passed and not failed else 1
 

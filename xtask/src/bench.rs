@@ -12,6 +12,7 @@ mod rows;
 mod sampler;
 mod score;
 mod stage;
+mod store;
 
 use crate::usage::{self, Usage};
 use crate::{cgroup, demo, ebpf, paths, setup};
@@ -23,9 +24,11 @@ use std::path::{Path, PathBuf};
 const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--kills N] [--json FILE]
        cargo xtask bench churn [--cgroups N] [--json FILE]
        cargo xtask bench burst [--json FILE]
+       cargo xtask bench store [--hours N] [--json FILE]
        cargo xtask bench quiet [--kernel SERIES | --host] [--minutes N] [--json FILE]
        cargo xtask bench sampler [--containers N]… [--in native|vm|both] [--kernel SERIES] [--load sit|beat] [--micro] [--json FILE]";
 const MINUTES: usize = 10;
+const HOURS: usize = 24;
 const CGROUPS: usize = 100_000;
 /// The recorder lists a thousand incidents.
 const MAX_KILLS: usize = 1000;
@@ -88,7 +91,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
         return sampler::bench(&sampler::Options::parse(words[1..].iter().map(String::as_str))?);
     }
     let (mut place, mut kernel, mut json) = (Place::Vm, crate::kernel::DEFAULT.to_owned(), None);
-    let (mut kills, mut cgroups, mut minutes) = (MAX_KILLS, CGROUPS, MINUTES);
+    let (mut kills, mut cgroups, mut minutes, mut hours) = (MAX_KILLS, CGROUPS, MINUTES, HOURS);
     let mut words = words.iter().map(String::as_str);
     let what = words.next().unwrap_or_default().to_owned();
     while let Some(word) = words.next() {
@@ -97,6 +100,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
             "--kernel" => usage::value(words.next(), word, USAGE)?.clone_into(&mut kernel),
             "--kills" => kills = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--minutes" => minutes = count(usage::value(words.next(), word, USAGE)?, word)?,
+            "--hours" => hours = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--cgroups" => cgroups = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--json" => json = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
             _ => return Err(usage::wrong(format!("unknown option `{word}`"), USAGE)),
@@ -112,6 +116,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
             quiet::bench(place, &kernel, minutes, json.as_deref())
         }
         "burst" => native::bench(json.as_deref()),
+        "store" => store::bench(hours, json.as_deref()),
         "churn" => churn::bench(cgroups, json.as_deref()),
         "evidence" => {
             can(place)?;

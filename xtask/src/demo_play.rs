@@ -18,8 +18,7 @@ pub const INCIDENT_FILE: &str = "incident.json";
 
 /// Emulation makes each look of the lane many times dearer than it is: fewer looks, and a budget that allows them.
 /// A shorter burst, since whoever runs the demo waits for its end: a second run is to take less than a minute.
-const SETTINGS: &str =
-    "[lane]\nperiod_ms = 50\ncpu_budget_percent = 25\n[trigger.oom_kill]\nburst_length_s = 6\n";
+const SETTINGS: &str = "[lane]\nperiod_ms = 50\ncpu_budget_percent = 25\n[budget]\ncpu_percent = 50\n[trigger.oom_kill]\nburst_length_s = 6\n";
 /// From the start of the scenario to a closed incident: climax, burst, and a few seconds to tell its story.
 const INCIDENT: Duration = Duration::from_secs(110);
 

@@ -13,6 +13,7 @@ mod faults;
 mod http;
 mod image;
 mod initrd;
+mod interop;
 mod kernel;
 mod paths;
 mod progress;
@@ -36,8 +37,9 @@ cargo xtask VERB
   ci                          format, lints and all tests that need no VM
   build-ebpf                  compile the kernel programs into target/ebpf
   demo                        all set-up, then the report of a real OOM kill
-  bench evidence|burst|churn|quiet|sampler  the numbers that the recorder is held to
-  faults [--points N]         kill the store and the agent at N points, and count what that cost
+  bench evidence|burst|churn|quiet|store|sampler  the numbers that the recorder is held to
+  faults [--points N]         let N things go wrong with the store and the agent, and count what that cost
+  interop [--all]             other engines read what the agent wrote, and find the same
   scenario list|run NAME      play a workload in cgroups of its own
   image [--out FILE]          the agent as an OCI image, one static binary in it
   vm [OPTIONS] -- COMMAND     run a command in the test VM
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         "demo" => demo::verb(rest),
         "bench" => bench::verb(rest),
         "faults" => faults::verb(rest),
+        "interop" => interop::verb(rest),
         "scenario" => scenario::verb(rest),
         "image" => image::verb(rest),
         "vm" => vm::verb(rest),

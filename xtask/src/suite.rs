@@ -1,14 +1,15 @@
 //! `cargo xtask test` and `ci`: every test of the repository in groups, and one line that sums them up.
 //! Must never call a group passed of which nothing ran. Called by a person and by `.ci/run`.
 
+mod kernels;
+
 use crate::child::{self, Reaped, tool};
 use crate::clock::{Deadline, ktime_ns};
 use crate::demo::{self, Outcome};
 use crate::progress::{quiet, say};
 use crate::setup::{self, Check, Need};
 use crate::tally::{self, Names, Tally};
-use crate::vm::Guest;
-use crate::{bench, ebpf, kernel, paths, usage};
+use crate::{bench, ebpf, interop, kernel, paths, usage};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -21,12 +22,9 @@ use std::time::Duration;
 
 /// Kernels of an ordinary run: the oldest that we support in full, and Debian's current one.
 const KERNELS: &[&str] = &["6.12", "6.1"];
-/// What an ordinary run plays on the others too, since it depends on the kernel most; `--long` plays everything on each.
-const ELSEWHERE: &[&str] = &["kernel", "kernel_agent", "kernel_events", "kernel_lane", "kernel_nested"];
 /// Compiling everything on two cores takes 5-8 minutes; the tests themselves take one.
 const WORKSPACE: Duration = Duration::from_mins(25);
-const KERNEL: Duration = Duration::from_mins(10);
-const OTHER: Duration = Duration::from_mins(5);
+pub const OTHER: Duration = Duration::from_mins(5);
 /// Forty pages in Chromium: a minute and a half on two idle cores.
 const BROWSER_TESTS: Duration = Duration::from_mins(10);
 
@@ -62,9 +60,9 @@ struct Suite {
 }
 
 pub fn test(args: &[OsString]) -> Result<i32> {
-    const USAGE: &str = "cargo xtask test [--long] [--kernels 6.12,6.1]";
+    const USAGE: &str = "cargo xtask test [--long] [--kernels 6.12,6.1] [--only-kernels]";
     let mut kernels: Vec<String> = KERNELS.iter().map(|k| (*k).to_owned()).collect();
-    let mut long = false;
+    let (mut long, mut only_kernels) = (false, false);
     let mut args = args.iter().map(|a| a.to_string_lossy().into_owned());
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -73,6 +71,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
                 let others = kernel::SERIES.iter().filter(|k| !KERNELS.contains(k));
                 kernels.extend(others.map(|k| (*k).to_owned()));
             }
+            "--only-kernels" => only_kernels = true,
             "--kernels" => {
                 let list = args.next();
                 let list = usage::value(list.as_deref(), "--kernels", USAGE)?;
@@ -92,16 +91,18 @@ pub fn test(args: &[OsString]) -> Result<i32> {
     }
     // All set-up first: a machine that lacks something says so before minutes of compiling.
     setup::vm()?;
+    let mut suite = Suite::default();
+    if only_kernels {
+        ebpf::build()?;
+        suite.kernels(&kernels, long);
+        return Ok(suite.finish());
+    }
     setup::ensure(BROWSER)?;
     setup::ensure(&[PYTHON])?;
     ebpf::build()?;
 
-    let mut suite = Suite::default();
     suite.group("workspace", workspace);
-    for (n, series) in kernels.iter().enumerate() {
-        let which = if long || n == 0 { &[] } else { ELSEWHERE };
-        suite.group(&format!("kernel {series}"), |names| kernel_tests(series, which, names));
-    }
+    suite.kernels(&kernels, long);
     let mut outcome = None;
     suite.group("demo", |_| {
         outcome = Some(demo::in_vm(&kernels[0])?);
@@ -112,7 +113,10 @@ pub fn test(args: &[OsString]) -> Result<i32> {
             Ok(if bench::short(&kernels[0])? == 0 { Tally::PASSED } else { Tally::FAILED })
         });
     }
-    suite.group("interop", |_| interop(outcome.as_ref().context("there is no demo to read")?));
+    suite.group("interop", |_| {
+        let demo = outcome.as_ref().context("there is no demo to read")?;
+        interop::check(&demo.data, &demo.parquet, false)
+    });
     suite.group("deploy", |_| deploy());
     suite.group("browser", |names| browser(outcome.as_ref().context("there is no demo to look at")?, names));
     Ok(suite.finish())
@@ -143,16 +147,26 @@ impl Suite {
             say(&format!("{name}: {e:#}"));
             Tally::FAILED
         });
+        self.push(name, tally, (ktime_ns() - start) / 1_000_000_000);
+    }
+
+    fn kernels(&mut self, series: &[String], long: bool) {
+        say("\n── kernels");
+        match kernels::run(series, long, &mut self.names) {
+            Ok(rows) => rows.iter().for_each(|(name, tally, seconds)| self.push(name, *tally, *seconds)),
+            Err(e) => {
+                say(&format!("kernel tests: {e:#}"));
+                self.push("kernel tests", Tally::FAILED, 0);
+            }
+        }
+    }
+
+    fn push(&mut self, name: &str, mut tally: Tally, seconds: u64) {
         if !tally.good() && tally.failed == 0 {
             say(&format!("{name}: nothing of this group ran, which counts as a failure"));
-            self.groups.push((
-                name.to_owned(),
-                Tally { failed: 1, ..tally },
-                (ktime_ns() - start) / 1_000_000_000,
-            ));
-        } else {
-            self.groups.push((name.to_owned(), tally, (ktime_ns() - start) / 1_000_000_000));
+            tally.failed = 1;
         }
+        self.groups.push((name.to_owned(), tally, seconds));
     }
 
     /// The summary; its last line is the sum, alone on its line.
@@ -198,84 +212,17 @@ fn workspace(names: &mut Names) -> Result<Tally> {
     settle(status, tally::libtest(&text))
 }
 
-/// The agent's kernel tests (`agent/tests/kernel*.rs`), built here and run in the test VM, one boot for each file.
-/// Of all files, or of those named.
-fn kernel_tests(series: &str, which: &[&str], names: &mut Names) -> Result<Tally> {
-    let mut c = child::cargo();
-    c.args([
-        "test",
-        "-p",
-        "fgm",
-        "--test",
-        "kernel*",
-        "--no-run",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
-    let mut built = ebpf::executables(&mut c)?;
-    built.retain(|p| {
-        let name = p.file_name().unwrap_or_default().to_string_lossy();
-        // cargo puts a hash behind the name
-        let file = name.rsplit_once('-').map_or(&*name, |(file, _)| file);
-        file.starts_with("kernel") && (which.is_empty() || which.contains(&file))
-    });
-    let mut sum = Tally::default();
-    for binary in built {
-        let file = binary.file_name().unwrap_or_default().display().to_string();
-        let mut tally = kernel_file(series, &binary, names)?;
-        if tally.failed > 0 {
-            // An emulated CPU on a busy machine may be seconds late. What a test says of the product fails twice.
-            say(&format!(
-                "kernel {series}: {file} failed (above); once more, and what fails again has failed"
-            ));
-            tally = kernel_file(series, &binary, names)?;
-            names.twice(format!("{file} on {series}"));
-        }
-        sum += tally;
-    }
-    Ok(sum)
-}
-
-/// One file of them, in a boot of its own.
-fn kernel_file(series: &str, binary: &Path, names: &mut Names) -> Result<Tally> {
-    let mut guest = Guest::new(vec![binary.into(), "--test-threads=1".into(), "--show-output".into()])?;
-    series.clone_into(&mut guest.series);
-    guest.timeout = KERNEL;
-    guest.cwd = paths::root().join("agent");
-    let mut copy = Copy { bytes: Vec::new() };
-    let code = guest.run_with(&mut copy, &mut std::io::stderr())?;
-    let text = String::from_utf8_lossy(&copy.bytes);
-    names.add(&text);
-    let mut tally = tally::libtest(&text);
-    if code != 0 && tally.failed == 0 {
-        say(&format!("kernel {series}: {} ended with exit code {code}", binary.display()));
-        tally += Tally::FAILED;
-    }
-    Ok(tally)
-}
-
-/// The demo's Parquet, read by engines that have nothing of ours.
-fn interop(demo: &Outcome) -> Result<Tally> {
-    let folder = paths::root().join("tests/interop");
-    let python = venv(&folder)?;
-    let mut c = tool(python);
-    c.arg(folder.join("check.py")).arg("--parquet").arg(&demo.parquet).arg("--data").arg(&demo.data);
-    c.arg("--questions").arg(paths::root().join("docs/query.md"));
-    let (status, text) = shown(&mut c, OTHER)?;
-    checked(status, &text)
-}
-
 /// The Helm chart and the plain manifests.
 fn deploy() -> Result<Tally> {
     let folder = paths::root().join("tests/deploy");
-    let mut c = tool(venv(&folder)?);
+    let mut c = tool(venv(&folder, &["requirements.txt"])?);
     c.arg(folder.join("check.py"));
     let (status, text) = shown(&mut c, OTHER)?;
     checked(status, &text)
 }
 
 /// One test with thousands of checks; counting those would drown every other number.
-fn checked(status: ExitStatus, text: &str) -> Result<Tally> {
+pub fn checked(status: ExitStatus, text: &str) -> Result<Tally> {
     match tally::own(text) {
         Some(checks) if checks.good() && status.success() => Ok(Tally::PASSED),
         Some(checks) => Ok(Tally { failed: checks.failed.max(1), ..Tally::default() }),
@@ -283,12 +230,18 @@ fn checked(status: ExitStatus, text: &str) -> Result<Tally> {
     }
 }
 
-/// A virtual environment with what `requirements.txt` names, made anew when that file changes.
-fn venv(folder: &Path) -> Result<PathBuf> {
-    let venv = paths::target().join("venv").join(folder.file_name().unwrap_or_default());
+/// A virtual environment with what the lists in a folder name, made anew when what they name changes.
+pub fn venv(folder: &Path, lists: &[&str]) -> Result<PathBuf> {
+    let mut venv = paths::target().join("venv").join(folder.file_name().unwrap_or_default());
+    let mut wanted = String::new();
+    for list in lists {
+        let file = folder.join(list);
+        wanted += &fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    }
+    if lists.len() > 1 {
+        venv.set_extension("all");
+    }
     let python = venv.join("bin/python");
-    let file = folder.join("requirements.txt");
-    let wanted = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let stamp = venv.join("fgm-requirements");
     if python.exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
         return Ok(python);
@@ -355,7 +308,7 @@ fn settle(status: ExitStatus, tally: Tally) -> Result<Tally> {
 }
 
 /// Run with output shown and kept, at most so long.
-fn shown(command: &mut Command, limit: Duration) -> Result<(ExitStatus, String)> {
+pub fn shown(command: &mut Command, limit: Duration) -> Result<(ExitStatus, String)> {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = Reaped(child.with_context(|| format!("cannot start `{}`", child::shown(command)))?);
     let stdout = child.0.stdout.take().context("a pipe that was asked for is not there")?;
@@ -383,21 +336,4 @@ fn shown(command: &mut Command, limit: Duration) -> Result<(ExitStatus, String)>
     }
     let text = reader.join().ok().context("reading a child's output failed")?;
     Ok((status, text))
-}
-
-/// Passes on to stdout and keeps a copy.
-struct Copy {
-    bytes: Vec<u8>,
-}
-
-impl std::io::Write for Copy {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.bytes.extend_from_slice(bytes);
-        std::io::stdout().write_all(bytes)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stdout().flush()
-    }
 }

@@ -7,6 +7,7 @@ use crate::journal::{self, Contents};
 use crate::ledger::{self, Accounts};
 use crate::names::Table;
 use crate::query::{self, Filter};
+use crate::schema;
 use crate::segment::{self, Footer, Segment};
 use crate::store::Store;
 use anyhow::Context as _;
@@ -47,9 +48,10 @@ fn of_folder(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
         let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
         for entry in entries {
             let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
-            if path.is_dir() && path.file_name().is_none_or(|n| n != "quarantine") {
+            // a link to a folder may lead in a circle
+            if path.is_dir() && !path.is_symlink() && path.file_name().is_none_or(|n| n != "quarantine") {
                 folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "parquet" || e == "journal") {
+            } else if !path.is_dir() && path.extension().is_some_and(|e| e == "parquet" || e == "journal") {
                 out.push(path);
             }
         }
@@ -77,6 +79,9 @@ fn of_journal(path: &Path) -> Value {
         problems.push(format!("{rows} rows of {} are missing", table.as_str()));
     }
     let Contents { damaged, torn, frames, .. } = &contents;
+    if contents.is_newer() {
+        problems.push(schema::newer(contents.schema));
+    }
     if *damaged > 0 {
         problems.push(format!("{damaged} bytes are damaged"));
     }
@@ -114,9 +119,9 @@ fn of_segment(path: &Path) -> Value {
         problems.push("its rows are not in the order of (cgroup_id, ts)".to_owned());
     }
     let number = |key| footer.value(key).and_then(|v| v.parse::<i64>().ok());
-    let version = number("fgm.schema_version");
-    if version.is_some_and(|v| v > i64::from(crate::schema::VERSION)) {
-        problems.push(format!("schema version {} is newer than this fgm", version.unwrap_or(0)));
+    let version = footer.schema_version();
+    if version > schema::VERSION {
+        problems.push(schema::newer(version));
     }
     // exported files are no table's
     let table = footer.value("fgm.table").map(str::to_owned);

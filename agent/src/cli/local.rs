@@ -9,6 +9,8 @@ use crate::store::{Store, View};
 use crate::viewer;
 use anyhow::Context;
 use serde_json::{Map, Value};
+use std::fs::File;
+use std::io::Seek;
 use std::path::Path;
 
 fn view(dir: &Path) -> Result<View, Failure> {
@@ -31,7 +33,8 @@ pub fn incidents(dir: &Path, pairs: &[(String, String)]) -> Result<(Vec<Incident
     Ok(export::listed(all, range(pairs)?, get(pairs, "limit"))?)
 }
 
-pub fn export(dir: &Path, pairs: &[(String, String)]) -> Result<Vec<u8>, Failure> {
+/// Into a file, from which it is to be read: an export of any length takes little memory.
+pub fn export(dir: &Path, pairs: &[(String, String)], mut file: File) -> Result<File, Failure> {
     let now_us = clock::wall_us();
     let selection = Selection::parse(pairs, now_us)?;
     let view = view(dir)?;
@@ -39,7 +42,10 @@ pub fn export(dir: &Path, pairs: &[(String, String)]) -> Result<Vec<u8>, Failure
     let defaults = Config::default().export;
     let limits = Limits { max_rows: defaults.max_rows, max_containers: defaults.max_containers };
     let evidence = Evidence { view, incidents, provenance: Map::new(), limits, now_us };
-    Ok(export::export(evidence, &selection)?.bytes)
+    let into = file.try_clone().context("the export's file")?;
+    export::export_into(evidence, &selection, into)?;
+    file.rewind().context("the export's file")?;
+    Ok(file)
 }
 
 pub fn events(dir: &Path, pairs: &[(String, String)]) -> Result<Vec<Value>, Failure> {

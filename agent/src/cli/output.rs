@@ -4,7 +4,7 @@ use super::Failure;
 use crate::export::Format;
 use anyhow::Context;
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
 
 /// The format that was named, or the one of the file's ending.
@@ -19,15 +19,35 @@ pub fn format(output: &Path, named: Option<&str>) -> Result<Format, Failure> {
     })
 }
 
+/// A file without a name, on the disk where the output will be, or where temporary files are.
+pub fn unnamed(output: &Path) -> Result<fs::File, Failure> {
+    let beside = match output.parent() {
+        None => None,
+        Some(_) if output == Path::new("-") => None,
+        Some(parent) if parent == Path::new("") => Some(Path::new(".")),
+        parent => parent.filter(|p| p.is_dir()),
+    };
+    let folder = beside.map_or_else(std::env::temp_dir, Path::to_owned);
+    let path = folder.join(format!(".fgm-export.{}.tmp", std::process::id()));
+    let make = || {
+        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        fs::remove_file(&path)?;
+        Ok::<_, io::Error>(file)
+    };
+    Ok(make().with_context(|| {
+        format!("cannot make a file in {} (set TMPDIR to a folder that may be written)", folder.display())
+    })?)
+}
+
 /// Writes the whole, or nothing under that name.
-pub fn write(output: &Path, is_binary: bool, bytes: &[u8]) -> Result<(), Failure> {
+pub fn write(output: &Path, is_binary: bool, mut bytes: impl Read) -> Result<(), Failure> {
     if output == Path::new("-") {
         if is_binary && io::stdout().is_terminal() {
             return Err(Failure::Usage(
                 "Parquet is not for a terminal; give -o FILE or redirect stdout".to_owned(),
             ));
         }
-        return stdout(bytes);
+        return stdout(&mut bytes);
     }
     let result = match fs::metadata(output) {
         Ok(there) if there.is_dir() => {
@@ -35,24 +55,25 @@ pub fn write(output: &Path, is_binary: bool, bytes: &[u8]) -> Result<(), Failure
             return Err(Failure::Usage(detail));
         }
         // A pipe or a device is written to; a rename would put a file in its place.
-        Ok(there) if !there.is_file() => {
-            fs::OpenOptions::new().write(true).open(output).and_then(|mut file| file.write_all(bytes))
-        }
+        Ok(there) if !there.is_file() => fs::OpenOptions::new()
+            .write(true)
+            .open(output)
+            .and_then(|mut file| io::copy(&mut bytes, &mut file).map(drop)),
         // What a link points to is replaced, not the link.
-        Ok(_) => fs::canonicalize(output).and_then(|target| replace(&target, bytes)),
-        Err(_) => replace(output, bytes),
+        Ok(_) => fs::canonicalize(output).and_then(|target| replace(&target, &mut bytes)),
+        Err(_) => replace(output, &mut bytes),
     };
     Ok(result.with_context(|| {
         format!("cannot write {} (name a file in a writable folder with -o)", output.display())
     })?)
 }
 
-fn replace(output: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(output: &Path, bytes: &mut impl Read) -> io::Result<()> {
     let mut temporary = output.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
-    let put = || -> io::Result<()> {
+    let mut put = || -> io::Result<()> {
         let mut file = fs::File::create_new(&temporary)?;
-        file.write_all(bytes)?;
+        io::copy(bytes, &mut file)?;
         file.sync_all()?;
         fs::rename(&temporary, output)
     };
@@ -65,12 +86,12 @@ fn replace(output: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 pub fn print(text: &str) -> Result<(), Failure> {
-    stdout(text.as_bytes())
+    stdout(&mut text.as_bytes())
 }
 
-fn stdout(bytes: &[u8]) -> Result<(), Failure> {
+fn stdout(bytes: &mut impl Read) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
+    match io::copy(bytes, &mut out).and_then(|_| out.flush()) {
         // `fgm incidents | head` is no failure.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result.context("cannot write to stdout")?),

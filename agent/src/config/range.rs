@@ -42,6 +42,10 @@ pub fn check(config: &Config, origin: &dyn Fn(&str) -> String) -> Result<(), Con
         range(&key("history_s"), t.history_s, 0, 600, "0 to 600")?;
     }
     range("budget.rows_per_second", config.budget.rows_per_second, 20, 100_000, "20 to 100000")?;
+    let cpu = config.budget.cpu_percent;
+    if !(0.1..=100.0).contains(&cpu) {
+        return wrong("budget.cpu_percent", cpu.to_string(), "0.1 to 100");
+    }
     range("budget.max_bursts", config.budget.max_bursts as u64, 1, 1024, "1 to 1024")?;
     range("rotation.every_s", config.rotation.every_s, 1, 3600, "1 to 3600")?;
     range("compaction.after_s", config.compaction.after_s, 0, 86_400, "0 to 86400")?;

@@ -28,7 +28,7 @@ pub fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
             let from_us = before_us.map_or(incident.window.from_us, |b| incident.ts_us.saturating_sub(b));
             let to_us = after_us.map_or(incident.window.to_us, |a| incident.ts_us.saturating_add(a));
             let boot = Some(segment::boot_of(&incident.boot_id));
-            let wide = Filter { from_us, to_us, boot, cgroups: None };
+            let wide = Filter { boot, ..Filter::range(from_us, to_us) };
             let around = query::plan(&evidence.view, Table::Samples, &wide, u64::MAX)?;
             let wanted = cgroups_of(&incident, &around.identities()?);
             let filter = Filter { cgroups: Some(wanted), ..wide };
@@ -37,9 +37,14 @@ pub fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
         Rows::Range { from_us, to_us, containers } => {
             let mut filter = Filter::range(*from_us, *to_us);
             if !containers.is_everything() {
-                let around = query::plan(&evidence.view, Table::Samples, &filter, u64::MAX)?;
-                let identities = around.identities()?;
                 let chooser = Chooser::new(containers, &evidence.incidents);
+                let wide = Filter {
+                    cgroups: chooser.ids(),
+                    containers: chooser.container_ids(),
+                    ..Filter::range(*from_us, *to_us)
+                };
+                let around = query::plan(&evidence.view, Table::Samples, &wide, u64::MAX)?;
+                let identities = around.identities()?;
                 let chosen = identities.iter().filter(|(key, who)| chooser.takes(key, who));
                 filter.cgroups = Some(chosen.filter_map(|(k, _)| k.cgroup_id).collect());
             }
@@ -155,6 +160,13 @@ impl<'a> Chooser<'a> {
         let names = &self.containers.names;
         let ids: Option<BTreeSet<i64>> = names.iter().map(|name| Named::cgroup_id(name)).collect();
         ids.filter(|_| !names.is_empty())
+    }
+
+    /// The whole container ids, when nothing else is given: files know which of them they have not.
+    pub fn container_ids(&self) -> Option<BTreeSet<String>> {
+        let names = &self.containers.names;
+        let is_id = |name: &String| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        (!names.is_empty() && names.iter().all(is_id)).then(|| names.iter().cloned().collect())
     }
 
     pub fn takes(&self, key: &Key, who: &Identity) -> bool {

@@ -7,7 +7,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::event::{KINDS, Kind};
 use crate::lane::VALUES;
-use crate::names::{Cause, CgroupId, Scope, Table};
+use crate::names::{Cause, CgroupId, Scope, Severity, Table};
 use crate::sampler::Plan;
 use crate::trigger::{Decision, KindSettings, Request, Settings, Suppressed};
 use std::collections::BTreeSet;
@@ -20,6 +20,8 @@ const SECOND: u64 = 1_000 * MS;
 pub(super) struct Running {
     pub id: String,
     pub members: Vec<CgroupId>,
+    /// When the last row at an event was taken, and how grave that was.
+    pub event_row: (Severity, u64),
 }
 
 /// What came of the wish for a burst.
@@ -77,6 +79,11 @@ impl State {
     pub(super) fn burst_tick(&mut self, now: u64) {
         let mut due = Vec::new();
         self.trigger.due(now, |d| due.push(d));
+        if due.is_empty() {
+            self.end_bursts(now);
+            return;
+        }
+        let (cpu_before, mut rows) = (clock::thread_cpu_ns(), 0);
         for d in due {
             let Some(running) = self.bursts.remove(&d.cgroup) else { continue };
             let members = running.members.len() as u64;
@@ -86,12 +93,21 @@ impl State {
                 let Some(period) = d.period_ns else { break };
                 let plan = self.burst_plan(period, &running.id);
                 let stamp = self.sample(member, plan);
+                rows += 1;
                 if let Some(stamp) = stamp.filter(|_| member == d.cgroup) {
                     self.story.burst_sample(d.cgroup, stamp.ktime_ns);
                 }
             }
             self.bursts.insert(d.cgroup, running);
         }
+        let cpu_ns = clock::thread_cpu_ns().saturating_sub(cpu_before);
+        if let Some(affordable) = self.burst_cost.note(rows, cpu_ns) {
+            self.trigger.allow(affordable, now);
+        }
+        self.end_bursts(now);
+    }
+
+    fn end_bursts(&mut self, now: u64) {
         for id in self.trigger.expire(now) {
             self.bursts.remove(&id);
         }
@@ -141,25 +157,46 @@ impl State {
                 Started { suppressed: Some((why.as_str(), rows)), ..Started::default() }
             }
             Decision::Start { .. } | Decision::Extend { .. } => {
-                // The row at the event, with limits and peaks, as near to it as can be, whether the burst runs already or not.
-                // (Cool-down bounds how often.)
-                let plan = Plan { slow: true, ..self.burst_plan(settings.period_ns, &id) };
+                let running = self.bursts.remove(&owner.id);
+                let takes_row = running.as_ref().is_none_or(|r| self.takes_event_row(owner.id, kind, r, now));
                 let mut first_row = None;
-                for meta in &members {
-                    if let Some(target) = self.targets.get_mut(&meta.id) {
-                        target.want_all();
-                    }
-                    let stamp = self.sample(meta.id, plan);
-                    first_row = first_row.or(stamp.filter(|_| meta.id == owner.id));
+                if takes_row {
+                    first_row = self.event_row(&members, settings.period_ns, &id);
                 }
+                let event_row = match &running {
+                    Some(running) if !takes_row => running.event_row,
+                    _ => (kind.severity(), now),
+                };
                 // another limit than that of the burst's first event: its cgroup is sampled from now on
-                let mut all = self.bursts.remove(&owner.id).map_or_else(Vec::new, |running| running.members);
+                let mut all = running.map_or_else(Vec::new, |running| running.members);
                 let news = members.iter().map(|m| m.id).filter(|id| !all.contains(id)).collect::<Vec<_>>();
                 all.extend(news);
-                self.bursts.insert(owner.id, Running { id, members: all });
+                self.bursts.insert(owner.id, Running { id, members: all, event_row });
                 Started { first_row_ns: first_row.map(|s| s.ktime_ns), suppressed: None }
             }
         }
+    }
+
+    /// Whether a burst that runs is to have a row at this event as well. What is graver than the last such row has one at once; the others are
+    /// no more than the burst's own rows, since who can cause events can cause a thousand a second.
+    fn takes_event_row(&self, owner: CgroupId, kind: Kind, running: &Running, now: u64) -> bool {
+        let (severity, at) = running.event_row;
+        let rhythm = self.trigger.period_ns(owner);
+        kind.severity() > severity || rhythm.is_some_and(|period| now >= at + period)
+    }
+
+    /// The rows at an event, with limits and peaks, as near to it as can be. Returns the instant of the first member's.
+    fn event_row(&mut self, members: &[Arc<Meta>], period_ns: u64, id: &str) -> Option<Stamp> {
+        let plan = Plan { slow: true, ..self.burst_plan(period_ns, id) };
+        let mut first = None;
+        for (n, meta) in members.iter().enumerate() {
+            if let Some(target) = self.targets.get_mut(&meta.id) {
+                target.want_all();
+            }
+            let stamp = self.sample(meta.id, plan);
+            first = first.or(stamp.filter(|_| n == 0));
+        }
+        first
     }
 
     /// The window is that before the event, and all up to now.

@@ -164,7 +164,7 @@ impl State {
         self.watch_lane(now, &seen.memory);
         self.spent.lane += lap.ns();
         for id in seen.tables {
-            self.process_table(id);
+            self.event_table(id);
         }
         for (id, change) in seen.limits {
             self.limit_changed(id, "lane", change);

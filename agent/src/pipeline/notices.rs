@@ -362,7 +362,7 @@ impl State {
         if let Some((why, rows)) = started.suppressed {
             self.story.lost(owner.id, Table::Samples.as_str(), why, rows);
         }
-        self.process_table(owner.id);
+        self.event_table(owner.id);
         self.revise(incident);
         self.record(event, Some(owner));
     }

@@ -54,6 +54,11 @@ impl Moving {
         lock(&self.0.rows).clone()
     }
 
+    /// Jobs that the thread has not come to. When it is behind, fewer and larger ones are less work.
+    pub fn jobs(&self) -> usize {
+        lock(&self.0.rows).len()
+    }
+
     /// Whether a rotation is needed before its time. Asked for once.
     pub fn wants_rotation(&self) -> bool {
         self.0.rotation_wanted.swap(false, Ordering::Relaxed)
@@ -61,6 +66,12 @@ impl Moving {
 
     fn want_rotation(&self) {
         self.0.rotation_wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// As if so many jobs were before the thread.
+    #[cfg(test)]
+    pub fn hold(&self, jobs: usize) {
+        *lock(&self.0.rows) = (0..jobs).map(|_| Arc::default()).collect();
     }
 
     pub(super) fn note_lost(&self, table: Table, reason: &'static str, rows: u64) {
@@ -129,6 +140,8 @@ struct AtWork {
     unannounced: BTreeMap<u64, Vec<Incident>>,
     /// The last flush of each rotation that is not stored yet.
     rotations: BTreeMap<u64, u64>,
+    /// A rotation was asked for, and the job that brings it has not come yet.
+    asked: bool,
     /// Drops that were told to the loop.
     dropped: BTreeMap<(Table, DropReason), u64>,
 }
@@ -137,7 +150,7 @@ impl AtWork {
     fn new(setup: Setup, moving: Moving) -> Self {
         let (kept, stored) = (unbounded(), unbounded());
         let (unannounced, rotations, dropped) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { setup, moving, kept, stored, unannounced, rotations, dropped }
+        Self { setup, moving, kept, stored, unannounced, rotations, asked: false, dropped }
     }
 
     fn run(mut self, todo: &Receiver<Job>) -> anyhow::Result<()> {
@@ -213,12 +226,13 @@ impl AtWork {
         }
         writer.journal(flush, done);
         if let Some(rotation) = job.rotation {
+            self.asked = false;
             self.rotations.insert(rotation, seq);
             writer.rotate(rotation, metadata, Some(self.stored.0.clone()));
         } else if writer.held_bytes() > MAX_HELD_BYTES {
-            self.moving.want_rotation();
+            self.want_rotation();
         }
-        for drop in writer.dropped() {
+        for drop in self.setup.writer.dropped() {
             let told = self.dropped.insert((drop.table, drop.reason), drop.rows).unwrap_or(0);
             if drop.rows > told {
                 self.moving.note_lost(drop.table, drop.reason.as_str(), drop.rows - told);
@@ -226,11 +240,18 @@ impl AtWork {
         }
     }
 
+    /// Once, until it comes: jobs that are on their way would each become a rotation, and tiny files.
+    fn want_rotation(&mut self) {
+        if !std::mem::replace(&mut self.asked, true) {
+            self.moving.want_rotation();
+        }
+    }
+
     fn note_kept(&mut self, outcome: &Kept) {
         match outcome {
             Kept::Durable { seq } => announce(&self.setup.shared, self.unannounced.remove(seq)),
             // a segment is the other way onto the disk
-            Kept::Failed { seq } if self.unannounced.contains_key(seq) => self.moving.want_rotation(),
+            Kept::Failed { seq } if self.unannounced.contains_key(seq) => self.want_rotation(),
             Kept::Failed { .. } => {}
         }
     }

@@ -3,6 +3,7 @@
 //! `react` beside this file holds what it does when the kernel reports something. Nothing here waits for anything.
 
 use super::bursts::{self, Running};
+use super::handover::Handover;
 use super::inits::Inits;
 use super::lane::Lane;
 use super::limits::Change as LimitChange;
@@ -10,6 +11,7 @@ use super::notices::Notices;
 use super::outage::Outage;
 use super::sealer::{Job, Moving};
 use super::spent::{Lap, Spent};
+use super::tables::Tables;
 use super::targets::Targets;
 use super::time::Steps;
 use super::warnings::Warnings;
@@ -21,11 +23,10 @@ use crate::discovery::{Change, Tree};
 use crate::ledger::Ledger;
 use crate::names::{Cause, CgroupId, Scope, Table};
 use crate::probes::{KindLoss, Losses};
-use crate::processes;
 use crate::recorder::Series;
 use crate::sampler::{Network, Node, Plan, Sampler, Vanished};
 use crate::story::{Blame, Story};
-use crate::trigger::Trigger;
+use crate::trigger::{Cost, Trigger};
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -45,15 +46,6 @@ pub(super) const PROCESSES_EVERY: u64 = 10 * SECOND;
 pub(super) const YOUNG: u64 = 5 * SECOND;
 /// A new container's first process is looked for until it is this old.
 const INIT_WITHIN: u64 = 10 * SECOND;
-/// Rows go to the journal this often. A crash may cost a second of them; the rest of it is for making batches and for a
-/// machine that is busy.
-const FLUSH_EVERY: u64 = 600 * MS;
-/// Rows held here beyond this are handed over before that: a history of many containers.
-const MAX_PENDING_BYTES: usize = 16 << 20;
-/// Two flushes are at least this far apart, however many incidents want one.
-const FLUSH_GAP: u64 = 100 * MS;
-/// Two rotations are at least this far apart, whoever wants one.
-const ROTATION_GAP: u64 = 250 * MS;
 const MINUTE: u64 = 60 * SECOND;
 /// Cgroups that a walk has found are opened and read for the first time for so long a turn, and at least so many, so that
 /// the lane of the others does not wait for thousands of them.
@@ -89,6 +81,8 @@ pub struct State {
     pub(super) series: Series,
     pub(super) targets: Targets,
     pub(super) trigger: Trigger,
+    pub(super) burst_cost: Cost,
+    pub(super) tables: Tables,
     pub(super) bursts: HashMap<CgroupId, Running>,
     pub(super) story: Story,
     pub(super) pending: Pending,
@@ -97,7 +91,6 @@ pub struct State {
     pub(super) event_number: u64,
     /// Events of cgroups that are not in the tree: another machine's or another root's business.
     pub(super) outside: u64,
-    pub(super) flush_wanted: bool,
     pub(super) rescan_wanted: bool,
     pub(super) warnings: Warnings,
     /// Who last sent a signal to a container's init that may end it.
@@ -112,12 +105,9 @@ pub struct State {
     pub(super) notices: Notices,
     /// Found by a walk, to be followed when there is time: what holds most first.
     to_follow: VecDeque<Arc<Meta>>,
-    moving: Moving,
+    pub(super) handover: Handover,
     event_losses: EventLosses,
-    rotation: u64,
     pub(super) next: Next,
-    last_rotation: u64,
-    last_flush: u64,
     pub(super) last_rescan: u64,
     /// When base rows were looked for last.
     pub(super) last_base: u64,
@@ -132,9 +122,7 @@ pub(super) struct Next {
     base: u64,
     rescan: u64,
     offset: u64,
-    flush: u64,
-    rotation: u64,
-    minute: u64,
+    pub(super) minute: u64,
     pub(super) node: u64,
     /// What is read of the node less often.
     pub(super) node_slow: u64,
@@ -153,19 +141,19 @@ impl State {
         sampler.set_walks(lane.brings_rows());
         let now = clock::ktime_ns();
         let trigger = Trigger::new(bursts::settings(&config));
+        let burst_cost = Cost::new(config.budget.rows_per_second, config.budget.cpu_percent);
         let story = Story::new(names.clone(), config.trigger.oom_kill.burst_length_s * SECOND);
         let next = Next {
             lane: now,
             base: now,
             rescan: now,
             offset: now,
-            flush: now + FLUSH_EVERY,
-            rotation: now + config.rotation.every_s * SECOND,
             minute: now + MINUTE,
             node: now,
             node_slow: now,
         };
         Self {
+            handover: Handover::new(config.rotation.every_s, now),
             config,
             names,
             offset: Offset::measure(),
@@ -176,6 +164,8 @@ impl State {
             series,
             targets: Targets::default(),
             trigger,
+            burst_cost,
+            tables: Tables::default(),
             bursts: HashMap::new(),
             story,
             pending: Pending::default(),
@@ -183,7 +173,6 @@ impl State {
             has_events,
             event_number: 0,
             outside: 0,
-            flush_wanted: false,
             rescan_wanted: false,
             warnings: Warnings::default(),
             blames: HashMap::new(),
@@ -195,12 +184,8 @@ impl State {
             vanished: Vec::new(),
             notices: Notices::default(),
             to_follow: VecDeque::new(),
-            moving: Moving::default(),
             event_losses: EventLosses::default(),
-            rotation: 0,
             next,
-            last_rotation: now,
-            last_flush: now,
             last_rescan: 0,
             last_base: now,
             ring_capacity: 0,
@@ -218,8 +203,7 @@ impl State {
         if !self.to_follow.is_empty() {
             return 0;
         }
-        let flush = if self.flush_wanted { self.last_flush + FLUSH_GAP } else { n.flush };
-        let fixed = [n.lane, n.base, n.rescan, n.offset, flush, n.rotation, n.minute, n.node];
+        let fixed = [n.lane, n.base, n.rescan, n.offset, self.handover.next_due(), n.minute, n.node];
         let moving = [self.trigger.next_due(), self.story.next_deadline()];
         fixed.into_iter().chain(moving.into_iter().flatten()).min().unwrap_or(n.lane)
     }
@@ -260,46 +244,7 @@ impl State {
         if self.next.minute <= now {
             self.close_ledger(now);
         }
-        let gap_is_over = now >= self.last_rotation + ROTATION_GAP;
-        if self.next.rotation <= now || (gap_is_over && self.moving.wants_rotation()) {
-            return Some(self.rotate(now));
-        }
-        let full = self.pending.bytes() > MAX_PENDING_BYTES;
-        let wanted = self.flush_wanted && now >= self.last_flush + FLUSH_GAP;
-        (self.next.flush <= now || wanted || full).then(|| self.flush(now))
-    }
-
-    fn close_ledger(&mut self, now: u64) {
-        self.next.minute = now + MINUTE;
-        let stamp = self.stamp(now);
-        self.pending.ledger.extend(self.ledger.close_period(stamp));
-    }
-
-    /// Hands all rows over to the journal.
-    fn flush(&mut self, now: u64) -> Job {
-        self.flush_wanted = false;
-        self.last_flush = now;
-        self.next.flush = now + FLUSH_EVERY;
-        Job {
-            pending: Arc::new(std::mem::take(&mut self.pending)),
-            at: self.stamp(now),
-            account: self.ledger.flush(),
-            rotation: None,
-            clock_offset_ns: self.offset.as_ns(),
-        }
-    }
-
-    /// Hands all rows over and ends a rotation. Its ledger is whole: the account of its rows ends with it.
-    pub fn rotate(&mut self, now: u64) -> Job {
-        self.rotation += 1;
-        self.last_rotation = now;
-        self.next.rotation = now + self.config.rotation.every_s * SECOND;
-        for (table, reason, rows) in self.moving.take_lost().into_iter().filter(|(t, ..)| *t != Table::Ledger)
-        {
-            self.ledger.lost_later(table, reason, rows);
-        }
-        self.close_ledger(now);
-        Job { rotation: Some(self.rotation), ..self.flush(now) }
+        self.hand_over(now)
     }
 
     /// Takes the time in which no agent ran into the account.
@@ -316,27 +261,6 @@ impl State {
             self.ledger.lost(Table::Samples, "agent_down", rows);
             self.close_ledger(now);
         }
-    }
-
-    /// The last rows of a run.
-    pub fn finish(&mut self) -> Job {
-        let now = clock::ktime_ns();
-        for incident in self.story.close_all(now) {
-            self.revise(incident);
-        }
-        self.rotate(now)
-    }
-
-    /// A revision of an incident: a row, which is announced once it is on disk. One that is not handed over yet gives
-    /// way to its successor, which says all that it said: a storm of kills makes no more revisions than flushes.
-    pub(super) fn revise(&mut self, incident: crate::incident::Incident) {
-        if let Some(earlier) = self.pending.incidents.iter_mut().find(|i| i.id == incident.id) {
-            *earlier = incident;
-        } else {
-            self.ledger.written(Table::Incidents, 1);
-            self.pending.incidents.push(incident);
-        }
-        self.flush_wanted = true;
     }
 
     /// Starts to follow a cgroup and takes its first sample at once: it may not live long.
@@ -501,24 +425,6 @@ impl State {
         self.spent.processes += lap.ns();
     }
 
-    pub(super) fn process_table(&mut self, id: CgroupId) {
-        let Some(target) = self.targets.get(&id) else { return };
-        let meta = target.meta.clone();
-        let at = self.stamp(clock::ktime_ns());
-        let listing = processes::list(Path::new(PROC), &self.tree.path(&meta), self.inits.pid(id));
-        self.ledger.written(Table::Processes, listing.processes.len() as u64);
-        self.ledger.lost(Table::Processes, "too_many", listing.cut);
-        self.story.lost(id, Table::Processes.as_str(), "too_many", listing.cut);
-        // one a directory at the least, since how many are in it is what was not read
-        self.ledger.lost(Table::Processes, "too_many_cgroups", listing.directories_cut);
-        self.story.lost(id, Table::Processes.as_str(), "too_many_cgroups", listing.directories_cut);
-        // the first is the likeliest to be there at the next time as well
-        if let Some(process) = listing.processes.first() {
-            self.take_network(process.pid, Some(&meta), at);
-        }
-        self.pending.processes.extend(listing.processes.into_iter().map(|p| (at, meta.clone(), p)));
-    }
-
     pub(super) fn rescan(&mut self, now: u64) {
         let first = self.targets.is_empty();
         self.rescan_wanted = false;
@@ -556,12 +462,12 @@ impl State {
     }
 
     pub fn set_moving(&mut self, moving: Moving) {
-        self.moving = moving;
+        self.handover.set_moving(moving);
     }
 
     /// All rows of a table that the store does not know yet; those on their way to it come with their other tables.
     pub fn rows(&self, table: Table, from_us: i64) -> Vec<Arc<Pending>> {
-        let mut rows = self.moving.rows();
+        let mut rows = self.handover.moving().rows();
         rows.push(Arc::new(self.pending.only(table, from_us)));
         rows
     }

@@ -222,6 +222,41 @@ fn a_storm_of_kills_makes_one_revision_a_rotation() {
     });
 }
 
+/// Who has itself killed a thousand times at once gets what its burst would have, and its neighbour all that it should.
+#[test]
+fn a_pod_that_triggers_all_the_time_takes_no_more_than_its_burst() {
+    on_stage(100, true, |s| {
+        let hostile = s.make(&format!("docker/{CID}"));
+        let quiet = s.make(&format!("docker/{}0", &CID[1..]));
+        for path in [&hostile, &quiet] {
+            fs::write(path.join("cgroup.procs"), format!("{}\n", std::process::id())).expect("write");
+        }
+        s.turn(ktime_ns());
+        let period = s.state.trigger.settings(Kind::OomKill).period_ns;
+        let (tables, begun) = (s.tables(), ktime_ns());
+        for pid in 1..=1000 {
+            s.tell(kill(pid, id_of(&hostile)));
+        }
+        let periods = usize::try_from((ktime_ns() - begun) / period).expect("few");
+        let rows_of = |s: &Stage, path: &Path| {
+            let batch = s.state.pending.batch(Table::Samples, &s.state.names).expect("a batch");
+            let id = i64::try_from(id_of(path).0).expect("small");
+            let ids = batch.column_by_name("cgroup_id").expect("ids").as_primitive::<Int64Type>();
+            let bursts = batch.column_by_name("burst_id").expect("bursts");
+            (0..batch.num_rows()).filter(|n| ids.value(*n) == id && bursts.is_valid(*n)).count()
+        };
+        let rows = rows_of(s, &hostile);
+        assert!((1..=2 + periods).contains(&rows), "{rows} rows at a thousand events");
+        let taken = s.tables() - tables;
+        assert!((1..=2 + periods).contains(&taken), "{taken} process tables at a thousand events");
+        assert_eq!(s.events(Kind::OomKill), 1000, "each kill is told");
+        let before = s.tables();
+        s.tell(kill(2000, id_of(&quiet)));
+        assert_eq!((rows_of(s, &quiet), s.tables() - before), (1, 1));
+        assert!(s.state.trigger.is_running(id_of(&quiet)));
+    });
+}
+
 /// Old cgroups with small rings must not hide that young ones have large ones.
 #[test]
 fn all_lane_rings_together_stay_within_their_budget() {

@@ -132,7 +132,7 @@ impl State {
         }
         if matches!(warning.kind, Kind::LimitNear | Kind::ForecastOom) {
             // who holds the memory, while they are still there
-            self.process_table(id);
+            self.event_table(id);
         }
         let severity = warning.kind.severity();
         let mut event = self.event(warning.kind, severity, ktime_ns, source, warning.detail);

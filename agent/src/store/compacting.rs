@@ -21,18 +21,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Keys that differ from file to file of one run.
-const OF_ONE_FILE: [&str; 11] = [
+const OF_ONE_FILE: [&str; 12] = [
     segment::FROM,
     segment::TO,
     segment::JOURNAL,
     "fgm.table",
-    "fgm.schema_version",
+    segment::SCHEMA,
     "fgm.seq",
     "fgm.rotation",
     "fgm.recovered",
     "fgm.ledger",
     "fgm.clock_offset_ns",
     "fgm.body_crc32",
+    segment::TAIL_CRC,
 ];
 
 /// When an hour is compacted, and into what.
@@ -367,7 +368,7 @@ impl Store {
         journals.dedup();
         let own = [
             ("fgm.table", group.table.as_str().to_owned()),
-            ("fgm.schema_version", schema::VERSION.to_string()),
+            (segment::SCHEMA, schema::VERSION.to_string()),
             ("fgm.seq", seq.to_string()),
             ("fgm.ledger", account.to_json().to_string()),
         ];
@@ -508,9 +509,8 @@ impl State {
 /// What a segment says of its run: files that differ in it are not merged.
 fn run_of(s: &Segment) -> Result<Vec<(String, String)>, String> {
     let footer = Footer::read(&s.path).map_err(|e| e.to_string())?;
-    let version: u32 = footer.value("fgm.schema_version").and_then(|v| v.parse().ok()).unwrap_or(0);
-    if version > schema::VERSION {
-        return Err(format!("schema version {version} is newer than this fgm"));
+    if s.is_newer() {
+        return Err(schema::newer(s.schema));
     }
     let mut all: Vec<_> =
         footer.pairs().filter(|(k, _)| k.starts_with("fgm.") && !OF_ONE_FILE.contains(&&**k)).collect();

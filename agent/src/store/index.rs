@@ -15,7 +15,7 @@ use std::path::Path;
 
 pub const NAME: &str = "segments.index";
 /// Grows when an entry means something else.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Entry {
@@ -25,6 +25,7 @@ struct Entry {
     to_us: i64,
     rows: u64,
     bytes: u64,
+    schema: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     journal: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,6 +77,7 @@ impl Index {
             journal: e.journal.clone(),
             merged: e.merged.clone(),
             taken: Vec::new(),
+            schema: e.schema,
         })
     }
 }
@@ -104,6 +106,7 @@ pub fn write<'a>(dir: &Path, segments: impl Iterator<Item = &'a Segment>) -> Res
                 to_us: s.to_us,
                 rows: s.rows,
                 bytes: s.bytes,
+                schema: s.schema,
                 journal: s.journal.clone(),
                 merged: s.merged.clone(),
             })

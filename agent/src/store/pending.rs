@@ -79,11 +79,12 @@ impl Item {
         let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
         let bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
         let is_evidence = match table {
-            Table::Incidents | Table::Events | Table::Processes => true,
+            // the account as well: without it nobody can say what is missing
+            Table::Incidents | Table::Events | Table::Processes | Table::Ledger => true,
             Table::Samples => batches
                 .iter()
                 .any(|b| b.column_by_name("burst_id").is_some_and(|c| c.logical_null_count() < c.len())),
-            Table::IoDevices | Table::Metrics | Table::Node | Table::Ledger => false,
+            Table::IoDevices | Table::Metrics | Table::Node => false,
         };
         Self { seq, table, batches, rows, journal: None, bytes, is_evidence }
     }
@@ -146,13 +147,16 @@ impl Pending {
         self.rotations.push_back(rotation);
     }
 
-    /// Holds the list to its bounds; to be called whenever it or a journal has grown.
+    /// Holds the list to its bounds; to be called whenever it or a journal has grown. Rows on their way into the journal
+    /// are not dropped: they are there in a moment, or the bound on what waits for the journal makes them ones that never will be.
     pub fn make_room(&mut self, journal: impl Fn(&Rotation) -> InJournal) {
-        self.leave_to_journal(journal);
-        while self.bytes > self.limit && (self.drop_oldest(false) || self.drop_oldest(true)) {}
+        self.leave_to_journal(&journal);
+        let never = |r: &Rotation| matches!(journal(r), InJournal::Never);
+        while self.bytes > self.limit && (self.drop_oldest(false, &never) || self.drop_oldest(true, &never)) {
+        }
     }
 
-    fn leave_to_journal(&mut self, journal: impl Fn(&Rotation) -> InJournal) {
+    fn leave_to_journal(&mut self, journal: &impl Fn(&Rotation) -> InJournal) {
         for rotation in &mut self.rotations {
             if self.bytes <= IN_MEMORY_BYTES.min(self.limit) {
                 return;
@@ -168,9 +172,12 @@ impl Pending {
         }
     }
 
-    fn drop_oldest(&mut self, of_evidence: bool) -> bool {
+    fn drop_oldest(&mut self, of_evidence: bool, may: &impl Fn(&Rotation) -> bool) -> bool {
         let busy = self.busy;
         for rotation in &mut self.rotations {
+            if !may(rotation) {
+                continue;
+            }
             let goes = |i: &Item| i.is_evidence == of_evidence && i.bytes > 0 && Some(i.seq) != busy;
             let at = rotation.items.iter().position(goes);
             if let Some(at) = at {
@@ -345,6 +352,8 @@ mod tests {
             pending.push(rotation(seq, vec![events(seq)]));
             pending.make_room(|_| InJournal::NotYet);
         }
+        assert_eq!(pending.items().count(), 4, "what is on its way to the journal is not dropped");
+        pending.make_room(|_| InJournal::Never);
         let left: Vec<u64> = pending.items().map(|i| i.seq).collect();
         assert_eq!(left, [3, 4]);
         let dropped = Dropped { table: Table::Events, reason: DropReason::WriterBehindIncident, rows: 20 };

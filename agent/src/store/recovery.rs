@@ -10,6 +10,7 @@ use crate::incident::Lost;
 use crate::journal::{self, Contents, JournalName};
 use crate::ledger::Accounts;
 use crate::names::Table;
+use crate::schema;
 use crate::segment::{self, Io, JOURNAL as TAG, Segment};
 use crate::store::{JOURNAL, Loose, QUARANTINE, StoreError, aside, folder};
 use arrow::array::RecordBatch;
@@ -85,6 +86,13 @@ fn closing(contents: &Contents, account: &Accounts) -> Option<RecordBatch> {
     Pending { ledger, ..Pending::default() }.batch(Table::Ledger, &names).ok()
 }
 
+/// The rows of a journal of a later version, which stays for the program that can read it.
+fn newer(name: &JournalName, contents: &Contents) -> Vec<Lost> {
+    let reason = format!("journal {name}: {}", schema::newer(contents.schema));
+    let given = contents.last.iter().flat_map(|l| &l.given);
+    given.map(|(t, n)| Lost { table: t.as_str().to_owned(), reason: reason.clone(), rows: *n }).collect()
+}
+
 fn losses(name: &JournalName, contents: &Contents) -> Vec<Lost> {
     let missing = contents.missing().into_iter();
     missing
@@ -120,6 +128,10 @@ impl Reading {
     pub fn rows(self, segments: &[Segment]) -> (Vec<Loose>, Vec<Lost>) {
         let (mut rows, mut lost) = (Vec::new(), Vec::new());
         for (name, contents) in &self.0 {
+            if contents.is_newer() {
+                lost.extend(newer(name, contents));
+                continue;
+            }
             for (table, batches) in tables(name, contents, segments) {
                 let loose = |batch| Loose { table, boot: name.boot.clone(), batch };
                 rows.extend(batches.into_iter().map(loose));
@@ -159,6 +171,11 @@ pub fn recover(
                 continue;
             }
         };
+        if contents.is_newer() {
+            tracing::error!(path = %path.display(), reason = schema::newer(contents.schema), "left out a journal");
+            out.lost.extend(newer(&name, &contents));
+            continue;
+        }
         out.lost.extend(losses(&name, &contents));
         let before = segments.len();
         match store(io, dir, &name, &contents, segments, &mut out.highest_seq) {

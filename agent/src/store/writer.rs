@@ -283,6 +283,10 @@ fn write_all(store: &Store, io: &dyn Io, forget: &dyn Fn(JournalName)) {
         let boot = store.boot();
         pairs.push(("fgm.rotation".to_owned(), rotation.to_string()));
         let dir = folder(&store.dir, item.table);
+        if store.dir.is_dir() {
+            // somebody may have removed what is below; of that `write` tells what cannot be mended
+            let _ = std::fs::create_dir_all(&dir);
+        }
         let batches = match item.read() {
             Ok(batches) => batches,
             Err(error) => {

@@ -215,7 +215,7 @@ fn busy(readings: impl Iterator<Item = (i64, i64)>) -> Option<f64> {
 
 /// The cgroups that a selection takes, of those that have rows in the range.
 pub fn chosen(view: &View, filter: &Filter, chooser: &Chooser<'_>) -> Result<BTreeSet<Key>, Problem> {
-    let filter = Filter { cgroups: chooser.ids(), ..filter.clone() };
+    let filter = Filter { cgroups: chooser.ids(), containers: chooser.container_ids(), ..filter.clone() };
     let plan = query::plan(view, Table::Samples, &filter, u64::MAX).map_err(of_query)?;
     let identities = plan.identities().map_err(of_query)?;
     Ok(identities.iter().filter(|(key, who)| chooser.takes(key, who)).map(|(key, _)| key.clone()).collect())

@@ -67,6 +67,8 @@ impl Io for Deadly {
 
 #[derive(Debug, Default, PartialEq)]
 pub struct Tally {
+    /// What was done to the store or the agent.
+    pub kind: &'static str,
     pub points: u64,
     /// Closed files that are not whole, and rows that the store says are lost.
     pub unreadable: u64,
@@ -120,6 +122,11 @@ pub fn keys(view: &View, table: Table) -> Vec<String> {
 }
 
 impl Tally {
+    /// `default` points, or as many as the caller of the tests wants.
+    pub fn of(kind: &'static str, default: u64) -> Self {
+        Self { kind, points: points(default), ..Self::default() }
+    }
+
     /// Looks at a folder into which nobody writes.
     pub fn examine(&mut self, view: &View, what: &str) {
         let before = (self.unreadable, self.duplicates, self.ledger_errors);
@@ -150,7 +157,8 @@ impl Tally {
     /// Says what was found in a form that `cargo xtask faults` reads, then fails if it is anything.
     pub fn settle(&self) {
         println!(
-            "faults: {{\"points\":{},\"unreadable\":{},\"incidents_lost\":{},\"base_seconds_lost_max\":{:.3},\"duplicates\":{},\"ledger_errors\":{}}}",
+            "faults: {{\"kind\":{:?},\"points\":{},\"unreadable\":{},\"incidents_lost\":{},\"base_seconds_lost_max\":{:.3},\"duplicates\":{},\"ledger_errors\":{}}}",
+            self.kind,
             self.points,
             self.unreadable,
             self.incidents_lost,

@@ -7,7 +7,8 @@
 //! ```
 //! Lines: `begin` and `end` with the kernel's count of OOM kills (`end` also with records that the trace buffer lost),
 //! and between them a `mark_victim` for each task that the OOM killer marked: instant (`CLOCK_MONOTONIC`, to the
-//! microsecond), the victim's thread id, and the task that ran, whose allocation it was.
+//! microsecond), the victim's thread id, and the process that ran, whose allocation it was (a trace names the thread; one that has gone
+//! until it is looked for keeps its thread's id).
 //! Exit codes: 0 done, 1 the system refused something, 2 wrong arguments.
 
 use std::fs::{self, File, OpenOptions};
@@ -70,7 +71,7 @@ fn witness(tracefs: &Path, file: &Path) -> Result<(), String> {
         let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         for line in String::from_utf8_lossy(&text[..whole]).lines() {
             if let Some(mark) = Mark::parse(line) {
-                tell(mark.json())?;
+                tell(Mark { trigger_pid: process_of(mark.trigger_pid), ..mark }.json())?;
             } else if line.contains("mark_victim") {
                 return Err(format!("not understood: {line}"));
             }
@@ -96,6 +97,12 @@ fn drain(pipe: &mut File, text: &mut Vec<u8>) -> io::Result<()> {
             Err(e) => return Err(e),
         }
     }
+}
+
+/// The process of a thread, as long as there is one.
+fn process_of(thread: u32) -> u32 {
+    let text = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    text.lines().find_map(|l| l.strip_prefix("Tgid:")?.trim().parse().ok()).unwrap_or(thread)
 }
 
 /// `oom_kill` of /proc/vmstat: kills since boot, in memory cgroups and of the node alike.
@@ -185,6 +192,18 @@ impl Mark {
 #[cfg(test)]
 mod tests {
     use super::Mark;
+
+    #[test]
+    fn a_thread_is_told_as_its_process() {
+        let thread = std::thread::spawn(|| {
+            let link = std::fs::read_link("/proc/thread-self").expect("a thread");
+            let id = link.file_name().and_then(|n| n.to_str()?.parse().ok()).expect("an id");
+            (id, super::process_of(id))
+        });
+        let (thread, process) = thread.join().expect("a thread");
+        assert_ne!(thread, process);
+        assert_eq!(process, std::process::id());
+    }
 
     #[test]
     fn a_mark_is_read_as_old_and_new_kernels_write_it() {

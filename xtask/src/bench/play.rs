@@ -23,9 +23,9 @@ use std::time::Duration;
 
 const TRACEFS: &str = "/sys/kernel/tracing";
 /// Cases at one time; a storm counts as one.
-const SIDE_BY_SIDE: usize = 16;
+const SIDE_BY_SIDE: usize = 8;
 /// Emulation makes each look of the lane many times dearer than it is: a budget that allows the rate it is held to.
-const TABLES: &str = "[lane]\nperiod_ms = 20\ncpu_budget_percent = 60\n";
+const TABLES: &str = "[lane]\nperiod_ms = 20\ncpu_budget_percent = 60\n[budget]\ncpu_percent = 60\n";
 /// The last bursts and exits are told before the recorder is ended.
 const SETTLE: Duration = Duration::from_secs(3);
 const WITNESS_ENDS: Duration = Duration::from_secs(20);

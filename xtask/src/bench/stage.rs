@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// The longest case lasts 36 s; an emulated machine that others use as well takes its time.
 const LONGEST: Duration = Duration::from_mins(5);
+/// From the start of a process to the name of its role.
+const READY: Duration = Duration::from_mins(1);
 /// From the last kill to the removal of the cgroups, as a runtime would take.
 const AFTER: Duration = Duration::from_millis(200);
 
@@ -72,7 +74,7 @@ impl Stage<'_> {
         }
         drop(gate);
         if plan.gate {
-            all_ready(&playing)?;
+            self.all_ready(&playing)?;
         }
         drop(hold);
         await_ends(&mut playing)?;
@@ -129,6 +131,23 @@ impl Stage<'_> {
         }
         Ok(processes)
     }
+
+    /// All processes have joined their cgroup and taken the name of their role: until then they have this program's file name.
+    fn all_ready(&self, playing: &[Playing]) -> Result<()> {
+        let before =
+            self.workload.file_name().and_then(|n| n.to_str()).context("the workload has no name")?;
+        let deadline = Deadline::after(READY);
+        for (child, _) in playing.iter().flat_map(|p| &p.processes) {
+            let comm = format!("/proc/{}/comm", child.0.id());
+            while fs::read_to_string(&comm).is_ok_and(|name| name.trim() == before) {
+                if deadline.passed() {
+                    bail!("process {} did not begin within {} s", child.0.id(), READY.as_secs());
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn limit(dir: &Path, max: Option<&str>) -> Result<Option<u64>> {
@@ -139,21 +158,6 @@ fn limit(dir: &Path, max: Option<&str>) -> Result<Option<u64>> {
     cgroup::set(dir, "memory.max", max)?;
     let text = fs::read_to_string(dir.join("memory.max")).context("memory.max")?;
     Ok(Some(text.trim().parse().with_context(|| format!("memory.max is {text}"))?))
-}
-
-/// All processes have joined their cgroup and become what they are to be.
-fn all_ready(playing: &[Playing]) -> Result<()> {
-    let deadline = Deadline::after(LONGEST);
-    for (child, _) in playing.iter().flat_map(|p| &p.processes) {
-        let comm = format!("/proc/{}/comm", child.0.id());
-        while fs::read_to_string(&comm).is_ok_and(|name| name.trim() != "storm") {
-            if deadline.passed() {
-                bail!("not all processes began within {} s", LONGEST.as_secs());
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-    Ok(())
 }
 
 fn await_ends(playing: &mut [Playing]) -> Result<()> {

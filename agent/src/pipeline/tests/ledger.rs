@@ -11,6 +11,9 @@ use crate::probes::{KindLoss, Losses};
 use proptest::prelude::*;
 use std::fs;
 
+/// Bytes of rows beyond which the loop holds none.
+const FULL: usize = 8192;
+
 #[derive(Clone, Debug)]
 enum Step {
     /// The loop comes so many milliseconds later.
@@ -27,6 +30,8 @@ enum Step {
     Drop(u64),
     /// Somebody wants a file now.
     Rotate,
+    /// The sealer has so many jobs before it.
+    Behind(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -39,6 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::NoBudget),
         1 => (1u64..9).prop_map(Step::Drop),
         1 => Just(Step::Rotate),
+        2 => (0usize..6).prop_map(Step::Behind),
     ]
 }
 
@@ -61,6 +67,7 @@ proptest! {
         on_stage(100, true, |s| {
             let moving = Moving::default();
             s.state.set_moving(moving.clone());
+            s.state.handover.set_full_bytes(FULL);
             let paths: Vec<_> = (0..4).map(|n| s.make(&format!("docker/{n}{}", &CID[1..]))).collect();
             let ids: Vec<_> = paths.iter().map(|p| super::id_of(p)).collect();
             let mut now = ktime_ns();
@@ -85,8 +92,11 @@ proptest! {
                     }
                     Step::Drop(n) => { dropped += n; moving.note_lost(Table::Samples, "writer_behind", *n); }
                     Step::Rotate => jobs.push(s.state.rotate(now)),
+                    Step::Behind(n) => moving.hold(*n),
                 }
                 jobs.extend(s.state.tick(now));
+                let p = &s.state.pending;
+                assert!(p.bytes() <= FULL || p.samples.is_empty(), "{} bytes in memory", p.bytes());
                 s.state.forget_vanished();
             }
             jobs.push(s.state.finish());

@@ -1,0 +1,156 @@
+//! Rows of a plan as Parquet, CSV or JSON into a [`Sink`], a slice at a time: what is in memory does not grow with the rows.
+//!
+//! Never decides what is exported. Called by `export`.
+
+use super::{Failure, Problem};
+use crate::names::Table;
+use crate::query::{self, Plan};
+use crate::segment::Encoder;
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::sync::Arc;
+
+const NARROW: &str = "a shorter range, fewer containers or metrics, or format=parquet, which is the smallest";
+
+/// Where an answer goes: memory that refuses to grow beyond a limit, and remembers that it did, or a file.
+pub struct Sink {
+    to: To,
+    limit: u64,
+    is_over: bool,
+}
+
+enum To {
+    Memory(Vec<u8>),
+    File(BufWriter<File>),
+}
+
+impl Sink {
+    pub fn memory(limit: u64) -> Self {
+        Self { to: To::Memory(Vec::new()), limit, is_over: false }
+    }
+
+    pub fn file(file: File) -> Self {
+        Self { to: To::File(BufWriter::new(file)), limit: u64::MAX, is_over: false }
+    }
+
+    /// Takes back what an attempt has written.
+    pub fn clear(&mut self) -> Result<(), Problem> {
+        match &mut self.to {
+            To::Memory(bytes) => bytes.clear(),
+            To::File(out) => {
+                let begin = |out: &mut BufWriter<File>| {
+                    out.seek(SeekFrom::Start(0))?;
+                    out.get_ref().set_len(0)
+                };
+                begin(out).map_err(|e| Problem::internal(format!("the export's file: {e}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn finish(&mut self) -> Result<(), Problem> {
+        self.flush().map_err(|e| Problem::internal(format!("the export's file: {e}")))
+    }
+
+    /// What is in memory.
+    pub fn into_bytes(self) -> Vec<u8> {
+        match self.to {
+            To::Memory(bytes) => bytes,
+            To::File(_) => Vec::new(),
+        }
+    }
+
+    /// The outcome, unless the limit is what it failed by.
+    fn outcome(&self, result: Result<(), Failure>) -> Result<(), Failure> {
+        if self.is_over {
+            return Err(Problem::too_large("bytes of an export", self.limit, self.limit + 1, NARROW).into());
+        }
+        result
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match &mut self.to {
+            To::File(out) => out.write(buf),
+            To::Memory(bytes) => {
+                if (bytes.len() + buf.len()) as u64 > self.limit {
+                    self.is_over = true;
+                    return Err(io::Error::other("the answer is larger than its limit"));
+                }
+                bytes.extend_from_slice(buf);
+                Ok(buf.len())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.to {
+            To::Memory(_) => Ok(()),
+            To::File(out) => out.flush(),
+        }
+    }
+}
+
+pub fn parquet(
+    plan: &Plan,
+    columns: Option<&[&str]>,
+    metadata: &[(String, String)],
+    sink: &mut Sink,
+) -> Result<(), Failure> {
+    let containers = plan.keys().len() as u64;
+    let schema = query::projection(Table::Samples, columns);
+    let mut encode = || -> Result<(), Failure> {
+        let mut encoder = Encoder::new(&mut *sink, &schema, (containers, containers), metadata)
+            .map_err(Problem::internal)?;
+        each(plan, columns, |rows| encoder.write(rows).map_err(|e| e.to_string()))?;
+        encoder.close().map_err(Problem::internal)?;
+        Ok(())
+    };
+    let result = encode();
+    sink.outcome(result)
+}
+
+pub fn csv(plan: &Plan, columns: Option<&[&str]>, sink: &mut Sink) -> Result<(), Failure> {
+    let mut writer = arrow::csv::Writer::new(&mut *sink);
+    let result = each(plan, columns, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()));
+    drop(writer);
+    sink.outcome(result)
+}
+
+pub fn json(plan: &Plan, columns: Option<&[&str]>, sink: &mut Sink) -> Result<(), Failure> {
+    let mut writer = arrow::json::ArrayWriter::new(&mut *sink);
+    let result = each(plan, columns, |rows| writer.write(&for_text(rows)?).map_err(|e| e.to_string()))
+        .and_then(|()| writer.finish().map_err(|e| Problem::internal(e).into()));
+    drop(writer);
+    sink.outcome(result)
+}
+
+fn each(
+    plan: &Plan,
+    columns: Option<&[&str]>,
+    mut write: impl FnMut(&RecordBatch) -> Result<(), String>,
+) -> Result<(), Failure> {
+    for rows in plan.slices(columns)? {
+        write(&rows?).map_err(Problem::internal)?;
+    }
+    Ok(())
+}
+
+/// arrow writes times as text only in a zone given as an offset.
+fn for_text(rows: &RecordBatch) -> Result<RecordBatch, String> {
+    let zone = DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()));
+    let is_ts = |f: &Field| matches!(f.data_type(), DataType::Timestamp(_, _));
+    let schema = rows.schema();
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .map(|f| if is_ts(f) { f.as_ref().clone().with_data_type(zone.clone()) } else { f.as_ref().clone() })
+        .collect();
+    let columns: Result<Vec<ArrayRef>, _> =
+        rows.columns().iter().zip(&fields).map(|(c, f)| arrow::compute::cast(c, f.data_type())).collect();
+    let columns = columns.map_err(|e| e.to_string())?;
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| e.to_string())
+}

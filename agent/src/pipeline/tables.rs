@@ -1,0 +1,81 @@
+//! Process tables: read every 10 s by the loop's rhythm, and at events. Must never let who causes events take the loop's time: a
+//! table of hundreds of processes takes milliseconds, and a pod can have itself killed a thousand times a second.
+
+use super::state::State;
+use crate::clock;
+use crate::names::{CgroupId, Scope, Table};
+use crate::processes;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Tables at events of one container take one part in so many of the loop's time…
+const OF_CONTAINER: u64 = 20;
+/// …and those of all containers of a pod one in so many.
+const OF_POD: u64 = 4;
+/// A table this young serves another event as well.
+const YOUNG: u64 = 50_000_000;
+/// Above this many, what rests no more is forgotten.
+const KEPT: usize = 256;
+
+/// The last table at an event of a container, or of a pod's containers.
+#[derive(Clone, Copy)]
+struct Last {
+    /// When a container's was read.
+    at: u64,
+    rests_until: u64,
+    rows: u64,
+}
+
+/// By container and by pod.
+#[derive(Default)]
+pub(super) struct Tables(HashMap<CgroupId, Last>);
+
+impl State {
+    /// The table at an event, unless the container's or its pod's have had their share: what it would have had is lost, counted.
+    pub(super) fn event_table(&mut self, id: CgroupId) {
+        let pod = self.tree.up_to_pod(id).iter().rfind(|m| m.identity.scope == Scope::Pod).map(|m| m.id);
+        let now = clock::ktime_ns();
+        let rests = |id| self.tables.0.get(&id).filter(|last| now < last.rests_until).copied();
+        if let Some(last) = rests(id).or(pod.and_then(rests)) {
+            if now >= self.tables.0.get(&id).map_or(0, |last| last.at) + YOUNG {
+                self.table_lost(id, "process_budget", last.rows);
+            }
+            return;
+        }
+        let rows = self.process_table(id);
+        let took = clock::ktime_ns().saturating_sub(now);
+        if self.tables.0.len() >= KEPT {
+            self.tables.0.retain(|_, last| now < last.rests_until);
+        }
+        let of_container = (took * OF_CONTAINER).max(YOUNG);
+        self.tables.0.insert(id, Last { at: now, rests_until: now + of_container, rows });
+        if let Some(pod) = pod.filter(|pod| *pod != id) {
+            self.tables.0.insert(pod, Last { at: 0, rests_until: now + took * OF_POD, rows });
+        }
+    }
+
+    fn table_lost(&mut self, id: CgroupId, reason: &'static str, rows: u64) {
+        self.ledger.lost(Table::Processes, reason, rows);
+        self.story.lost(id, Table::Processes.as_str(), reason, rows);
+    }
+
+    /// Reads the table of a cgroup and says how many rows it has.
+    pub(super) fn process_table(&mut self, id: CgroupId) -> u64 {
+        let Some(target) = self.targets.get(&id) else { return 0 };
+        let meta = target.meta.clone();
+        let at = self.stamp(clock::ktime_ns());
+        let listing =
+            processes::list(Path::new(super::state::PROC), &self.tree.path(&meta), self.inits.pid(id));
+        let rows = listing.processes.len() as u64;
+        self.ledger.written(Table::Processes, rows);
+        self.table_lost(id, "too_many", listing.cut);
+        // one a directory at the least, since how many are in it is what was not read
+        self.table_lost(id, "too_many_cgroups", listing.directories_cut);
+        // the first is the likeliest to be there at the next time as well
+        if let Some(process) = listing.processes.first() {
+            self.take_network(process.pid, Some(&meta), at);
+        }
+        self.pending.processes.extend(listing.processes.into_iter().map(|p| (at, meta.clone(), p)));
+        rows
+    }
+}

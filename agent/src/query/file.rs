@@ -1,0 +1,176 @@
+//! Reads what a question wants of one closed file, and leaves out what its footer proves to be something else: row groups by their
+//! statistics and by the bloom filter of container ids, pages by the page index. What is left is looked at row by row.
+//!
+//! Never changes a file; what cannot be read is an error with the reason. Called by `query` alone.
+
+use super::{CHUNK_ROWS, Filter, Runs};
+use crate::segment;
+use arrow::array::RecordBatch;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
+};
+use parquet::file::metadata::{PageIndexPolicy, RowGroupMetaData};
+use parquet::file::page_index::column_index::ColumnIndexMetaData;
+use parquet::file::statistics::Statistics;
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+const KEYS: [&str; 2] = ["cgroup_id", "ts"];
+
+/// Notes the wanted rows; gives what is needed to read them.
+pub fn keys(path: &Path, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, String> {
+    let metadata = open(path)?;
+    let mut start = 0;
+    for (i, group) in metadata.metadata().row_groups().iter().enumerate() {
+        let rows = usize::try_from(group.num_rows()).map_err(|e| e.to_string())?;
+        let end = start + rows;
+        let is_wanted =
+            may_match(group, found.filter) && may_have_container(path, &metadata, i, found.filter)?;
+        let pages = if is_wanted { pages(&metadata, i, rows, found.filter) } else { Vec::new() };
+        if !pages.is_empty() {
+            let selection = RowSelection::from_consecutive_ranges(pages.iter().cloned(), rows);
+            let mut places = pages.into_iter().flatten().map(|row| start + row);
+            for batch in read(path, &metadata, i, selection, &KEYS)? {
+                found.add(&batch, &mut places);
+            }
+        }
+        start = end;
+    }
+    Ok(metadata)
+}
+
+/// Rows by their place in the file; `ranges` are sorted.
+pub fn rows(
+    path: &Path,
+    metadata: &ArrowReaderMetadata,
+    ranges: &[Range<usize>],
+    columns: &[&str],
+) -> Result<Vec<RecordBatch>, String> {
+    let mut out = Vec::new();
+    let mut start = 0;
+    for (i, group) in metadata.metadata().row_groups().iter().enumerate() {
+        let rows = usize::try_from(group.num_rows()).map_err(|e| e.to_string())?;
+        let end = start + rows;
+        let within: Vec<Range<usize>> = ranges
+            .iter()
+            .filter(|r| r.start < end && r.end > start)
+            .map(|r| r.start.max(start) - start..r.end.min(end) - start)
+            .collect();
+        if !within.is_empty() {
+            let selection = RowSelection::from_consecutive_ranges(within.into_iter(), rows);
+            out.extend(read(path, metadata, i, selection, columns)?);
+        }
+        start = end;
+    }
+    Ok(out)
+}
+
+fn open(path: &Path) -> Result<ArrowReaderMetadata, String> {
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+    segment::guarded(|| {
+        let metadata = ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string())?;
+        segment::check_tail(&file, metadata.metadata())?;
+        Ok(metadata)
+    })
+}
+
+/// The wanted rows of one row group.
+fn read(
+    path: &Path,
+    metadata: &ArrowReaderMetadata,
+    group: usize,
+    selection: RowSelection,
+    columns: &[&str],
+) -> Result<Vec<RecordBatch>, String> {
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    let mask = ProjectionMask::columns(metadata.parquet_schema(), columns.iter().copied());
+    segment::guarded(|| {
+        ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
+            .with_row_groups(vec![group])
+            .with_projection(mask)
+            .with_row_selection(selection)
+            .with_batch_size(CHUNK_ROWS)
+            .build()
+            .map_err(|e| e.to_string())?
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| e.to_string())
+    })
+}
+
+/// False when the statistics of a row group prove that it holds nothing that is asked for.
+fn may_match(group: &RowGroupMetaData, filter: &Filter) -> bool {
+    let bounds = |name: &str| {
+        let column = group.columns().iter().find(|c| c.column_path().string() == name)?;
+        match column.statistics()? {
+            Statistics::Int64(s) => Some((*s.min_opt()?, *s.max_opt()?)),
+            _ => None,
+        }
+    };
+    bounds("ts").is_none_or(|b| may_have_ts(filter, b))
+        && bounds("cgroup_id").is_none_or(|b| may_have_cgroup(filter, b))
+}
+
+fn may_have_ts(filter: &Filter, (low, high): (i64, i64)) -> bool {
+    high >= filter.from_us && low <= filter.to_us
+}
+
+fn may_have_cgroup(filter: &Filter, (low, high): (i64, i64)) -> bool {
+    filter.cgroups.as_ref().is_none_or(|set| set.range(low..=high).next().is_some())
+}
+
+/// False when the bloom filter of a row group proves that no row of it has one of the container ids.
+fn may_have_container(
+    path: &Path,
+    metadata: &ArrowReaderMetadata,
+    group: usize,
+    filter: &Filter,
+) -> Result<bool, String> {
+    let Some(wanted) = &filter.containers else { return Ok(true) };
+    let columns = metadata.parquet_schema().columns();
+    let Some(column) = columns.iter().position(|c| c.path().string() == "container_id") else {
+        return Ok(true);
+    };
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    segment::guarded(|| {
+        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
+        let bloom = reader.get_row_group_column_bloom_filter(group, column).map_err(|e| e.to_string())?;
+        Ok(bloom.is_none_or(|bloom| wanted.iter().any(|id| bloom.check(&id.as_str()))))
+    })
+}
+
+/// The rows of a row group that are in pages which may have what is asked for.
+fn pages(metadata: &ArrowReaderMetadata, group: usize, rows: usize, filter: &Filter) -> Vec<Range<usize>> {
+    let of = |name: &str, may: &dyn Fn((i64, i64)) -> bool, null: bool| {
+        let columns = metadata.parquet_schema().columns();
+        let column = columns.iter().position(|c| c.path().string() == name)?;
+        let index = metadata.metadata().page_index()?;
+        let ColumnIndexMetaData::INT64(values) = index.column_index(group, column)? else { return None };
+        let places = index.offset_index(group, column)?.page_locations();
+        let begins = places.iter().map(|p| usize::try_from(p.first_row_index).unwrap_or(0));
+        let ends = begins.clone().skip(1).chain([rows]);
+        let kept = begins.zip(ends).enumerate().filter(|(i, _)| {
+            let bounds = values.min_value(*i).zip(values.max_value(*i));
+            bounds.map_or(null, |(low, high)| may((*low, *high)))
+        });
+        Some(RowSelection::from_consecutive_ranges(kept.map(|(_, (from, to))| from..to), rows))
+    };
+    let by_ts = of("ts", &|b| may_have_ts(filter, b), true);
+    let by_cgroup = of("cgroup_id", &|b| may_have_cgroup(filter, b), filter.cgroups.is_none());
+    let both = match (by_ts, by_cgroup) {
+        (Some(a), Some(b)) => a.intersection(&b),
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) => return std::iter::once(0..rows).collect(),
+    };
+    let mut at = 0;
+    let mut out = Vec::new();
+    for part in both.iter() {
+        if !part.skip && part.row_count > 0 {
+            out.push(at..at + part.row_count);
+        }
+        at += part.row_count;
+    }
+    out
+}
