@@ -387,27 +387,40 @@ impl Settings {
     };
 }
 
-/// Which values of a [`LaneRecord`] were read. A file's bit is set only where the file exists in that cgroup.
+/// Which values of a [`LaneValues`] were read. A file's bit is set only where the file exists in that cgroup.
 pub mod lane {
-    pub const MEMORY: u32 = 1;
-    pub const SWAP: u32 = 2;
-    pub const MAX: u32 = 4;
-    pub const EVENTS: u32 = 8;
+    pub const MEMORY: u64 = 1;
+    pub const SWAP: u64 = 2;
+    pub const MAX: u64 = 4;
+    pub const EVENTS: u64 = 8;
     /// `sock_throttled` of memory.events, which older kernels do not have.
-    pub const SOCK_THROTTLED: u32 = 16;
-    pub const PIDS: u32 = 32;
+    pub const SOCK_THROTTLED: u64 = 16;
+    pub const PIDS: u64 = 32;
     /// The three numbers of CFS bandwidth control in cpu.stat.
-    pub const CFS: u32 = 64;
+    pub const CFS: u64 = 64;
+    /// Numbers that the mark is made of, at the most: 6.1 to 7.3 have some 70.
+    pub const STAT_WORDS: usize = 128;
     /// Numbers of memory.events that every kernel with the walk has.
     pub const EVENTS_COUNT: usize = 6;
 }
 
-/// One cgroup as the walk found it. Not an event: it goes to a ring of its own, and has no [`Header`].
+/// One cgroup as the walk found it. Not an event: it has a place of its own in `LANE_SLOTS`, the first cgroup of a walk the first.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct LaneRecord {
     /// `bpf_ktime_get_ns` when this cgroup was read.
     pub ktime_ns: u64,
+    /// Another one when a number of memory.stat is another one; made of those that are [`due`](LaneDue::is_due).
+    pub stat_mark: u32,
+    /// 1 when it was made.
+    pub is_marked: u32,
+    pub values: LaneValues,
+}
+
+/// What a look found, its instant aside: most of the time the same as the look before.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LaneValues {
     pub cgroup_id: u64,
     pub memory_bytes: u64,
     pub swap_bytes: u64,
@@ -421,11 +434,45 @@ pub struct LaneRecord {
     pub nr_periods: u32,
     pub nr_throttled: u32,
     /// Of [`lane`].
-    pub have: u32,
-    pub _pad: u32,
+    pub have: u64,
 }
 
-const _: () = assert!(size_of::<LaneRecord>() == 128);
+const _: () = assert!(size_of::<LaneRecord>() == 136);
+
+/// What user space and a walk tell each other (map `LANE_HEAD`). No walk runs while user space looks at it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LaneHead {
+    pub due: LaneDue,
+    /// Cgroups that the walk met; those beyond the slots were not read.
+    pub met: u64,
+}
+
+/// Whose memory.stat is to be marked in a walk: those whose turn, once in a period, is in a span of time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LaneDue {
+    /// 0 = nobody's.
+    pub period_ns: u64,
+    /// The instant before the span, within its period.
+    pub after_ns: u64,
+    pub span_ns: u64,
+}
+
+impl LaneDue {
+    #[inline(always)]
+    pub fn is_due(&self, cgroup_id: u64) -> bool {
+        self.period_ns != 0
+            && (phase(cgroup_id, self.period_ns) + self.period_ns - 1 - self.after_ns) % self.period_ns
+                < self.span_ns
+    }
+}
+
+/// Where in a period a cgroup has its turn: its own place, so that not all are due in the same instant.
+#[inline(always)]
+pub const fn phase(cgroup_id: u64, period_ns: u64) -> u64 {
+    cgroup_id.wrapping_mul(0x9e37_79b9_7f4a_7c15) % period_ns
+}
 
 /// What the walk must know of the running kernel (global `LANE`); [`ABSENT`] where it has no such thing. The first three
 /// are needed; each of the others makes only its own values absent.
@@ -447,6 +494,11 @@ pub struct LaneOffsets {
     pub swap_usage: u32,
     pub memory_events: u32,
     pub sock_throttled: u32,
+    /// `mem_cgroup.vmstats`, and the bytes from its start on that memory.stat is made of.
+    pub memory_vmstats: u32,
+    pub vmstats_bytes: u32,
+    /// `memcg_vmstats.stats_updates`: changes that are not in those sums yet, since 6.8.
+    pub vmstats_updates: u32,
     pub pids_counter: u32,
     pub cfs_nr_periods: u32,
     pub cfs_nr_throttled: u32,
@@ -469,6 +521,9 @@ impl LaneOffsets {
         swap_usage: ABSENT,
         memory_events: ABSENT,
         sock_throttled: ABSENT,
+        memory_vmstats: ABSENT,
+        vmstats_bytes: 0,
+        vmstats_updates: ABSENT,
         pids_counter: ABSENT,
         cfs_nr_periods: ABSENT,
         cfs_nr_throttled: ABSENT,

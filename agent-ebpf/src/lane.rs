@@ -1,24 +1,28 @@
 //! The lane: an `iter/cgroup` program that reads the few values that matter of every cgroup below the agent's root.
 //!
-//! User space asks for a walk once a tick and drains the ring after it, so a record never wakes anybody. The kernel holds
-//! `cgroup_mutex` during the walk and skips dead cgroups (kernel/bpf/cgroup_iter.c, 6.1 to 7.3): nothing here may take
-//! long. The ring is the lane's own, since thousands of records a second must not crowd out an event; what finds no
-//! room is counted in `LANE_LOST`.
+//! User space asks for a walk once a tick, and both see the same memory: the walk writes a record of each cgroup into the next
+//! slot, user space reads them when it is over. The kernel holds `cgroup_mutex` during the walk and skips dead cgroups
+//! (kernel/bpf/cgroup_iter.c, 6.1 to 7.3): nothing here may take long. What finds no slot is counted.
 
-use crate::{read::read, shared::lane_global};
-use agent_ebpf::{ABSENT, LaneOffsets, LaneRecord, UNKNOWN, lane};
+use crate::{
+    read::{follow, read},
+    shared::lane_global,
+};
+use agent_ebpf::{ABSENT, LaneHead, LaneOffsets, LaneRecord, LaneValues, UNKNOWN, lane};
 use aya_ebpf::{
-    bindings::BPF_RB_NO_WAKEUP,
-    helpers::bpf_ktime_get_ns,
+    bindings::BPF_F_MMAPABLE,
+    helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_kernel},
     macros::map,
-    maps::{PerCpuArray, RingBuf},
+    maps::{Array, PerCpuArray},
 };
 
-/// The size is set at load.
+/// The number is set at load.
 #[map]
-static LANE_RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+static LANE_SLOTS: Array<LaneRecord> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static LANE_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+static LANE_HEAD: Array<LaneHead> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static LANE_WORDS: PerCpuArray<[u64; lane::STAT_WORDS]> = PerCpuArray::with_max_entries(1, 0);
 
 #[unsafe(no_mangle)]
 pub static LANE: LaneOffsets = LaneOffsets::ABSENT;
@@ -68,43 +72,79 @@ fn bytes(pages: i64) -> u64 {
 }
 
 #[inline(always)]
-fn memory(memcg: *const u8, record: &mut LaneRecord) {
+fn memory(memcg: *const u8, values: &mut LaneValues) {
     if let Some(pages) = read::<i64>(memcg, lane_global!(memory_usage)) {
-        record.memory_bytes = bytes(pages);
-        record.have |= lane::MEMORY;
+        values.memory_bytes = bytes(pages);
+        values.have |= lane::MEMORY;
     }
     if let Some(pages) = read::<i64>(memcg, lane_global!(swap_usage)) {
-        record.swap_bytes = bytes(pages);
-        record.have |= lane::SWAP;
+        values.swap_bytes = bytes(pages);
+        values.have |= lane::SWAP;
     }
     if let Some(pages) = read::<i64>(memcg, lane_global!(memory_max)) {
         let none = i64::MAX as u64 / u64::from(lane_global!(page_size).max(1));
-        record.max_bytes = if pages as u64 >= none { UNKNOWN } else { bytes(pages) };
-        record.have |= lane::MAX;
+        values.max_bytes = if pages as u64 >= none { UNKNOWN } else { bytes(pages) };
+        values.have |= lane::MAX;
     }
     if let Some(events) = read::<[u64; lane::EVENTS_COUNT]>(memcg, lane_global!(memory_events)) {
-        record.events = events;
-        record.have |= lane::EVENTS;
+        values.events = events;
+        values.have |= lane::EVENTS;
     }
     if let Some(n) = read::<u64>(memcg, lane_global!(sock_throttled)) {
-        record.sock_throttled = n;
-        record.have |= lane::SOCK_THROTTLED;
+        values.sock_throttled = n;
+        values.have |= lane::SOCK_THROTTLED;
     }
 }
 
+/// The numbers that memory.stat prints, as the kernel has summed them up: every 2 s, and when the file is read and more has
+/// changed since than it tolerates. How much that is goes into the mark as well (6.8 and later tell it for each cgroup).
+/// User space reads the file when the mark is another one: a file costs twenty times as much.
 #[inline(always)]
-fn throttling(group: *const u8, record: &mut LaneRecord) {
-    let (Some(periods), Some(throttled), Some(ns)) = (
-        read::<u32>(group, lane_global!(cfs_nr_periods)),
-        read::<u32>(group, lane_global!(cfs_nr_throttled)),
-        read::<u64>(group, lane_global!(cfs_throttled_time)),
-    ) else {
+fn mark_statistics(memcg: *const u8, head: &LaneHead, record: &mut LaneRecord) {
+    let bytes = lane_global!(vmstats_bytes) as usize;
+    if bytes == 0 || bytes > 8 * lane::STAT_WORDS || !head.due.is_due(record.values.cgroup_id) {
+        return;
+    }
+    let (Some(from), Some(words)) = (follow(memcg, lane_global!(memory_vmstats)), LANE_WORDS.get_ptr_mut(0))
+    else {
         return;
     };
-    record.nr_periods = periods;
-    record.nr_throttled = throttled;
-    record.throttled_ns = ns;
-    record.have |= lane::CFS;
+    // SAFETY: this CPU's own words, which nobody else uses while the walk is there; the helper checks the address.
+    let words = unsafe {
+        if bpf_probe_read_kernel(words.cast(), bytes as u32, from.cast()) != 0 {
+            return;
+        }
+        &*words
+    };
+    let mut mark = u64::from(read::<u32>(from, lane_global!(vmstats_updates)).unwrap_or(0));
+    for (i, word) in words.iter().enumerate() {
+        if i * 8 >= bytes {
+            break;
+        }
+        mark = (mark.rotate_left(5) ^ *word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    record.stat_mark = (mark ^ mark >> 32) as u32;
+    record.is_marked = 1;
+}
+
+#[inline(always)]
+fn throttling(group: *const u8, values: &mut LaneValues) {
+    let (at, throttled, time) =
+        (lane_global!(cfs_nr_periods), lane_global!(cfs_nr_throttled), lane_global!(cfs_throttled_time));
+    // in one read where they stand together, as in 6.1 to 7.3: a read costs more than what it brings
+    let found = if at != ABSENT && throttled == at + 4 && time == at + 16 {
+        read::<[u64; 3]>(group, at).map(|[n, _, ns]| (n as u32, (n >> 32) as u32, ns))
+    } else {
+        match (read::<u32>(group, at), read::<u32>(group, throttled), read::<u64>(group, time)) {
+            (Some(periods), Some(throttled), Some(ns)) => Some((periods, throttled, ns)),
+            _ => None,
+        }
+    };
+    let Some((periods, throttled, ns)) = found else { return };
+    values.nr_periods = periods;
+    values.nr_throttled = throttled;
+    values.throttled_ns = ns;
+    values.have |= lane::CFS;
 }
 
 #[unsafe(no_mangle)]
@@ -124,18 +164,19 @@ pub extern "C" fn lane_walk(context: *const Context) -> i32 {
         }
         load::<u64>(load(cgroup, lane_global!(cgroup_kn)), lane_global!(kernfs_id))
     };
-    let Some(mut entry) = LANE_RING.reserve::<LaneRecord>(0) else {
-        if let Some(lost) = LANE_LOST.get_ptr_mut(0) {
-            // SAFETY: this CPU's slot, and one walk runs at a time.
-            unsafe { *lost += 1 };
-        }
-        return 0;
-    };
-    // SAFETY: the ring gives aligned memory of the record's size, for which any bytes are valid values.
-    let record = unsafe { &mut *entry.as_mut_ptr() };
-    *record = LaneRecord {
-        // SAFETY: the helper has no precondition.
-        ktime_ns: unsafe { bpf_ktime_get_ns() },
+    let Some(head) = LANE_HEAD.get_ptr_mut(0) else { return 0 };
+    // SAFETY: one walk runs at a time, and nobody else uses the head and the slots meanwhile.
+    let head = unsafe { &mut *head };
+    let slot = LANE_SLOTS.get_ptr_mut(head.met as u32);
+    head.met += 1;
+    let Some(slot) = slot else { return 0 };
+    // SAFETY: as for the head; any bytes are a valid record.
+    let record = unsafe { &mut *slot };
+    // SAFETY: the helper has no precondition.
+    record.ktime_ns = unsafe { bpf_ktime_get_ns() };
+    record.is_marked = 0;
+    record.stat_mark = 0;
+    record.values = LaneValues {
         cgroup_id: id,
         memory_bytes: 0,
         swap_bytes: 0,
@@ -147,25 +188,24 @@ pub extern "C" fn lane_walk(context: *const Context) -> i32 {
         nr_periods: 0,
         nr_throttled: 0,
         have: 0,
-        _pad: 0,
     };
     // A css is the first member of its controller's own struct (`mem_cgroup`, `pids_cgroup`, `task_group`).
     let css = visible(cgroup, lane_global!(memory_css));
     if !css.is_null() {
-        memory(css, record);
+        memory(css, &mut record.values);
+        mark_statistics(css, head, record);
     }
     let css = visible(cgroup, lane_global!(pids_css));
     if !css.is_null()
         && let Some(n) = read::<i64>(css, lane_global!(pids_counter))
     {
-        record.pids = n.max(0) as u64;
-        record.have |= lane::PIDS;
+        record.values.pids = n.max(0) as u64;
+        record.values.have |= lane::PIDS;
     }
     // cpu.stat is there in any case, and has these lines wherever the controller is, hidden or not.
     let css = controller(cgroup, lane_global!(cpu_css));
     if !css.is_null() {
-        throttling(css, record);
+        throttling(css, &mut record.values);
     }
-    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
     0
 }

@@ -66,6 +66,9 @@ const COLUMNS: [ColumnIndex; VALUES] = {
     ]
 };
 
+/// The hot files that a reading holds whole, as bits of `files_read`.
+pub const HOT_FILES: u64 = 1 << FILES[0] | 1 << FILES[1] | 1 << FILES[2] | 1 << FILES[3];
+
 /// One look at one cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -134,6 +137,11 @@ impl Reading {
         self.memory_current().map(|memory_current| MemoryAt { ktime_ns: self.ktime_ns, memory_current })
     }
 
+    /// Whether both hold the same values of the same files.
+    pub fn same_values(&self, other: &Self) -> bool {
+        (self.have, self.files) == (other.have, other.files) && self.values == other.values
+    }
+
     /// Nothing was there to be read.
     pub fn is_empty(&self) -> bool {
         self.have == 0
@@ -142,6 +150,26 @@ impl Reading {
     /// As the column `files_read` has it.
     pub fn files_read(&self) -> u64 {
         FILES.iter().enumerate().filter(|(i, _)| self.files >> i & 1 == 1).map(|(_, f)| 1 << f).sum()
+    }
+
+    /// Those of [`HOT_FILES`].
+    pub fn hot_columns(&self) -> impl Iterator<Item = (ColumnIndex, u64)> + '_ {
+        let of = |value: Value, file: File| (value as usize, self.files >> file as u8 & 1 == 1);
+        [
+            of(Value::MemoryCurrent, File::MemoryCurrent),
+            of(Value::SwapCurrent, File::SwapCurrent),
+            of(Value::EventsLow, File::MemoryEvents),
+            of(Value::EventsHigh, File::MemoryEvents),
+            of(Value::EventsMax, File::MemoryEvents),
+            of(Value::EventsOom, File::MemoryEvents),
+            of(Value::EventsOomKill, File::MemoryEvents),
+            of(Value::EventsOomGroupKill, File::MemoryEvents),
+            of(Value::EventsSockThrottled, File::MemoryEvents),
+            of(Value::PidsCurrent, File::PidsCurrent),
+        ]
+        .into_iter()
+        .filter(|(i, read)| *read && self.have >> i & 1 == 1)
+        .map(|(i, _)| (COLUMNS[i], self.values[i]))
     }
 
     /// The values that are there, in the order of the table's columns.

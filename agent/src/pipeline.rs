@@ -18,8 +18,10 @@ mod react;
 mod sealer;
 mod shared;
 mod source;
+mod spent;
 mod state;
 mod tables;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -400,6 +402,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
         "machine_lacks": about.machine.lacks,
         "running_s": running_s,
         "cpu_ns": cpu,
+        "cost": state.spent.status(cpu, running_s, state.tree.followed()),
         "rates": {
             "base_period_ms": state.config.sampling.base_period_ms,
             "lane_period_ms": state.lane.pace.period_ms(),
@@ -413,7 +416,11 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
             "series": about.series.open_series(),
         },
         "descriptors": {"kept": kept, "limit": may},
-        "files": {"unparsed": state.sampler.faults.unparsed, "unread": state.sampler.faults.unread},
+        "files": {
+            "unparsed": state.sampler.faults.unparsed,
+            "unread": state.sampler.faults.unread,
+            "memory_stat_taken_over": state.sampler.taken_over,
+        },
         "node_files": {"unparsed": state.node.faults.unparsed, "unread": state.node.faults.unread},
         "bursts": {
             "running": state.trigger.running(),

@@ -14,10 +14,11 @@ mod format;
 mod hooks;
 mod kernel;
 mod offsets;
+mod shared;
 mod walk;
 
 pub use kernel::Kernel;
-pub use walk::{Counts, Walk};
+pub use walk::{Counts, Look, Walk};
 
 use crate::{
     event::{KernelEvent, What},

@@ -53,6 +53,13 @@ impl Row {
         self.set[column / 64].fetch_or(1 << (column % 64), Ordering::Release);
     }
 
+    /// Sets columns to the values that they had when they were set last.
+    pub fn keep(&self, columns: [u64; MASK_WORDS]) {
+        for (word, bits) in self.set.iter().zip(columns) {
+            word.fetch_or(bits, Ordering::Release);
+        }
+    }
+
     /// Moves the values that were set out of the row, in column order, and empties it. Returns their mask.
     pub fn take(&self, out: &mut Vec<u64>) -> [u64; MASK_WORDS] {
         let mut mask = [0; MASK_WORDS];

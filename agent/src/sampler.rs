@@ -10,25 +10,26 @@ mod devices;
 mod loose;
 mod network;
 mod node;
+mod still;
 
 pub use cost::{Cost, costs};
 pub use network::Network;
 pub use node::Node;
+pub use still::Still;
 
 use crate::accumulator::{Device, Pending, SampleRow, Stamp, Value};
-use crate::catalogue::loose::is_loose;
-use crate::catalogue::{COLUMNS, FILES, File, FileIndex, Format, Tier, columns};
+use crate::catalogue::{self, COLUMNS, FILES, File, FileIndex, Format, Tier, column};
 use crate::cgroup::Meta;
 use crate::cgroup::parse::{Hints, parse};
 use crate::clock;
 use crate::discovery::join;
-use crate::lane::{Reading, Ring};
+use crate::lane::{self, Reading, Ring};
 use crate::names::{Cause, CgroupId};
-use crate::recorder::{Handle, Row, Series};
+use crate::recorder::{Handle, MASK_WORDS, Row, Series};
 use crate::warn::Watch;
 use devices::Devices;
 use loose::{Loose, LooseIndex};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -42,12 +43,13 @@ const BUFFER: usize = 64 << 10;
 const YOUNG_NS: u64 = 5_000_000_000;
 /// Descriptors left to the rest of the agent: its segments, its clients, its probes. Not even the lane takes of them.
 const RESERVED_DESCRIPTORS: usize = 256;
+/// A row's files are read this long after the look of the lane that it is dated by, at the most: base rows are taken in the same
+/// turn as the look. An older reading is not taken into a row.
+const ONE_INSTANT_NS: u64 = 10_000_000;
 /// Hot files are kept open up to this share of the descriptors: the rest is for the lane's files of cgroups to come, as
 /// each has ten hot files and only one of the lane's, which without a descriptor is not read at all.
 const HOT_SHARE: (usize, usize) = (7, 8);
 
-/// The files of a directory are listed anew after this long: a module may have brought a controller.
-const LIST_EVERY_NS: u64 = 300_000_000_000;
 /// A value without a column that stays the same has a row this often: most of a cgroup's fifty never change, and 200
 /// cgroups would fill a quarter of the agent's memory with them.
 const REPEAT_EVERY_NS: u64 = 60_000_000_000;
@@ -82,8 +84,12 @@ pub struct Target {
     pub last_table: Option<(u64, u64)>,
     /// memory.current as the lane read it last.
     pub last_memory: Option<u64>,
+    /// When its warnings were looked for last.
+    pub watched_ns: u64,
     /// Its early warnings.
     pub watch: Watch,
+    /// Whether memory.stat needs to be read.
+    pub still: Still,
     path: PathBuf,
     row: Arc<Row>,
     handles: Vec<Handle>,
@@ -163,6 +169,13 @@ pub struct Sampler {
     kept: usize,
     max_kept: usize,
     memory_max_column: usize,
+    order: Box<[FileIndex]>,
+    memory_stat: Option<FileIndex>,
+    usage_column: usize,
+    /// The files whose values the lane's walk brings, a bit each; 0 when the lane does not walk. They are not kept open.
+    walked: u64,
+    /// Readings of memory.stat that were taken over from the row before.
+    pub taken_over: u64,
     is_short: bool,
     loose: Loose,
     /// The listing of the latest cgroup: most have the same, and share it.
@@ -182,6 +195,7 @@ enum Read {
 
 impl Sampler {
     pub fn new(root: &Path, series: Series, descriptor_limit: usize) -> Self {
+        let memory_stat = catalogue::file("memory.stat");
         Self {
             root: root.to_owned(),
             series,
@@ -189,7 +203,13 @@ impl Sampler {
             pairs: Vec::with_capacity(COLUMNS),
             kept: 0,
             max_kept: descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS),
-            memory_max_column: columns().find(|(_, _, c)| c.name == "memory_max").map_or(0, |(i, _, _)| i),
+            memory_max_column: column("memory_max").unwrap_or(0),
+            // whether memory.stat needs to be read is known by cpu.stat
+            order: (0..FILES.len()).filter(|i| Some(*i) != memory_stat).chain(memory_stat).collect(),
+            memory_stat,
+            usage_column: column("cpu_stat_usage_usec").unwrap_or(0),
+            walked: 0,
+            taken_over: 0,
             is_short: false,
             loose: Loose::default(),
             listing: Arc::default(),
@@ -216,7 +236,9 @@ impl Sampler {
             memory_max: None,
             last_table: None,
             last_memory: None,
+            watched_ns: 0,
             watch: Watch::default(),
+            still: Still::default(),
             path,
             row,
             handles,
@@ -232,6 +254,19 @@ impl Sampler {
             return None;
         }
         Some(target)
+    }
+
+    /// Says whether the lane walks: then its files need not be kept open, and a row has what the last look has brought.
+    pub fn set_walks(&mut self, walks: bool) {
+        self.walked = if walks { lane::HOT_FILES } else { 0 };
+    }
+
+    /// Opens what is to be kept open and is not, after the lane has ceased to walk.
+    ///
+    /// # Errors
+    /// The cgroup is no more.
+    pub fn keep_open(&mut self, target: &mut Target) -> Result<(), Vanished> {
+        self.open_kept(target)
     }
 
     /// Drops what was kept of a cgroup.
@@ -268,7 +303,7 @@ impl Sampler {
         let Some(dir) = self.directory(target)? else { return Ok(()) };
         for (i, file) in FILES.iter().enumerate() {
             let state = &mut target.files[i];
-            if file.tier == Tier::Slow || state.kept.is_some() {
+            if file.tier == Tier::Slow || state.kept.is_some() || self.walked >> i & 1 == 1 {
                 continue;
             }
             let may = match file.tier {
@@ -330,7 +365,16 @@ impl Sampler {
         }
     }
 
-    /// Reads one row of a cgroup and commits it. The row's instant is the one just before its first file was read.
+    /// What the lane's walk has just brought of a cgroup, if that is no row yet.
+    fn looked(&self, target: &Target, now_ns: u64) -> Option<Reading> {
+        let is_now = |r: &Reading| {
+            r.ktime_ns > target.last_row_ns && now_ns.saturating_sub(r.ktime_ns) <= ONE_INSTANT_NS
+        };
+        target.ring.newest().filter(|r| self.walked != 0 && is_now(r))
+    }
+
+    /// Reads one row of a cgroup and commits it. The row's instant is the one just before its first value was read: that of the
+    /// lane's walk where it has brought some, which then is this row and no history.
     /// Nothing is committed of a cgroup that goes away meanwhile.
     pub fn sample(
         &mut self,
@@ -345,21 +389,38 @@ impl Sampler {
         if look_again {
             self.open_kept(target)?;
         }
-        let opens = slow
-            || target
-                .files
-                .iter()
-                .zip(FILES)
-                .any(|(s, f)| f.tier != Tier::Slow && s.kept.is_none() && !s.absent);
+        // a slow row has everything from the files, one in place of a look of the lane its own reading
+        let looked = if slow || in_lane { None } else { self.looked(target, started) };
+        let mut files_read = looked.map_or(0, |r| r.files_read() & self.walked);
+        let to_open = |(i, (s, f)): (usize, (&FileState, &File))| {
+            f.tier != Tier::Slow && s.kept.is_none() && !s.absent && files_read >> i & 1 == 0
+        };
+        let opens = slow || target.files.iter().zip(FILES).enumerate().any(to_open);
         let dir = if opens { self.directory(target)? } else { None };
-        let at = clock::ktime_ns();
-        let mut files_read = 0u64;
+        for (column, value) in looked.iter().flat_map(Reading::hot_columns) {
+            target.handles[column].set(value);
+        }
+        let at = looked.map_or_else(clock::ktime_ns, |r| r.ktime_ns);
         let mut reading = in_lane.then(|| Reading::new(at, u64::from(period_ms)));
-        for (index, file) in FILES.iter().enumerate() {
+        let mut usage_usec = None;
+        for step in 0..self.order.len() {
+            let index = self.order[step];
+            let file = &FILES[index];
             if file.tier == Tier::Slow && !slow {
                 continue;
             }
-            if target.files[index].absent && !look_again {
+            if target.files[index].absent && !look_again || files_read >> index & 1 == 1 {
+                continue;
+            }
+            let is_stat = Some(index) == self.memory_stat;
+            if is_stat
+                && !look_again
+                && looked.is_some()
+                && let Some(columns) = target.still.columns(usage_usec)
+            {
+                target.row.keep(columns);
+                files_read |= 1 << index;
+                self.taken_over += 1;
                 continue;
             }
             match self.read_file(target, index, dir.as_ref()) {
@@ -378,6 +439,14 @@ impl Sampler {
                     }
                     for &(column, value) in &self.pairs {
                         target.handles[column].set(value);
+                        if column == self.usage_column {
+                            usage_usec = Some(value);
+                        }
+                    }
+                    if is_stat {
+                        let mut columns = [0; MASK_WORDS];
+                        self.pairs.iter().for_each(|(c, _)| columns[c / 64] |= 1 << (c % 64));
+                        target.still.read(usage_usec, columns);
                     }
                     if let Some(reading) = &mut reading {
                         reading.take(index, &self.pairs);
@@ -402,6 +471,8 @@ impl Sampler {
         }
         if let Some(reading) = reading.filter(|r| !r.is_empty()) {
             target.ring.push_written(reading);
+        } else if looked.is_some() {
+            target.ring.newest_is_written();
         }
         let stamp = Stamp { ktime_ns: at, wall_us: offset.wall_us(at) };
         let row = SampleRow { at: stamp, cause, period_ms, burst, files_read };
@@ -456,54 +527,6 @@ impl Sampler {
                 self.faults.unparsed(file.name);
             }
         }
-    }
-
-    /// Reads the files that the catalogue does not have.
-    fn loose_files(&mut self, target: &mut Target, dir: &OwnedFd, now: u64) -> Result<(), Vanished> {
-        if target.next_listing_ns <= now {
-            self.list(target, dir)?;
-            // controllers are often switched on just after a directory is made
-            let is_young = now.saturating_sub(target.first_seen_ns) < YOUNG_NS;
-            target.next_listing_ns = if is_young { now } else { now + LIST_EVERY_NS };
-        }
-        for &index in &*target.loose.clone() {
-            let name = self.loose.name(index);
-            let read = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .and_then(|fd| rustix::io::pread(&fd, &mut self.buffer[..], 0));
-            match read {
-                Ok(n) if n < BUFFER => {
-                    let text = &self.buffer[..n];
-                    if self.loose.take(index, text, |_, _| false, &mut self.values).is_err() {
-                        self.faults.unparsed(self.loose.name(index));
-                    }
-                }
-                Err(Errno::NODEV) => return Err(Vanished),
-                Err(Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL | Errno::ACCESS) => {}
-                Ok(_) | Err(_) => self.faults.unread(self.loose.name(index)),
-            }
-        }
-        Ok(())
-    }
-
-    fn list(&mut self, target: &mut Target, dir: &OwnedFd) -> Result<(), Vanished> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = rustix::fs::openat(dir, ".", flags, Mode::empty()).and_then(rustix::fs::Dir::new);
-        let Ok(entries) = open else { return Err(Vanished) };
-        let mut found = Vec::new();
-        for entry in entries.flatten() {
-            if entry.file_type() != FileType::Directory
-                && let Ok(name) = entry.file_name().to_str()
-                && is_loose(name)
-            {
-                found.push(self.loose.file(name));
-            }
-        }
-        found.sort_unstable();
-        if *self.listing != *found {
-            self.listing = found.into();
-        }
-        target.loose = self.listing.clone();
-        Ok(())
     }
 
     /// Reads the lane's file of a cgroup into its ring. `None` where the cgroup has no such file.

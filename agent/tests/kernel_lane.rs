@@ -209,11 +209,10 @@ fn what_finds_no_room_is_counted() {
     for i in 0..99 {
         tree.make(&i.to_string(), "");
     }
-    // 4 KiB hold 30 records of 136 bytes
-    let mut w = Walk::with_ring(&tree.path, 4096).expect("the walk");
+    let mut w = Walk::with_slots(&tree.path, 30).expect("the walk");
     for _ in 0..3 {
         let counts = w.tick(20, |_, _| ()).expect("a walk");
-        assert_eq!((counts.readings, counts.lost), (30, 70), "each walk begins with an empty ring");
+        assert_eq!((counts.readings, counts.lost), (30, 70), "each walk begins at the first slot");
     }
 }
 
@@ -237,6 +236,10 @@ fn what_a_walk_costs_beside_pread() {
         (Tree::new("cost", "+memory +pids +cpu"), files)
     };
     let dirs: Vec<_> = (0..CGROUPS).map(|i| tree.make(&i.to_string(), "")).collect();
+    // a thousand files and the walk's own are more than most machines allow at first
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let all = rustix::process::Rlimit { current: hard, maximum: hard };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, all).expect("open files");
     let open = |f: &str| dirs.iter().map(|d| fs::File::open(d.join(f)).expect("a file")).collect::<Vec<_>>();
     let (one, four): (Vec<_>, Vec<_>) = (open(files[0]), files.iter().flat_map(|f| open(f)).collect());
     let mut w = start(&tree.path);

@@ -9,6 +9,7 @@ mod native;
 mod play;
 mod quiet;
 mod rows;
+mod sampler;
 mod score;
 mod stage;
 mod store;
@@ -24,7 +25,8 @@ const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--ki
        cargo xtask bench churn [--cgroups N] [--json FILE]
        cargo xtask bench burst [--json FILE]
        cargo xtask bench store [--hours N] [--json FILE]
-       cargo xtask bench quiet [--kernel SERIES | --host] [--minutes N] [--json FILE]";
+       cargo xtask bench quiet [--kernel SERIES | --host] [--minutes N] [--json FILE]
+       cargo xtask bench sampler [--containers N]… [--in native|vm|both] [--kernel SERIES] [--load sit|beat] [--micro] [--json FILE]";
 const MINUTES: usize = 10;
 const HOURS: usize = 24;
 const CGROUPS: usize = 100_000;
@@ -84,6 +86,9 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     if words.first().is_some_and(|w| w == "--play") {
         return played(&words[1..]);
+    }
+    if words.first().is_some_and(|w| w == "sampler") {
+        return sampler::bench(&sampler::Options::parse(words[1..].iter().map(String::as_str))?);
     }
     let (mut place, mut kernel, mut json) = (Place::Vm, crate::kernel::DEFAULT.to_owned(), None);
     let (mut kills, mut cgroups, mut minutes, mut hours) = (MAX_KILLS, CGROUPS, MINUTES, HOURS);
@@ -152,8 +157,20 @@ fn played(words: &[String]) -> Result<i32> {
             quiet::play(Path::new(out), Path::new(agent), Path::new(workload), count(minutes, "minutes")?)?;
             Ok(0)
         }
+        [what, out, agent, reader, alone, load, containers @ ..] if what == "sampler" => {
+            let containers = containers.iter().map(|n| count(n, "containers")).collect::<Result<Vec<_>>>()?;
+            sampler::play(
+                Path::new(out),
+                Path::new(agent),
+                Path::new(reader),
+                Path::new(alone),
+                load,
+                &containers,
+            )?;
+            Ok(0)
+        }
         _ => bail!(
-            "usage: bench --play quiet OUT AGENT WORKLOAD MINUTES, or bench --play evidence OUT AGENT WORKLOAD TRUTH KILLS NODE-KILLS"
+            "usage: bench --play quiet OUT AGENT WORKLOAD MINUTES, bench --play evidence OUT AGENT WORKLOAD TRUTH KILLS NODE-KILLS, or bench --play sampler OUT AGENT READER ALONE LOAD CONTAINERS…"
         ),
     }
 }

@@ -37,7 +37,7 @@ cargo xtask VERB
   ci                          format, lints and all tests that need no VM
   build-ebpf                  compile the kernel programs into target/ebpf
   demo                        all set-up, then the report of a real OOM kill
-  bench evidence|burst|churn|quiet|store  the numbers that the recorder is held to
+  bench evidence|burst|churn|quiet|store|sampler  the numbers that the recorder is held to
   faults [--points N]         let N things go wrong with the store and the agent, and count what that cost
   interop [--all]             other engines read what the agent wrote, and find the same
   scenario list|run NAME      play a workload in cgroups of its own

@@ -3,7 +3,8 @@
 //! Called by a person, by `demo` and by `test`.
 //!
 //! The guest's root is the host's `/` by virtiofs, read-only, under an overlay in memory: programs run from the paths
-//! that they have here. A share `job` carries argv in and stdout, stderr and exit code out; a share `out` (--out) is
+//! that they have here. `--icount` counts instructions instead of time: a program's CPU repeats within 0.3 %, and every wait
+//! of the guest is over at once, also that for a host's file, so no deadline inside says anything. A share `job` carries argv in and stdout, stderr and exit code out; a share `out` (--out) is
 //! mounted at the same path as on the host. TCG unless `FGM_VM_KVM=1` and a timed probe boot shows that KVM works:
 //! `/dev/kvm` may exist and still not run an ordinary kernel.
 
@@ -40,6 +41,8 @@ pub struct Guest {
     pub smp: u32,
     /// Size of the scratch disk, in truncate(1)'s words.
     pub disk: String,
+    /// One instruction takes one nanosecond, and nobody waits for an idle guest: CPU time repeats whatever the host does.
+    pub icount: bool,
     pub out: Option<PathBuf>,
     pub cwd: PathBuf,
     pub argv: Vec<OsString>,
@@ -53,6 +56,7 @@ impl Guest {
             mem: "2G".to_owned(),
             smp: 2,
             disk: "256M".to_owned(),
+            icount: false,
             out: None,
             cwd: env::current_dir().context("cannot tell the current folder")?,
             argv,
@@ -68,7 +72,7 @@ impl Guest {
         setup::vm()?;
         virtiofs::check()?;
         let kernel = kernel::ready(&self.series)?;
-        let accel = if kvm_wanted() && kvm_works(&kernel)? { Accel::Kvm } else { Accel::Tcg };
+        let accel = if !self.icount && kvm_wanted() && kvm_works(&kernel)? { Accel::Kvm } else { Accel::Tcg };
         self.boot(&kernel, accel, stdout, stderr)
     }
 
@@ -185,11 +189,12 @@ impl Guest {
         console: &Path,
         disk: &Path,
     ) -> Result<std::process::Command> {
+        let tcg = if self.icount { "tcg,thread=single" } else { "tcg,thread=multi" };
         let (accelerator, cpu) = match accel {
             Accel::Kvm => ("kvm", "host"),
             // Before QEMU 10, cmpxchg16b under multi-threaded TCG corrupts the flags: keep kernels from using it.
-            Accel::Tcg if qemu_major()? < 10 => ("tcg,thread=multi", "max,-cx16"),
-            Accel::Tcg => ("tcg,thread=multi", "max"),
+            Accel::Tcg if qemu_major()? < 10 => (tcg, "max,-cx16"),
+            Accel::Tcg => (tcg, "max"),
         };
         let mut c = bound_to_us("qemu-system-x86_64");
         c.args([
@@ -204,6 +209,9 @@ impl Guest {
             "-m",
             &self.mem,
         ]);
+        if self.icount {
+            c.args(["-icount", "shift=0,sleep=off"]);
+        }
         c.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         // vhost-user needs the guest's memory shared with the daemons.
         c.arg("-object").arg(format!("memory-backend-memfd,id=mem,size={},share=on", self.mem));
@@ -311,7 +319,7 @@ fn number(option: &str, text: &str) -> Result<u32> {
 /// The verb: options, then `--`, then the command.
 pub fn verb(args: &[OsString]) -> Result<i32> {
     const USAGE: &str = "cargo xtask vm [--kernel 6.1|6.12|6.18|7.3] [--out DIR] [--timeout SECONDS] [--mem 2G] \
-                         [--smp 2] [--disk 256M] -- COMMAND [ARGUMENT…]";
+                         [--smp 2] [--disk 256M] [--icount] -- COMMAND [ARGUMENT…]";
     let split = args.iter().position(|a| a == "--").ok_or_else(|| usage::wrong("no `--`", USAGE))?;
     let (options, command) = (&args[..split], &args[split + 1..]);
     if command.is_empty() {
@@ -321,6 +329,10 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     let mut options = options.iter();
     while let Some(option) = options.next() {
         let name = option.to_string_lossy();
+        if name == "--icount" {
+            guest.icount = true;
+            continue;
+        }
         if !["--kernel", "--mem", "--disk", "--smp", "--timeout", "--out"].contains(&&*name) {
             return Err(usage::wrong(format!("unknown option `{name}`"), USAGE));
         }

@@ -148,6 +148,11 @@ impl Samples {
         self.headers.is_empty()
     }
 
+    /// Values of all rows, without those that are NULL.
+    pub fn values(&self) -> usize {
+        self.values.len()
+    }
+
     /// Bytes held, by capacity.
     pub fn bytes(&self) -> usize {
         self.headers.capacity() * size_of::<Header>() + self.values.capacity() * size_of::<u64>()

@@ -3,7 +3,7 @@
 //! Each parser goes over the bytes once and allocates nothing. "max" gives no pair: the column stays NULL while the
 //! file counts as read. Junk is an error and gives no value at all, since half a file would be half a truth.
 
-use crate::catalogue::{ColumnIndex, DEVICE_KEYS, FILES, File, FileIndex, Format, first_column};
+use crate::catalogue::{Column, ColumnIndex, DEVICE_KEYS, FILES, File, FileIndex, Format, first_column};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
@@ -31,6 +31,17 @@ pub fn number(text: &[u8]) -> Result<u64, ParseError> {
         return Err(ParseError::Number);
     }
     let mut v = 0u64;
+    // so many digits fit whatever they are
+    if text.len() <= 18 {
+        for &b in text {
+            let digit = b.wrapping_sub(b'0');
+            if digit > 9 {
+                return Err(ParseError::Number);
+            }
+            v = v * 10 + u64::from(digit);
+        }
+        return Ok(v);
+    }
     for &b in text {
         if !b.is_ascii_digit() {
             return Err(ParseError::Number);
@@ -117,6 +128,8 @@ fn pressure(
     out: &mut Vec<(ColumnIndex, u64)>,
 ) -> Result<(), ParseError> {
     let mut seen = 0u128;
+    // the catalogue has them in the kernel's order, so that the next one is where it is looked for first
+    let mut next = 0;
     for line in lines(text) {
         let mut words = line.split(|&b| b == b' ');
         let side = words.next().ok_or(ParseError::Layout)?;
@@ -124,10 +137,12 @@ fn pressure(
             let eq = word.iter().position(|&b| b == b'=').ok_or(ParseError::Layout)?;
             let (name, value) = (&word[..eq], &word[eq + 1..]);
             let v = if name == b"total" { number(value)? } else { hundredths(value)? };
-            let found = file.columns.iter().position(|c| {
+            let is = |c: &Column| {
                 c.key.as_bytes().strip_prefix(side).and_then(|k| k.strip_prefix(b".")) == Some(name)
-            });
-            if let Some(i) = found {
+            };
+            let hit = file.columns.get(next).is_some_and(is).then_some(next);
+            if let Some(i) = hit.or_else(|| file.columns.iter().position(is)) {
+                next = i + 1;
                 once(&mut seen, i)?;
                 out.push((base + i, v));
             }

@@ -2,6 +2,7 @@
 //! rows in order, its ledger and its rows of one mind. Changes nothing; a folder may be that of a running agent.
 
 use super::{Failure, output};
+use crate::catalogue;
 use crate::journal::{self, Contents};
 use crate::ledger::{self, Accounts};
 use crate::names::Table;
@@ -135,6 +136,8 @@ fn of_segment(path: &Path) -> Value {
         "bytes": fs::metadata(path).ok().map(|m| m.len()),
         "schema_version": version,
         "columns": footer.columns(),
+        // those of the catalogue alone
+        "values": footer.values(|name| catalogue::column(name).is_some()),
         "journal": footer.value(segment::JOURNAL),
         "hour_us": number(segment::HOUR),
         "inputs": footer.value(segment::INPUTS).and_then(|t| serde_json::from_str::<Value>(t).ok()),

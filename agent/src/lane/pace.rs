@@ -39,6 +39,11 @@ impl Pace {
         self.period_ms
     }
 
+    /// The rhythm is never slower than this.
+    pub fn slowest_ms(&self) -> u64 {
+        self.asked_ms.max(SLOWEST_MS)
+    }
+
     pub fn period_ns(&self) -> u64 {
         self.period_ms * MS
     }
@@ -65,7 +70,7 @@ impl Pace {
         self.last_cost_ns = self.cost_ns / self.looks;
         (self.cost_ns, self.looks, self.since_ns) = (0, 0, now_ns);
         let affordable_ms = (self.last_cost_ns as f64 * 1e3 / self.budget_ns).ceil() as u64;
-        let wanted = affordable_ms.clamp(self.asked_ms, self.asked_ms.max(SLOWEST_MS));
+        let wanted = affordable_ms.clamp(self.asked_ms, self.slowest_ms());
         if wanted > self.period_ms || wanted * 5 <= self.period_ms * 4 {
             self.period_ms = wanted;
         }

@@ -5,7 +5,7 @@
 //! ```text
 //! entry = time [changed new-shape? new-values]
 //! time  = zigzag(step - step before) << 1 | something changed        step: µs since the reading before
-//! changed: a bit per value; bit 14: which values and files there are; bit 15: the period
+//! changed: a bit per value; bit 14: which values and files there are; bit 15: the period; bit 16: the reading before is a row
 //! ```
 //! An unchanged reading costs one or two bytes (three when it came more than 2 ms off its rhythm), and its instant is
 //! kept to the microsecond. Sizes in bytes go in pages, the unit in which the kernel charges. The oldest reading is
@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 const LONGEST: usize = 10 + 3 + 5 + 3 + VALUES * 10;
 const SHAPE: u32 = 1 << VALUES;
 const PERIOD: u32 = 1 << (VALUES + 1);
+const WRITTEN: u32 = 1 << (VALUES + 2);
 
 /// A reading and the step that led to it.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +44,8 @@ pub struct Ring {
     window_us: u64,
     /// Readings up to here are in the table already.
     written_us: u64,
+    /// So is the newest; of the others the entry behind each tells.
+    newest_is_written: bool,
     /// Readings that were dropped for want of room, younger than the window.
     cut: u64,
 }
@@ -63,6 +66,7 @@ impl Ring {
             capacity: 0,
             window_us: window_ns / 1000,
             written_us: 0,
+            newest_is_written: false,
             cut: 0,
         };
         ring.set_capacity(capacity);
@@ -85,31 +89,58 @@ impl Ring {
         if us <= newest.us {
             return false;
         }
-        let point = Point { us, step_us: us - newest.us, reading };
+        let step_us = us - newest.us;
         let mut packed = Packed::default();
-        packed.entry(newest, &point);
+        let is_written = std::mem::take(&mut self.newest_is_written);
+        let point = Point { us, step_us, reading };
+        packed.entry(newest, &point, is_written);
         *newest = point;
+        self.append(us, &packed)
+    }
+
+    /// Appends the newest reading again, at another instant: of most readings of most cgroups nothing but the time is another one.
+    /// `since_ns` is when it was taken. `false` when the newest is not that one: then the reading itself is wanted.
+    pub fn repeat(&mut self, since_ns: u64, ktime_ns: u64, period_ms: u64) -> bool {
+        let us = ktime_ns / 1000;
+        let Some((_, newest)) = &mut self.ends else { return false };
+        let is_that = newest.us == since_ns / 1000 && u64::from(newest.reading.period_ms) == period_ms;
+        if !is_that || us <= newest.us || self.newest_is_written {
+            return false;
+        }
+        let step_us = us - newest.us;
+        let mut packed = Packed::default();
+        packed.varint(zigzag(newest.step_us, step_us) << 1);
+        (newest.us, newest.step_us) = (us, step_us);
+        self.append(us, &packed)
+    }
+
+    /// Puts an entry behind the others and lets go what is too old or has no room.
+    fn append(&mut self, us: u64, packed: &Packed) -> bool {
         self.len += 1;
         let oldest_wanted = us.saturating_sub(self.window_us);
         while self.oldest_us() < oldest_wanted {
             if self.entries.is_empty() {
-                self.ends = Some((point, point));
-                self.len = 1;
-                return true;
+                return self.keep_newest();
             }
             self.drop_oldest();
         }
         while self.entries.len() + packed.len > self.room() {
             self.cut += 1;
             if self.entries.is_empty() {
-                self.ends = Some((point, point));
-                self.len = 1;
-                return true;
+                return self.keep_newest();
             }
             self.drop_oldest();
         }
         self.grow(packed.len);
         self.entries.extend(&packed.bytes[..packed.len]);
+        true
+    }
+
+    fn keep_newest(&mut self) -> bool {
+        if let Some((oldest, newest)) = &mut self.ends {
+            *oldest = *newest;
+        }
+        self.len = 1;
         true
     }
 
@@ -147,15 +178,19 @@ impl Ring {
     }
 
     fn iter(&self) -> impl Iterator<Item = Point> + '_ {
+        self.iter_written().map(|(point, _)| point)
+    }
+
+    /// All readings, each with whether it is a row already.
+    fn iter_written(&self) -> impl Iterator<Item = (Point, bool)> + '_ {
         let mut at = self.ends.as_ref().map(|(oldest, _)| *oldest);
         let mut bytes = self.entries.iter().copied();
         std::iter::from_fn(move || {
             let now = at?;
-            at = {
-                let mut next = now;
-                unpack(&mut next, &mut bytes).map(|()| next)
-            };
-            Some(now)
+            let mut next = now;
+            let is_written = unpack(&mut next, &mut bytes);
+            at = is_written.map(|_| next);
+            Some((now, is_written.unwrap_or(self.newest_is_written)))
         })
     }
 
@@ -164,8 +199,8 @@ impl Ring {
     pub fn take_history(&mut self, now_ns: u64, window_ns: u64, mut give: impl FnMut(&Reading)) -> usize {
         let (now_us, from_us) = (now_ns / 1000, now_ns.saturating_sub(window_ns) / 1000);
         let (mut given, mut last) = (0, self.written_us);
-        for point in self.iter() {
-            if point.us > self.written_us && point.us >= from_us && point.us <= now_us {
+        for (point, is_written) in self.iter_written() {
+            if point.us > self.written_us && !is_written && point.us >= from_us && point.us <= now_us {
                 give(&point.out());
                 given += 1;
                 last = point.us;
@@ -191,6 +226,16 @@ impl Ring {
 
     pub fn newest(&self) -> Option<Reading> {
         self.ends.as_ref().map(|(_, newest)| newest.out())
+    }
+
+    /// Whether a reading says something else than the newest, but for its instant and rhythm.
+    pub fn is_news(&self, reading: &Reading) -> bool {
+        self.ends.as_ref().is_none_or(|(_, newest)| !newest.reading.same_values(reading))
+    }
+
+    /// Says that the newest is in the table already, while others before it are not.
+    pub fn newest_is_written(&mut self) {
+        self.newest_is_written = true;
     }
 
     /// Appends a reading that is in the table already, so that later questions find it and no history repeats it.
@@ -271,7 +316,7 @@ impl Packed {
         self.len += 1;
     }
 
-    fn entry(&mut self, before: &Point, now: &Point) {
+    fn entry(&mut self, before: &Point, now: &Point, is_written: bool) {
         let (a, b) = (&before.reading, &now.reading);
         let mut changed = 0u32;
         for i in 0..VALUES {
@@ -282,6 +327,9 @@ impl Packed {
         }
         if a.period_ms != b.period_ms {
             changed |= PERIOD;
+        }
+        if is_written {
+            changed |= WRITTEN;
         }
         // the steps differ by less than 2^62 µs, 146,000 years
         self.varint(zigzag(before.step_us, now.step_us) << 1 | u64::from(changed != 0));
@@ -313,14 +361,14 @@ fn varint(bytes: &mut impl Iterator<Item = u8>) -> Option<u64> {
     }
 }
 
-/// Turns a point into the one after it. `None` where there is none.
-fn unpack(point: &mut Point, mut bytes: impl Iterator<Item = u8>) -> Option<()> {
+/// Turns a point into the one after it, and tells whether the one before is a row already. `None` where there is none.
+fn unpack(point: &mut Point, mut bytes: impl Iterator<Item = u8>) -> Option<bool> {
     let bytes = &mut bytes;
     let time = varint(bytes)?;
     point.step_us = unzigzag(point.step_us, time >> 1);
     point.us += point.step_us;
     if time & 1 == 0 {
-        return Some(());
+        return Some(false);
     }
     let changed = u32::try_from(varint(bytes)?).ok()?;
     let reading = &mut point.reading;
@@ -335,7 +383,7 @@ fn unpack(point: &mut Point, mut bytes: impl Iterator<Item = u8>) -> Option<()> 
     for i in (0..VALUES).filter(|i| changed >> i & 1 == 1) {
         reading.values[i] = from_pages(i, unzigzag(in_pages(i, reading.values[i]), varint(bytes)?));
     }
-    Some(())
+    Some(changed & WRITTEN != 0)
 }
 
 #[cfg(test)]

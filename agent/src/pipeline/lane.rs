@@ -4,13 +4,15 @@
 //! status. The rhythm is `lane::Pace`'s. Nothing here writes a row; `react` does when a trigger fires.
 
 use super::limits::Change;
+use super::spent::Lap;
 use super::state::State;
 use crate::clock;
 use crate::config::{self, Source};
-use crate::lane::{Pace, Reading, Ring, capacity};
+use crate::lane::{Pace, Ring, capacity};
 use crate::names::{CgroupId, Scope};
 use crate::probes::{Hook, Kernel, Walk};
 use crate::sampler::{Target, Vanished};
+use agent_ebpf::LaneDue;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -19,6 +21,10 @@ const MS: u64 = 1_000_000;
 /// The rhythm when the configuration leaves it to us. The walk costs 0.5 µs a cgroup, `pread` of memory.current 1.2 µs.
 const WALK_MS: u64 = 20;
 const PREAD_MS: u64 = 50;
+/// Base rows are taken in the turn of a walk, and begin with what it has read, unless walks are rarer than this.
+const WITH_WALKS_MS: u64 = 100;
+/// Warnings are looked for when memory changes, and so often when it does not.
+const WATCH_EVERY: u64 = 240 * MS;
 /// A walk that failed so often in a row is given up.
 const FAILURES: u32 = 3;
 /// From 15/16 of its limit on, a container's process table is taken whenever it grew by another 1/64 of the limit, so that
@@ -82,6 +88,11 @@ impl Lane {
         self.last_walk_ns
     }
 
+    /// Whether base rows begin with what the walk has read.
+    pub fn brings_rows(&self) -> bool {
+        self.walk.is_some() && self.pace.slowest_ms() <= WITH_WALKS_MS
+    }
+
     fn source(&self) -> &'static str {
         if self.walk.is_some() { "iter_cgroup" } else { "pread" }
     }
@@ -138,7 +149,7 @@ impl State {
     }
 
     pub(super) fn lane_tick(&mut self, now: u64) {
-        let cpu_before = clock::thread_cpu_ns();
+        let mut lap = Lap::begin();
         let mut seen = Seen { resting: self.resting_lanes(), ..Seen::default() };
         if self.lane.walk.is_some() {
             self.walk_tick(now, &mut seen);
@@ -147,8 +158,11 @@ impl State {
         }
         let after = clock::ktime_ns();
         self.lane.longest_ns = self.lane.longest_ns.max(after.saturating_sub(now));
-        self.lane.pace.looked(after, clock::thread_cpu_ns().saturating_sub(cpu_before));
+        let look_ns = lap.ns();
+        self.spent.lane += look_ns;
+        self.lane.pace.looked(after, look_ns);
         self.watch_lane(now, &seen.memory);
+        self.spent.lane += lap.ns();
         for id in seen.tables {
             self.event_table(id);
         }
@@ -161,21 +175,46 @@ impl State {
         let Some(walk) = &mut self.lane.walk else { return };
         let targets = &mut self.targets;
         let last_walk_ns = self.lane.last_walk_ns.replace(now);
-        let result = walk.tick(self.lane.pace.period_ms(), |id, reading| {
-            // one that we do not follow, or not yet, or without any of the controllers
-            let Some(target) = targets.get_mut(&id).filter(|_| !reading.is_empty()) else { return };
+        // memory.stat is marked of those whose base row comes in this turn
+        let period_ns = self.config.sampling.base_period_ms * MS;
+        let due = LaneDue {
+            period_ns,
+            after_ns: self.last_base % period_ns,
+            span_ns: now.saturating_sub(self.last_base),
+        };
+        let period_ms = self.lane.pace.period_ms();
+        let result = walk.look(period_ms, due, |look| {
+            let id = look.id();
+            // one that we do not follow, or not yet
+            let Some(target) = targets.get_mut(&id) else { return };
+            let is_resting = !seen.resting.is_empty() && seen.resting.contains(&id);
+            if let Some(since_ns) = look.same_since_ns
+                && !is_resting
+                && target.ring.repeat(since_ns, look.ktime_ns(), period_ms)
+            {
+                target.still.look(false, look.mark());
+                seen.take(target, look.memory_current(), now);
+                return;
+            }
+            let reading = look.reading();
+            // without any of the controllers
+            if reading.is_empty() {
+                return;
+            }
+            target.still.look(target.ring.is_news(&reading), look.mark());
             if let Some(max) = reading.memory_max() {
                 let before = std::mem::replace(&mut target.memory_max, max);
                 if before != max {
+                    target.watched_ns = 0;
                     let not_before_ns = last_walk_ns.unwrap_or(target.first_seen_ns);
                     let not_after_ns = reading.ktime_ns;
                     seen.limits.push((id, Change { before, after: max, not_before_ns, not_after_ns }));
                 }
             }
-            if seen.resting.contains(&id) || !target.ring.push(reading) {
+            if is_resting || !target.ring.push(reading) {
                 return;
             }
-            seen.take(target, &reading, now);
+            seen.take(target, reading.memory_current(), now);
         });
         match result {
             Ok(counts) => {
@@ -191,6 +230,12 @@ impl State {
                     self.lane.last_walk_ns = None;
                     self.lane.reason = Some(reason);
                     self.lane.pace = pace(&self.config.lane, false);
+                    self.sampler.set_walks(false);
+                    for (id, target) in &mut self.targets {
+                        if self.sampler.keep_open(target).is_err() {
+                            self.vanished.push(*id);
+                        }
+                    }
                 }
             }
         }
@@ -204,7 +249,7 @@ impl State {
             match self.sampler.lane(target, self.lane.pace.period_ms()) {
                 Ok(Some(reading)) => {
                     self.lane.readings += 1;
-                    seen.take(target, &reading, now);
+                    seen.take(target, reading.memory_current(), now);
                 }
                 Ok(None) => {}
                 Err(Vanished) => self.vanished.push(*id),
@@ -224,11 +269,14 @@ struct Seen {
 }
 
 impl Seen {
-    fn take(&mut self, target: &mut Target, reading: &Reading, now: u64) {
-        let Some(bytes) = reading.memory_current() else { return };
+    fn take(&mut self, target: &mut Target, memory_current: Option<u64>, now: u64) {
+        let Some(bytes) = memory_current else { return };
         let id = target.meta.id;
-        target.last_memory = Some(bytes);
-        self.memory.push((id, bytes));
+        // what stands still is looked at now and then: those above it may come near to their limit
+        if target.last_memory.replace(bytes) != Some(bytes) || now >= target.watched_ns + WATCH_EVERY {
+            target.watched_ns = now;
+            self.memory.push((id, bytes));
+        }
         if wants_table(target, bytes, now) {
             self.tables.push(id);
         }

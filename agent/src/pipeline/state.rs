@@ -10,7 +10,9 @@ use super::limits::Change as LimitChange;
 use super::notices::Notices;
 use super::outage::Outage;
 use super::sealer::{Job, Moving};
+use super::spent::{Lap, Spent};
 use super::tables::Tables;
+use super::targets::Targets;
 use super::time::Steps;
 use super::warnings::Warnings;
 use crate::accumulator::{NodeNames, Pending, Stamp};
@@ -22,11 +24,11 @@ use crate::ledger::Ledger;
 use crate::names::{Cause, CgroupId, Scope, Table};
 use crate::probes::{KindLoss, Losses};
 use crate::recorder::Series;
-use crate::sampler::{Network, Node, Plan, Sampler, Target, Vanished};
+use crate::sampler::{Network, Node, Plan, Sampler, Vanished};
 use crate::story::{Blame, Story};
 use crate::trigger::{Cost, Trigger};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,9 +53,10 @@ const FOLLOW_FOR: u64 = 5 * MS;
 const FOLLOW_AT_LEAST: usize = 4;
 pub(super) const PROC: &str = "/proc";
 
-/// Where in a period a cgroup has its turn: its own place, so that not all are due in the same instant.
-fn phase(id: CgroupId, period: u64) -> u64 {
-    id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % period
+/// The next turn of a cgroup in a period.
+fn next_turn(id: CgroupId, now: u64, period: u64) -> u64 {
+    let turn = now - now % period + agent_ebpf::phase(id.0, period);
+    if turn > now { turn } else { turn + period }
 }
 
 /// Events that did not arrive so far, as the kernel side counted them.
@@ -76,7 +79,7 @@ pub struct State {
     pub(super) network: Network,
     /// The agent's own metrics come from here.
     pub(super) series: Series,
-    pub(super) targets: BTreeMap<CgroupId, Target>,
+    pub(super) targets: Targets,
     pub(super) trigger: Trigger,
     pub(super) burst_cost: Cost,
     pub(super) tables: Tables,
@@ -97,6 +100,7 @@ pub struct State {
     pub(super) limit_changes: HashMap<CgroupId, LimitChange>,
     pub(super) clock_steps: Steps,
     pub(super) lane: Lane,
+    pub(super) spent: Spent,
     pub(super) vanished: Vec<CgroupId>,
     pub(super) notices: Notices,
     /// Found by a walk, to be followed when there is time: what holds most first.
@@ -105,6 +109,8 @@ pub struct State {
     event_losses: EventLosses,
     pub(super) next: Next,
     pub(super) last_rescan: u64,
+    /// When base rows were looked for last.
+    pub(super) last_base: u64,
     /// Bytes that each lane ring may take now.
     pub(super) ring_capacity: usize,
     /// Start of the lane's last tick and how late it was, for the status page.
@@ -127,11 +133,12 @@ impl State {
         config: Config,
         names: NodeNames,
         tree: Tree,
-        sampler: Sampler,
+        mut sampler: Sampler,
         series: Series,
         lane: Lane,
         has_events: bool,
     ) -> Self {
+        sampler.set_walks(lane.brings_rows());
         let now = clock::ktime_ns();
         let trigger = Trigger::new(bursts::settings(&config));
         let burst_cost = Cost::new(config.budget.rows_per_second, config.budget.cpu_percent);
@@ -155,7 +162,7 @@ impl State {
             node: Node::new(Path::new(PROC)),
             network: Network::new(Path::new(PROC)),
             series,
-            targets: BTreeMap::new(),
+            targets: Targets::default(),
             trigger,
             burst_cost,
             tables: Tables::default(),
@@ -173,12 +180,14 @@ impl State {
             limit_changes: HashMap::new(),
             clock_steps: Steps::default(),
             lane,
+            spent: Spent::default(),
             vanished: Vec::new(),
             notices: Notices::default(),
             to_follow: VecDeque::new(),
             event_losses: EventLosses::default(),
             next,
             last_rescan: 0,
+            last_base: now,
             ring_capacity: 0,
             lane_late_max_ns: 0,
         }
@@ -218,7 +227,8 @@ impl State {
         self.burst_tick(now);
         if self.next.base <= now {
             self.base_tick(now);
-            self.next.base = now + BASE_STEP;
+            self.last_base = now;
+            self.next.base = if self.lane.brings_rows() { self.next.lane } else { now + BASE_STEP };
         }
         if self.next.node <= now {
             self.node_tick(now);
@@ -263,9 +273,9 @@ impl State {
         self.sample(meta.id, plan);
         let period = self.config.sampling.base_period_ms * MS;
         if let Some(t) = self.targets.get_mut(&meta.id) {
-            t.next_base_ns = now + 1 + phase(meta.id, period);
+            t.next_base_ns = next_turn(meta.id, now, period);
             // its first process may need a moment to begin
-            t.next_table_ns = now + 1 + phase(meta.id, SECOND);
+            t.next_table_ns = next_turn(meta.id, now, SECOND);
             t.next_slow_ns = now + self.config.sampling.slow_period_ms * MS;
         }
     }
@@ -369,13 +379,11 @@ impl State {
         let (period, slow_period) =
             (self.config.sampling.base_period_ms * MS, self.config.sampling.slow_period_ms * MS);
         let (mut due, mut tables) = (Vec::new(), Vec::new());
+        let mut lap = Lap::begin();
         for (id, target) in &mut self.targets {
             if target.next_table_ns <= now && target.meta.identity.scope == Scope::Container {
                 // each has an instant of its own within the period: all tables at once would hold up the lane
-                target.next_table_ns = now - now % PROCESSES_EVERY + phase(*id, PROCESSES_EVERY);
-                if target.next_table_ns <= now {
-                    target.next_table_ns += PROCESSES_EVERY;
-                }
+                target.next_table_ns = next_turn(*id, now, PROCESSES_EVERY);
                 tables.push(*id);
             }
             if target.next_base_ns > now {
@@ -392,7 +400,13 @@ impl State {
             }
             due.push((*id, slow, loose, missed, age < INIT_WITHIN));
         }
-        for (id, slow, loose, missed, look_for_init) in due {
+        // those with slow files behind the others, so that the clock tells the tiers apart
+        due.sort_by_key(|(_, slow, ..)| *slow);
+        let (hot, count) = (due.partition_point(|(_, slow, ..)| !slow), due.len());
+        for (n, (id, slow, loose, missed, look_for_init)) in due.into_iter().enumerate() {
+            if n == hot {
+                self.spent.hot += lap.ns();
+            }
             self.ledger.lost(Table::Samples, "late", missed);
             self.story.lost(id, Table::Samples.as_str(), "late", missed);
             if look_for_init {
@@ -404,9 +418,11 @@ impl State {
                 self.check_kills(id, stamp.ktime_ns);
             }
         }
+        *(if hot < count { &mut self.spent.slow } else { &mut self.spent.hot }) += lap.ns();
         for id in tables {
             self.process_table(id);
         }
+        self.spent.processes += lap.ns();
     }
 
     pub(super) fn rescan(&mut self, now: u64) {

@@ -1,34 +1,29 @@
 //! The lane's walk: asks the kernel program `lane_walk` to go over every cgroup below a root, and hands over what it read.
 //!
 //! An edge. It keeps one link (made by a raw `BPF_LINK_CREATE`, since aya passes no `bpf_iter_link_info`, without which
-//! `iter/cgroup` refuses); a tick makes an iterator of it, reads that once, and drains the ring. It must never panic nor
+//! `iter/cgroup` refuses); a tick makes an iterator of it, reads that once, and finds a record of each cgroup in memory that it
+//! shares with the program. It tells which of them hold what they held at the look before: most do. It must never panic nor
 //! stop the agent: what fails is an error with its reason, and the lane goes on by `pread`. `pipeline` calls it.
 //!
 //! A tick takes `cgroup_mutex`, so it waits while the kernel makes, removes or moves cgroups.
-#![expect(unsafe_code, reason = "bpf(2) has no safe wrapper that can make this link")]
+#![expect(unsafe_code, reason = "bpf(2) has no safe wrapper that can make this link, nor has a map's memory")]
 
-use super::{NO_OBJECT, OBJECT, attach, btf::Btf, kernel::Kernel, ring_bytes, take_map};
+use super::{NO_OBJECT, OBJECT, attach, btf::Btf, kernel::Kernel, ring_bytes, shared::Shared, take_map};
 use crate::lane::{File, Reading, Value};
 use crate::names::CgroupId;
-use agent_ebpf::{ABSENT, LaneOffsets, LaneRecord, UNKNOWN, lane};
-use aya::{
-    EbpfLoader,
-    maps::{MapData, PerCpuArray, RingBuf},
-    programs::Iter,
-};
+use agent_ebpf::{ABSENT, LaneDue, LaneHead, LaneOffsets, LaneRecord, LaneValues, UNKNOWN, lane};
+use aya::{EbpfLoader, programs::Iter};
 use rustix::fs::{Mode, OFlags};
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::Path,
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 const PROGRAM: &str = "lane_walk";
-/// Room for 7,700 records of 136 bytes each; what finds none is counted.
-const RING_BYTES: u32 = 1 << 20;
-/// A record with the ring's own header of 8 bytes.
-const IN_RING: u64 = size_of::<LaneRecord>() as u64 + 8;
+/// Cgroups that find room, in 136 bytes each; what finds none is counted.
+const SLOTS: u32 = 7700;
 /// Commands and constants of include/uapi/linux/bpf.h.
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_ITER_CREATE: libc::c_int = 33;
@@ -41,16 +36,48 @@ const UNUSED_RINGS: [&str; 2] = ["EVENTS", "AYA_LOGS"];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub readings: u64,
-    /// Cgroups whose record found no room in the ring.
+    /// Cgroups that found no room.
     pub lost: u64,
 }
 
+/// One cgroup in one walk.
+#[derive(Clone, Copy, Debug)]
+pub struct Look<'a> {
+    record: &'a LaneRecord,
+    period_ms: u64,
+    /// When the look before this one was, if it found the same.
+    pub same_since_ns: Option<u64>,
+}
+
+impl Look<'_> {
+    pub fn id(&self) -> CgroupId {
+        CgroupId(self.record.values.cgroup_id)
+    }
+
+    pub fn ktime_ns(&self) -> u64 {
+        self.record.ktime_ns
+    }
+
+    pub fn memory_current(&self) -> Option<u64> {
+        let values = &self.record.values;
+        (values.have & lane::MEMORY != 0).then_some(values.memory_bytes)
+    }
+
+    /// The mark of memory.stat's numbers where it was asked for and can be had: another one when they are others.
+    pub fn mark(&self) -> Option<u32> {
+        (self.record.is_marked != 0).then_some(self.record.stat_mark)
+    }
+
+    pub fn reading(&self) -> Reading {
+        reading(self.record.ktime_ns, &self.record.values, self.period_ms)
+    }
+}
+
 pub struct Walk {
-    ring: RingBuf<MapData>,
-    lost: PerCpuArray<MapData, u64>,
-    lost_before: u64,
-    /// Records that fill the ring; a walk that gave fewer has lost none, since each begins with an empty one.
-    full_at: u64,
+    head: Shared<LaneHead>,
+    slots: Shared<LaneRecord>,
+    /// What the walk before found in the same places.
+    before: Vec<LaneRecord>,
     /// Holds the program, which holds its maps.
     link: OwnedFd,
     missing: Vec<&'static str>,
@@ -62,7 +89,7 @@ impl Walk {
     /// # Errors
     /// Why it cannot be had, with the mend.
     pub fn start(root: &Path) -> Result<Self, String> {
-        Self::with_ring(root, RING_BYTES)
+        Self::with_slots(root, SLOTS)
     }
 
     /// The same on a kernel that was read already.
@@ -70,28 +97,28 @@ impl Walk {
     /// # Errors
     /// As for [`Self::start`].
     pub fn start_on(kernel: &Kernel, root: &Path) -> Result<Self, String> {
-        Self::on(kernel, root, RING_BYTES)
+        Self::on(kernel, root, SLOTS)
     }
 
-    /// The same with a ring of another size.
+    /// The same with room for another number of cgroups.
     ///
     /// # Errors
     /// As for [`Self::start`].
-    pub fn with_ring(root: &Path, bytes: u32) -> Result<Self, String> {
+    pub fn with_slots(root: &Path, slots: u32) -> Result<Self, String> {
         let kernel = Kernel::read();
-        let walk = Self::on(&kernel, root, bytes);
+        let walk = Self::on(&kernel, root, slots);
         kernel.let_go();
         walk
     }
 
-    fn on(kernel: &Kernel, root: &Path, bytes: u32) -> Result<Self, String> {
+    fn on(kernel: &Kernel, root: &Path, slots: u32) -> Result<Self, String> {
         let object = OBJECT.ok_or(NO_OBJECT)?;
         let (offsets, missing) = kernel.lane.clone()?;
         let mut loader = EbpfLoader::new();
         loader
             .btf(None)
             .override_global("LANE", offsets.as_bytes(), true)
-            .map_max_entries("LANE_RING", ring_bytes(bytes));
+            .map_max_entries("LANE_SLOTS", slots);
         for map in UNUSED_RINGS {
             loader.map_max_entries(map, ring_bytes(0));
         }
@@ -116,14 +143,10 @@ impl Walk {
                 })?;
         let link = link(program.as_fd(), directory.as_fd())
             .map_err(|e| format!("iter/cgroup over {}: {}", root.display(), attach::explain(&e)))?;
-        let ring = RingBuf::try_from(take_map(&mut ebpf, "LANE_RING")?).map_err(|e| attach::explain(&e))?;
-        let lost =
-            PerCpuArray::try_from(take_map(&mut ebpf, "LANE_LOST")?).map_err(|e| attach::explain(&e))?;
         let mut walk = Self {
-            ring,
-            lost,
-            lost_before: 0,
-            full_at: u64::from(ring_bytes(bytes)) / IN_RING,
+            head: Shared::of(&take_map(&mut ebpf, "LANE_HEAD")?, 1)?,
+            slots: Shared::of(&take_map(&mut ebpf, "LANE_SLOTS")?, slots as usize)?,
+            before: Vec::new(),
             link,
             missing,
         };
@@ -144,28 +167,44 @@ impl Walk {
     /// # Errors
     /// That the kernel refuses to walk.
     pub fn tick(&mut self, period_ms: u64, mut f: impl FnMut(CgroupId, Reading)) -> Result<Counts, String> {
+        self.look(period_ms, LaneDue::default(), |look| f(look.id(), look.reading()))
+    }
+
+    /// The same, where nothing is unpacked that is not asked for; with a mark of memory.stat of those that are due.
+    ///
+    /// # Errors
+    /// That the kernel refuses to walk.
+    pub fn look(
+        &mut self,
+        period_ms: u64,
+        due: LaneDue,
+        mut f: impl FnMut(Look<'_>),
+    ) -> Result<Counts, String> {
+        self.head.all_mut()[0] = LaneHead { due, met: 0 };
         let walked = walk(self.link.as_fd());
-        // also after an error: what is in the ring must not be taken for the next walk's
-        let mut readings = 0;
-        while let Some(bytes) = self.ring.next() {
-            if let Ok((record, _)) = LaneRecord::read_from_prefix(&bytes) {
-                readings += 1;
-                f(CgroupId(record.cgroup_id), reading(&record, period_ms));
+        // also after an error: it has read some
+        let met = self.head.all()[0].met;
+        let slots = self.slots.all();
+        let readings = usize::try_from(met).unwrap_or(usize::MAX).min(slots.len());
+        self.before.resize(readings, LaneRecord::default());
+        for (record, before) in slots.iter().zip(&mut self.before) {
+            let same_since_ns = (record.values == before.values).then_some(before.ktime_ns);
+            if same_since_ns.is_some() {
+                before.ktime_ns = record.ktime_ns;
+            } else {
+                *before = *record;
             }
+            f(Look { record, period_ms, same_since_ns });
         }
         walked.map_err(|e| format!("a walk over the cgroups failed: {}", attach::explain(&e)))?;
-        if readings < self.full_at {
-            return Ok(Counts { readings, lost: 0 });
-        }
-        let lost = self.lost.get(&0, 0).map_or(self.lost_before, |per_cpu| per_cpu.iter().sum());
-        let before = std::mem::replace(&mut self.lost_before, lost);
-        Ok(Counts { readings, lost: lost.saturating_sub(before) })
+        let readings = readings as u64;
+        Ok(Counts { readings, lost: met - readings })
     }
 }
 
-fn reading(record: &LaneRecord, period_ms: u64) -> Reading {
-    let mut r = Reading::new(record.ktime_ns, period_ms);
-    let have = |bit: u32| record.have & bit != 0;
+fn reading(ktime_ns: u64, record: &LaneValues, period_ms: u64) -> Reading {
+    let mut r = Reading::new(ktime_ns, period_ms);
+    let have = |bit: u64| record.have & bit != 0;
     if have(lane::MEMORY) {
         r.read(File::MemoryCurrent);
         r.set(Value::MemoryCurrent, record.memory_bytes);
@@ -243,6 +282,9 @@ pub(super) fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), Str
         swap_usage: member("mem_cgroup", "swap.usage"),
         memory_events: events.filter(|_| in_order).unwrap_or(ABSENT),
         sock_throttled: sock.unwrap_or(ABSENT),
+        memory_vmstats: member("mem_cgroup", "vmstats"),
+        vmstats_bytes: vmstats_bytes(btf).unwrap_or(0),
+        vmstats_updates: member("memcg_vmstats", "stats_updates"),
         pids_counter: member("pids_cgroup", "counter"),
         cfs_nr_periods: member("task_group", "cfs_bandwidth.nr_periods"),
         cfs_nr_throttled: member("task_group", "cfs_bandwidth.nr_throttled"),
@@ -267,6 +309,15 @@ pub(super) fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), Str
     let missing =
         missing.into_iter().filter(|(_, needs)| needs.contains(&ABSENT)).map(|(name, _)| name).collect();
     Ok((offsets, missing))
+}
+
+/// `memcg_vmstats` begins with what memory.stat prints, `state` and `events`; behind them stand a cgroup's own or pending ones.
+fn vmstats_bytes(btf: &Btf) -> Option<u32> {
+    let at = |name| btf.member("memcg_vmstats", name);
+    let events = at("events").filter(|_| at("state") == Some(0))?;
+    let end =
+        ["state_local", "state_pending"].into_iter().filter_map(at).filter(|end| *end > events).min()?;
+    usize::try_from(end).is_ok_and(|end| end <= 8 * lane::STAT_WORDS).then_some(end)
 }
 
 /// `union bpf_iter_link_info`, as for cgroups.
@@ -339,12 +390,10 @@ fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<OwnedFd> {
 mod tests {
     use super::*;
 
-    fn record() -> LaneRecord {
-        LaneRecord {
-            ktime_ns: 5000,
+    fn record() -> LaneValues {
+        LaneValues {
             cgroup_id: 7,
             memory_bytes: 4096,
-            swap_bytes: 0,
             max_bytes: UNKNOWN,
             events: [1, 2, 3, 4, 5, 6],
             sock_throttled: 9,
@@ -352,23 +401,20 @@ mod tests {
             throttled_ns: 1999,
             nr_periods: 8,
             nr_throttled: 2,
-            have: 0,
-            _pad: 0,
+            ..LaneValues::default()
         }
     }
 
     #[test]
     fn a_controller_that_is_not_there_leaves_nothing() {
-        let r = reading(&record(), 20);
+        let r = reading(5000, &record(), 20);
         assert_eq!((r.columns().count(), r.files_read(), r.ktime_ns, r.period_ms), (0, 0, 5000, 20));
     }
 
     #[test]
     fn each_value_is_told_when_it_was_read() {
-        let r = reading(
-            &LaneRecord { have: lane::MEMORY | lane::MAX | lane::EVENTS | lane::CFS, ..record() },
-            20,
-        );
+        let have = lane::MEMORY | lane::MAX | lane::EVENTS | lane::CFS;
+        let r = reading(5000, &LaneValues { have, ..record() }, 20);
         assert_eq!((r.memory_current(), r.memory_max()), (Some(4096), Some(None)));
         assert_eq!((r.get(Value::EventsOomGroupKill), r.get(Value::EventsSockThrottled)), (Some(6), None));
         assert_eq!((r.get(Value::ThrottledUsec), r.get(Value::PidsCurrent)), (Some(1), None));

@@ -3,15 +3,22 @@
 //! The kernel prints keys in the same order for as long as it runs, so a comparison with the key that stood at this place
 //! last time is all that a value costs, and nothing is allocated. Bounded: beyond `MAX_SERIES` a value is cut and counted.
 
+use super::{BUFFER, Sampler, Target, Vanished, YOUNG_NS};
 use crate::accumulator::Value;
-use crate::catalogue::loose::{Metric, metric};
+use crate::catalogue::loose::{Metric, is_loose, metric};
 use crate::cgroup::loose::visit;
 use crate::cgroup::parse::ParseError;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Series of all files together: a machine of 8 NUMA nodes has 400.
 const MAX_SERIES: usize = 4096;
+
+/// The files of a directory are listed anew after this long: a module may have brought a controller.
+const LIST_EVERY_NS: u64 = 300_000_000_000;
 
 struct Slot {
     key: Box<[u8]>,
@@ -95,6 +102,61 @@ impl Loose {
             out.truncate(before);
         }
         result
+    }
+}
+
+impl Sampler {
+    /// Reads the files that the catalogue does not have.
+    pub(super) fn loose_files(
+        &mut self,
+        target: &mut Target,
+        dir: &OwnedFd,
+        now: u64,
+    ) -> Result<(), Vanished> {
+        if target.next_listing_ns <= now {
+            self.list(target, dir)?;
+            // controllers are often switched on just after a directory is made
+            let is_young = now.saturating_sub(target.first_seen_ns) < YOUNG_NS;
+            target.next_listing_ns = if is_young { now } else { now + LIST_EVERY_NS };
+        }
+        for &index in &*target.loose.clone() {
+            let name = self.loose.name(index);
+            let read = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .and_then(|fd| rustix::io::pread(&fd, &mut self.buffer[..], 0));
+            match read {
+                Ok(n) if n < BUFFER => {
+                    let text = &self.buffer[..n];
+                    if self.loose.take(index, text, |_, _| false, &mut self.values).is_err() {
+                        self.faults.unparsed(self.loose.name(index));
+                    }
+                }
+                Err(Errno::NODEV) => return Err(Vanished),
+                Err(Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL | Errno::ACCESS) => {}
+                Ok(_) | Err(_) => self.faults.unread(self.loose.name(index)),
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, target: &mut Target, dir: &OwnedFd) -> Result<(), Vanished> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::openat(dir, ".", flags, Mode::empty()).and_then(rustix::fs::Dir::new);
+        let Ok(entries) = open else { return Err(Vanished) };
+        let mut found = Vec::new();
+        for entry in entries.flatten() {
+            if entry.file_type() != FileType::Directory
+                && let Ok(name) = entry.file_name().to_str()
+                && is_loose(name)
+            {
+                found.push(self.loose.file(name));
+            }
+        }
+        found.sort_unstable();
+        if *self.listing != *found {
+            self.listing = found.into();
+        }
+        target.loose = self.listing.clone();
+        Ok(())
     }
 }
 

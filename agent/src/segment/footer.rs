@@ -8,7 +8,7 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -110,6 +110,16 @@ impl Footer {
 
     pub fn columns(&self) -> usize {
         self.0.file_metadata().schema_descr().root_schema().get_fields().len()
+    }
+
+    /// Values of numbers in all rows, without those that are NULL; `None` where the file does not count its NULLs.
+    pub fn values(&self, is_one: impl Fn(&str) -> bool) -> Option<u64> {
+        let columns = self.0.row_groups().iter().flat_map(RowGroupMetaData::columns);
+        let mut columns = columns.filter(|c| is_one(c.column_descr().name()));
+        columns.try_fold(0, |sum, c| {
+            let nulls = c.statistics()?.null_count_opt()?;
+            Some(sum + u64::try_from(c.num_values()).ok()?.checked_sub(nulls)?)
+        })
     }
 
     /// Holds every byte before the footer against its checksum.

@@ -93,15 +93,16 @@ fn newer(name: &JournalName, contents: &Contents) -> Vec<Lost> {
     given.map(|(t, n)| Lost { table: t.as_str().to_owned(), reason: reason.clone(), rows: *n }).collect()
 }
 
+/// What is known to be missing by table; of a last frame that is damaged nobody knows how much that was.
 fn losses(name: &JournalName, contents: &Contents) -> Vec<Lost> {
-    let missing = contents.missing().into_iter();
-    missing
-        .map(|(table, rows)| Lost {
-            table: table.as_str().to_owned(),
-            reason: format!("damaged journal {name}"),
-            rows,
-        })
-        .collect()
+    let reason = format!("damaged journal {name}");
+    let lost = |(table, rows): (Table, u64)| Lost {
+        table: table.as_str().to_owned(),
+        reason: reason.clone(),
+        rows,
+    };
+    let missing: Vec<Lost> = contents.missing().into_iter().map(lost).collect();
+    if missing.is_empty() && contents.damaged > 0 { vec![lost((Table::Samples, 0))] } else { missing }
 }
 
 /// What is in the journals of a folder and in none of its segments. Read the journals before the segments: a running agent

@@ -58,6 +58,41 @@ fn what_a_burst_wrote_is_found_but_not_given_again() {
 }
 
 #[test]
+fn a_reading_that_became_a_row_is_found_and_those_around_it_are_given() {
+    for written in [0u64, 3, 9] {
+        let mut ring = Ring::new(1 << 20, HOUR);
+        for i in 0..10 {
+            ring.push(memory(1000 * MS + i * 50 * MS, 7 * PAGE));
+            if i == written {
+                ring.newest_is_written();
+            }
+        }
+        let row = 1000 * MS + written * 50 * MS;
+        assert_eq!(ring.last_before(row + 1).map(|r| r.ktime_ns), Some(row));
+        let given: Vec<u64> = history(&mut ring, u64::MAX, u64::MAX).iter().map(|r| r.ktime_ns).collect();
+        assert_eq!(given.len(), 9);
+        assert!(!given.contains(&row), "{given:?}");
+    }
+}
+
+#[test]
+fn a_reading_is_repeated_only_where_it_is_the_newest() {
+    let mut ring = Ring::new(1 << 20, HOUR);
+    assert!(!ring.repeat(0, 900 * MS, 50), "there is none");
+    ring.push(memory(1000 * MS, 7));
+    assert!(ring.repeat(1000 * MS, 1050 * MS, 50));
+    assert!(!ring.repeat(1000 * MS, 1100 * MS, 50), "another one came between");
+    assert!(!ring.repeat(1050 * MS, 1100 * MS, 20), "another rhythm");
+    assert!(!ring.repeat(1050 * MS, 1050 * MS, 50), "an instant is unique");
+    ring.newest_is_written();
+    assert!(!ring.repeat(1050 * MS, 1100 * MS, 50), "it is a row, which the entry must tell");
+    ring.push(memory(1100 * MS, 7));
+    assert!(ring.repeat(1100 * MS, 1150 * MS, 50));
+    let given: Vec<_> = history(&mut ring, u64::MAX, u64::MAX);
+    assert_eq!(given, [memory(1000 * MS, 7), memory(1100 * MS, 7), memory(1150 * MS, 7)]);
+}
+
+#[test]
 fn readings_older_than_the_window_go() {
     let mut ring = Ring::new(1 << 20, 1000 * MS);
     for i in 0..1000 {

@@ -1,0 +1,241 @@
+//! The half of the sampler's benchmark that runs in the test VM: the same containers under the floor, the naive reader and
+//! the whole agent, one after the other. Must never measure two of them at a time. Called by `bench --play sampler`.
+//!
+//! Instructions are counted there, so waits cost nothing and a deadline means little: all programs are copied to memory
+//! first, since a wait for the host is a jump of the guest's clock.
+
+use super::native::{kernel, last_line};
+use super::programs::{self, inside, occupy};
+use super::{HOT, RESULT, Row, SECONDS, WARM_UP};
+use crate::agent::Agent;
+use crate::cgroup::Tree;
+use crate::child::{self, Reaped, TempDir, tool, wait_until};
+use crate::clock::{Deadline, ktime_ns};
+use crate::demo::CGROUP_ROOT;
+use crate::progress::Step;
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+/// 50 Hz whatever it costs: the lane's budget is what is measured here.
+const TABLES: &str = "[lane]\nperiod_ms = 20\ncpu_budget_percent = 100\n";
+const DESCRIPTORS: u64 = 1 << 18;
+const SPARE: u64 = 3;
+const ENDS: Duration = Duration::from_mins(5);
+
+struct Stage<'a> {
+    temp: &'a Path,
+    agent: PathBuf,
+    reader: PathBuf,
+    alone: PathBuf,
+    load: &'a str,
+}
+
+pub fn play(
+    out: &Path,
+    agent: &Path,
+    reader: &Path,
+    alone: &Path,
+    load: &str,
+    containers: &[usize],
+) -> Result<()> {
+    let limit = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
+    setrlimit(Resource::Nofile, limit).context("the limit of open files cannot be raised")?;
+    let temp = TempDir::new("bench")?;
+    let copy = |from: &Path, name: &str| {
+        let to = temp.path().join(name);
+        fs::copy(from, &to).with_context(|| format!("cannot copy {}", from.display())).map(|_| to)
+    };
+    let stage = Stage {
+        temp: temp.path(),
+        agent: copy(agent, "fgm")?,
+        reader: copy(reader, "reader")?,
+        alone: copy(alone, "alone")?,
+        load,
+    };
+    let path = out.join(RESULT);
+    let mut result = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    for &n in containers {
+        for row in stage.rows(n)? {
+            writeln!(result, "{}", serde_json::to_string(&row)?).context("cannot write a row")?;
+        }
+    }
+    Ok(())
+}
+
+impl Stage<'_> {
+    fn rows(&self, containers: usize) -> Result<Vec<Row>> {
+        let mut step = Step::begin(format!("{containers} containers"));
+        let mut tree = Tree::new(Path::new(CGROUP_ROOT));
+        let mut processes = Vec::new();
+        for n in 0..containers {
+            let dir = tree.make(&format!("docker/{n:064x}"))?;
+            processes.push(occupy(&self.reader, self.load, &dir)?);
+        }
+        let docker = Path::new(CGROUP_ROOT).join("docker");
+        thread::sleep(Duration::from_secs(2));
+        let mut rows = Vec::new();
+        for name in ["floor", "naive"] {
+            step.update(None, name);
+            rows.push(self.reader(&mut tree, name, &docker, containers)?);
+        }
+        step.update(None, "allocations");
+        let allocations = self.allocations(&mut tree)?;
+        step.update(None, "fgm");
+        rows.push(self.agent(&mut tree, containers, allocations)?);
+        drop(processes);
+        tree.remove()?;
+        step.done("");
+        Ok(rows)
+    }
+
+    fn row(&self, name: &str, containers: usize, us: u64, ns: u64, memory: u64) -> Row {
+        Row {
+            name: name.to_owned(),
+            containers,
+            place: "vm".to_owned(),
+            cpu_us_per_container_second: programs::per_container_second(us, containers, ns),
+            memory_bytes: Some(memory),
+            memory_of: "memory.stat anon + kernel".to_owned(),
+            allocations_per_sample: None,
+            bytes_per_value: None,
+            load: self.load.to_owned(),
+            hot_and_lane_us: None,
+            stages: None,
+            kernel: kernel(),
+            note: "a microsecond is 1,000 instructions".to_owned(),
+        }
+    }
+
+    fn reader(&self, tree: &mut Tree, name: &str, docker: &Path, containers: usize) -> Result<Row> {
+        let cgroup = tree.make(&format!("fgm-bench/{name}"))?;
+        let output = self.temp.join("reader.json");
+        let length = 2 + SECONDS + SPARE;
+        let script = inside(self.temp, &cgroup, &self.reader)?;
+        let mut c = programs::reader(&script, name, docker, length, &output)?;
+        let mut child = Reaped(c.spawn().context("cannot start the reader")?);
+        thread::sleep(Duration::from_millis(2500));
+        let (from, cpu) = (ktime_ns(), programs::cpu_us(&cgroup)?);
+        thread::sleep(Duration::from_secs(SECONDS));
+        let (to, cpu) = (ktime_ns(), programs::cpu_us(&cgroup)? - cpu);
+        let memory = programs::memory(&cgroup)?;
+        ended(&mut child)?;
+        let said = last_line(&output)?;
+        let number = |key: &str| said[key].as_u64().unwrap_or(0);
+        let mut row = self.row(name, containers, cpu, to - from, memory);
+        row.allocations_per_sample =
+            programs::each(number("allocations"), number("rounds") * containers as u64);
+        let files = programs::each(number("reads"), number("rounds") * containers as u64).unwrap_or(0.0);
+        row.note = format!("{}; {files:.2} files read of each", row.note);
+        Ok(row)
+    }
+
+    /// What the sampler alone allocates over these cgroups.
+    fn allocations(&self, tree: &mut Tree) -> Result<Option<f64>> {
+        let cgroup = tree.make("fgm-bench/alone")?;
+        let output = self.temp.join("alone.json");
+        let mut c = Command::new(inside(self.temp, &cgroup, &self.alone)?);
+        c.args([CGROUP_ROOT, CGROUP_ROOT, "8"]).stdout(fs::File::create(&output).context("cannot write")?);
+        ended(&mut Reaped(c.spawn().context("cannot start the sampler")?))?;
+        let said = last_line(&output)?;
+        Ok(programs::each(said["allocations"].as_u64().unwrap_or(0), said["samples"].as_u64().unwrap_or(0)))
+    }
+
+    fn agent(&self, tree: &mut Tree, containers: usize, allocations: Option<f64>) -> Result<Row> {
+        let cgroup = tree.make("fgm-bench/agent")?;
+        let folder = self.temp.join(format!("agent-{containers}"));
+        fs::create_dir_all(&folder).context("cannot create a folder")?;
+        let script = inside(self.temp, &cgroup, &self.agent)?;
+        let keys = format!("cgroup_root = \"{CGROUP_ROOT}\"\nnode = \"bench\"\n");
+        let agent = Agent::start(&folder, &script, &keys, TABLES)?;
+        check_hot(&agent)?;
+        thread::sleep(Duration::from_secs(WARM_UP));
+        let before = agent.get("/api/status")?;
+        let followed = before["cgroups"]["followed"].as_u64().unwrap_or(0);
+        if followed < containers as u64 || before["cgroups"]["waiting"] != 0 {
+            bail!("the agent follows {followed} of {containers} containers: {}", before["cgroups"]);
+        }
+        // a question has its cost; it is over before the window begins
+        thread::sleep(Duration::from_secs(1));
+        let (from, cpu) = (ktime_ns(), programs::cpu_us(&cgroup)?);
+        thread::sleep(Duration::from_secs(SECONDS));
+        let (to, cpu) = (ktime_ns(), programs::cpu_us(&cgroup)? - cpu);
+        let memory = programs::memory(&cgroup)?;
+        let stat = fs::read_to_string(cgroup.join("memory.stat")).unwrap_or_default();
+        let after = agent.get("/api/status")?;
+        let seconds =
+            after["cost"]["at_ns"].as_u64().unwrap_or(0) - before["cost"]["at_ns"].as_u64().unwrap_or(0);
+        let mut stages = json!({});
+        for (stage, ns) in after["cost"]["cpu_ns"].as_object().into_iter().flatten() {
+            let us =
+                (ns.as_u64().unwrap_or(0) - before["cost"]["cpu_ns"][stage].as_u64().unwrap_or(0)) / 1000;
+            stages[stage] = json!(programs::per_container_second(us, containers, seconds));
+        }
+        stages["memory"] = memory_by(&stat);
+        stages["memory_stat_taken_over"] = after["files"]["memory_stat_taken_over"].clone();
+        stages["lane_period_ms"] = after["lane"]["period_ms"].clone();
+        stages["ledger"] = after["ledger"]["samples"].clone();
+        stages["descriptors"] = after["descriptors"].clone();
+        agent.stop()?;
+        let mut row = self.row("fgm", containers, cpu, to - from, memory);
+        row.allocations_per_sample = allocations;
+        row.bytes_per_value = self.bytes_per_value(&folder.join("data"))?;
+        row.hot_and_lane_us = stages["hot"].as_f64().zip(stages["lane"].as_f64()).map(|(a, b)| a + b);
+        row.stages = Some(stages);
+        let _ = fs::remove_dir_all(folder);
+        Ok(row)
+    }
+
+    /// Of the samples' segments, not compacted yet.
+    fn bytes_per_value(&self, data: &Path) -> Result<Option<f64>> {
+        let text = child::output(tool(&self.agent).arg("inspect").arg("--json").arg(data))?;
+        let all: Value = serde_json::from_str(&text).context("fgm inspect --json")?;
+        let (mut bytes, mut values) = (0, 0);
+        for file in all["files"].as_array().into_iter().flatten().filter(|f| f["table"] == "samples") {
+            bytes += file["bytes"].as_u64().unwrap_or(0);
+            values += file["values"].as_u64().unwrap_or(0);
+        }
+        Ok(programs::each(bytes, values))
+    }
+}
+
+/// Where the memory is, in MB.
+fn memory_by(stat: &str) -> Value {
+    let mut out = json!({});
+    for line in stat.lines() {
+        if let Some((
+            key @ ("anon" | "kernel" | "slab" | "percpu" | "vmalloc" | "pagetables" | "kernel_stack"),
+            n,
+        )) = line.split_once(' ')
+        {
+            out[key] = json!(n.trim().parse::<u64>().unwrap_or(0) / 1000);
+        }
+    }
+    out
+}
+
+fn ended(child: &mut Reaped) -> Result<()> {
+    match wait_until(&mut child.0, Deadline::after(ENDS))? {
+        Some(status) if status.success() => Ok(()),
+        other => bail!("a reader ended badly: {other:?}"),
+    }
+}
+
+/// The floor must read what the agent reads.
+fn check_hot(agent: &Agent) -> Result<()> {
+    let all = agent.get("/api/metrics")?;
+    let metrics = all["metrics"].as_array().cloned().unwrap_or_default();
+    let hot: BTreeSet<_> =
+        metrics.iter().filter(|m| m["tier"] != "slow").filter_map(|m| m["file"].as_str()).collect();
+    if hot != BTreeSet::from(HOT) {
+        bail!("the hot files of the agent are {hot:?}, the benchmark reads {HOT:?}");
+    }
+    Ok(())
+}
