@@ -13,6 +13,7 @@ mod rows;
 mod writing;
 
 use faults::{Deadly, Tally, random};
+use fgm::incident::Lost;
 use fgm::journal::MARK;
 use fgm::names::Table;
 use fgm::segment::{self, Disk, HOUR_US};
@@ -99,7 +100,11 @@ fn a_torn_last_write_costs_nothing_that_was_acknowledged() {
         if dir.path().join("recent").is_dir() {
             let before = Store::open_read_only(dir.path()).expect("readable").view();
             tally.incidents_lost += missing(&before, &acknowledged, 0, &what);
-            let after = Store::open(dir.path()).expect("opens").view();
+            let mut after = Store::open(dir.path()).expect("opens").view();
+            // What stands behind a cut frame cannot be told from a frame that was changed later: that the journal's end
+            // cannot be read is said, and costs nothing.
+            let of_end = |l: &Lost| l.reason.starts_with("damaged journal") && l.rows == 0;
+            after.lost.retain(|l| !of_end(l));
             tally.examine(&after, &what);
             tally.incidents_lost += missing(&after, &acknowledged, 0, &what);
         }

@@ -39,6 +39,8 @@ const REASONS = {
   rate_limit: 'the kernel-side rate limit cut them',
   undecodable: 'the record from the kernel was not understood',
   burst_budget: 'other bursts had used up the budget',
+  process_budget: 'the process tables of the container had had their share of time',
+  journal_damaged: 'the journal was damaged',
   burst_rest: 'the container had had its longest burst and rested',
   budget: 'the CPU budget suppressed them',
   suppressed: 'the trigger budget suppressed them',

@@ -96,11 +96,8 @@ fn newer(name: &JournalName, contents: &Contents) -> Vec<Lost> {
 /// What is known to be missing by table; of a last frame that is damaged nobody knows how much that was.
 fn losses(name: &JournalName, contents: &Contents) -> Vec<Lost> {
     let reason = format!("damaged journal {name}");
-    let lost = |(table, rows): (Table, u64)| Lost {
-        table: table.as_str().to_owned(),
-        reason: reason.clone(),
-        rows,
-    };
+    let lost =
+        |(table, rows): (Table, u64)| Lost { table: table.as_str().to_owned(), reason: reason.clone(), rows };
     let missing: Vec<Lost> = contents.missing().into_iter().map(lost).collect();
     if missing.is_empty() && contents.damaged > 0 { vec![lost((Table::Samples, 0))] } else { missing }
 }
