@@ -21,7 +21,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--kills N] [--json FILE]
+const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--kills N] [--lane bpf|pread] [--json FILE]
        cargo xtask bench churn [--cgroups N] [--json FILE]
        cargo xtask bench burst [--json FILE]
        cargo xtask bench store [--hours N] [--json FILE]
@@ -92,6 +92,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     }
     let (mut place, mut kernel, mut json) = (Place::Vm, crate::kernel::DEFAULT.to_owned(), None);
     let (mut kills, mut cgroups, mut minutes, mut hours) = (MAX_KILLS, CGROUPS, MINUTES, HOURS);
+    let mut lane = "bpf".to_owned();
     let mut words = words.iter().map(String::as_str);
     let what = words.next().unwrap_or_default().to_owned();
     while let Some(word) = words.next() {
@@ -99,6 +100,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
             "--host" => place = Place::Host,
             "--kernel" => usage::value(words.next(), word, USAGE)?.clone_into(&mut kernel),
             "--kills" => kills = count(usage::value(words.next(), word, USAGE)?, word)?,
+            "--lane" => usage::value(words.next(), word, USAGE)?.clone_into(&mut lane),
             "--minutes" => minutes = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--hours" => hours = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--cgroups" => cgroups = count(usage::value(words.next(), word, USAGE)?, word)?,
@@ -110,6 +112,9 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     if kills > MAX_KILLS {
         return Err(usage::wrong(format!("--kills {kills} is more than {MAX_KILLS}"), USAGE));
     }
+    if !["bpf", "pread"].contains(&lane.as_str()) {
+        return Err(usage::wrong(format!("--lane {lane} is neither bpf nor pread"), USAGE));
+    }
     match what.as_str() {
         "quiet" => {
             can(place)?;
@@ -120,7 +125,8 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
         "churn" => churn::bench(cgroups, json.as_deref()),
         "evidence" => {
             can(place)?;
-            evidence::bench(&evidence::Options { place, kernel: &kernel, kills, json: json.as_deref() })
+            let json = json.as_deref();
+            evidence::bench(&evidence::Options { place, kernel: &kernel, kills, lane: &lane, json })
         }
         _ => Err(usage::wrong(format!("no benchmark `{what}`"), USAGE)),
     }
@@ -128,7 +134,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
 
 /// The least of it that has every kind of kill, for `test --long`.
 pub fn short(kernel: &str) -> Result<i32> {
-    evidence::bench(&evidence::Options { place: Place::Vm, kernel, kills: 20, json: None })
+    evidence::bench(&evidence::Options { place: Place::Vm, kernel, kills: 20, lane: "bpf", json: None })
 }
 
 /// First of all, so that a machine that lacks something says so before minutes of compiling.
@@ -142,7 +148,7 @@ fn can(place: Place) -> Result<()> {
 /// The inner half, in the test VM.
 fn played(words: &[String]) -> Result<i32> {
     match words {
-        [what, out, agent, workload, truth, kills, node_kills] if what == "evidence" => {
+        [what, out, agent, workload, truth, kills, node_kills, lane] if what == "evidence" => {
             play::play(&play::Words {
                 out: Path::new(out),
                 agent: Path::new(agent),
@@ -150,6 +156,7 @@ fn played(words: &[String]) -> Result<i32> {
                 truth: Path::new(truth),
                 kills: count(kills, "kills")?,
                 node_kills: node_kills.parse().context("node kills")?,
+                lane,
             })?;
             Ok(0)
         }
@@ -170,7 +177,7 @@ fn played(words: &[String]) -> Result<i32> {
             Ok(0)
         }
         _ => bail!(
-            "usage: bench --play quiet OUT AGENT WORKLOAD MINUTES, bench --play evidence OUT AGENT WORKLOAD TRUTH KILLS NODE-KILLS, or bench --play sampler OUT AGENT READER ALONE LOAD CONTAINERS…"
+            "usage: bench --play quiet OUT AGENT WORKLOAD MINUTES, bench --play evidence OUT AGENT WORKLOAD TRUTH KILLS NODE-KILLS LANE, or bench --play sampler OUT AGENT READER ALONE LOAD CONTAINERS…"
         ),
     }
 }

@@ -27,6 +27,8 @@ pub struct Options<'a> {
     pub place: Place,
     pub kernel: &'a str,
     pub kills: usize,
+    /// What reads the lane: `bpf`, or the `pread` that stands in for it.
+    pub lane: &'a str,
     pub json: Option<&'a Path>,
 }
 
@@ -43,6 +45,7 @@ pub fn bench(options: &Options<'_>) -> Result<i32> {
             truth: &programs.truth,
             kills: options.kills,
             node_kills: 0,
+            lane: options.lane,
         })?,
     }
     let native = match options.place {
@@ -59,7 +62,7 @@ fn in_vm(out: &Path, programs: &Programs, options: &Options<'_>) -> Result<()> {
     let node_kills = if options.kills >= 200 { 2 } else { 1 };
     let mut words: Vec<OsString> = vec![own.into(), "bench".into(), "--play".into(), "evidence".into()];
     words.extend([out, &programs.agent, &programs.workload, &programs.truth].map(OsString::from));
-    words.extend([options.kills.to_string().into(), node_kills.to_string().into()]);
+    words.extend([options.kills.to_string().into(), node_kills.to_string().into(), options.lane.into()]);
     let mut guest = Guest::new(words)?;
     options.kernel.clone_into(&mut guest.series);
     guest.timeout = LONGEST;
@@ -114,6 +117,7 @@ fn report(out: &Path, agent: &Path, options: &Options<'_>, native: Option<Result
         "kills": kills, "right_victim": score.right_victim, "right_container": score.right_container,
         "right_limit": score.right_limit, "history_s_min": score.history_s_min.map(round),
         "last_sample_ms_p99": p99(&ramps).map(round), "first_burst_ms_p99": first_burst.map(round),
+        "last_sample_ms_p50": median(&ramps).map(round), "lane": options.lane,
         "false_alarms": score.false_alarms, "due": due, "written": written, "lost": lost.values().sum::<u64>(),
         "machine": machine(), "kernel": status["kernel"], "where": place,
         "containers": cases.iter().map(|c| c.containers.len()).sum::<usize>(),
@@ -128,6 +132,12 @@ fn report(out: &Path, agent: &Path, options: &Options<'_>, native: Option<Result
         && score.right_trigger == score.triggers
         && score.false_alarms == 0;
     Ok(i32::from(!right || kills == 0 || !truth.doubts.is_empty()))
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
 }
 
 fn round(value: f64) -> f64 {
@@ -199,6 +209,7 @@ fn show(
         "right_container",
         "right_limit",
         "history_s_min",
+        "last_sample_ms_p50",
         "last_sample_ms_p99",
         "first_burst_ms_p99",
         "false_alarms",

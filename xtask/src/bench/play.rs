@@ -25,7 +25,13 @@ const TRACEFS: &str = "/sys/kernel/tracing";
 /// Cases at one time; a storm counts as one.
 const SIDE_BY_SIDE: usize = 8;
 /// Emulation makes each look of the lane many times dearer than it is: a budget that allows the rate it is held to.
-const TABLES: &str = "[lane]\nperiod_ms = 20\ncpu_budget_percent = 60\n[budget]\ncpu_percent = 60\n";
+fn tables(lane: &str) -> String {
+    let period_ms = if lane == "pread" { 50 } else { 20 };
+    format!(
+        "[lane]\nsource = \"{lane}\"\nperiod_ms = {period_ms}\ncpu_budget_percent = 60\n[budget]\ncpu_percent = 60\n"
+    )
+}
+
 /// The last bursts and exits are told before the recorder is ended.
 const SETTLE: Duration = Duration::from_secs(3);
 const WITNESS_ENDS: Duration = Duration::from_secs(20);
@@ -38,6 +44,7 @@ pub struct Words<'a> {
     pub kills: usize,
     /// Kills by the node's own want of memory: not on a machine that others use.
     pub node_kills: usize,
+    pub lane: &'a str,
 }
 
 pub fn play(w: &Words<'_>) -> Result<()> {
@@ -50,7 +57,7 @@ pub fn play(w: &Words<'_>) -> Result<()> {
     let workload = temp.path().join("workload");
     fs::copy(w.workload, &workload).with_context(|| format!("cannot copy {}", w.workload.display()))?;
     let keys = format!("cgroup_root = \"{CGROUP_ROOT}\"\nnode = \"bench\"\n");
-    let mut agent = Agent::start(temp.path(), w.agent, &keys, TABLES)?;
+    let mut agent = Agent::start(temp.path(), w.agent, &keys, &tables(w.lane))?;
     let lines = temp.path().join("truth.jsonl");
     let witness = Witness::start(Command::new(w.truth).arg(TRACEFS).arg(&lines))?;
     // held for the whole run, so that no case switches a controller off that another needs

@@ -1,8 +1,9 @@
 //! The agent's kernel tests (`agent/tests/kernel*.rs`) in the test VM: one boot for each file, two side by side.
 //! Must never call a kernel passed of which a file did not run. Called by `suite`.
 //!
-//! A test waits as much as it computes, so that two guests on two cores end a third earlier than one after the other. A file that fails is run
-//! once more when nothing else runs: an emulated CPU on a busy machine may be seconds late. What a test says of the product fails twice.
+//! A test waits as much as it computes, so that two guests on two cores end a third earlier than one after the other; those whose tests look at
+//! instants run by themselves. A file that fails is run once more when nothing else runs: an emulated CPU on a busy machine may be seconds
+//! late. What a test says of the product fails twice.
 
 use crate::clock::ktime_ns;
 use crate::progress::say;
@@ -19,6 +20,8 @@ use std::time::Duration;
 
 /// What an ordinary run plays on the second kernel, since it depends on the kernel most; `--long` plays everything on each.
 const ELSEWHERE: &[&str] = &["kernel", "kernel_agent", "kernel_events", "kernel_lane", "kernel_nested"];
+/// What looks at how soon something was, and so must not share the machine with another guest.
+const ALONE: &[&str] = &["kernel_agent", "kernel_lane"];
 /// For one file.
 const LONGEST: Duration = Duration::from_mins(10);
 const SIDE_BY_SIDE: usize = 2;
@@ -40,23 +43,11 @@ struct Outcome {
 /// A row of the summary for each kernel: its name, its count, and the seconds of its boots.
 pub fn run(kernels: &[String], long: bool, names: &mut Names) -> Result<Vec<(String, Tally, u64)>> {
     let jobs = jobs(kernels, long)?;
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    thread::scope(|scope| {
-        for _ in 0..SIDE_BY_SIDE {
-            scope.spawn(|| {
-                while let Some((n, job)) = {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    jobs.get(n).map(|job| (n, job))
-                } {
-                    let outcome = boot(job);
-                    // held while it is printed, so that no other file's output comes between
-                    let Ok(mut done) = done.lock() else { return };
-                    show(job, &outcome);
-                    done.push((n, outcome));
-                }
-            });
-        }
-    });
+    let done = Mutex::new(Vec::new());
+    let (alone, together): (Vec<_>, Vec<_>) =
+        jobs.iter().enumerate().partition(|(_, job)| ALONE.contains(&job.file.as_str()));
+    run_all(&together, SIDE_BY_SIDE, &done);
+    run_all(&alone, 1, &done);
     let mut done = done.into_inner().unwrap_or_default();
     done.sort_by_key(|(n, _)| *n);
 
@@ -82,6 +73,23 @@ pub fn run(kernels: &[String], long: bool, names: &mut Names) -> Result<Vec<(Str
         .into_iter()
         .map(|(series, tally, seconds)| (format!("kernel {series}"), tally, seconds))
         .collect())
+}
+
+fn run_all(jobs: &[(usize, &Job)], at_once: usize, done: &Mutex<Vec<(usize, Outcome)>>) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some((n, job)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome = boot(job);
+                    // held while it is printed, so that no other file's output comes between
+                    let Ok(mut done) = done.lock() else { return };
+                    show(job, &outcome);
+                    done.push((*n, outcome));
+                }
+            });
+        }
+    });
 }
 
 fn jobs(kernels: &[String], long: bool) -> Result<Vec<Job>> {
