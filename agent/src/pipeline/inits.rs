@@ -60,6 +60,11 @@ impl Inits {
         self.known.get(&id).filter(|init| !init.ended).map(|init| init.pid)
     }
 
+    /// The container whose init has this pid, as long as it has not ended.
+    pub fn of_pid(&self, pid: u32) -> Option<CgroupId> {
+        self.known.iter().find(|(_, init)| !init.ended && init.pid == pid).map(|(id, _)| *id)
+    }
+
     pub fn learn(&mut self, id: CgroupId, pid: u32, by: By) {
         let known = self.known.get(&id);
         if known.is_some_and(|init| init.ended || by <= init.by) {

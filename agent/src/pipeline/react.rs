@@ -306,9 +306,10 @@ impl State {
     fn oom_kill(&mut self, ktime_ns: u64, source: &'static str, kill: &OomKill) {
         let of = |pid| processes::cgroup_of(Path::new("/proc"), pid, &self.config.cgroup_root);
         if kill.victim.cgroup_id.is_none()
-            && let Some(id) = kill.victim.pid.and_then(of)
+            && let Some(id) = kill.victim.pid.and_then(|pid| of(pid).or_else(|| self.inits.of_pid(pid)))
         {
-            // The plain tracepoint, the means of a kernel without BTF, names the victim by its pid alone.
+            // The plain tracepoint, the means of a kernel without BTF, names the victim by its pid alone: its cgroup is what /proc says, or,
+            // when it has gone already, that whose init it was (its end is told after its kill).
             let mut kill = kill.clone();
             kill.victim.cgroup_id = Some(id);
             return self.oom_kill(ktime_ns, source, &kill);
