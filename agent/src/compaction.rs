@@ -16,11 +16,9 @@ use arrow::compute::{concat_batches, interleave};
 use arrow::datatypes::{FieldRef, Int32Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-    RowSelection,
+    ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection,
 };
 use parquet::errors::ParquetError;
-use parquet::file::metadata::PageIndexPolicy;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashSet};
 use std::fs::File;
@@ -75,16 +73,6 @@ struct Input<'a> {
     taken: u64,
 }
 
-fn load(path: &Path) -> Result<ArrowReaderMetadata, String> {
-    let file = File::open(path).map_err(|e| e.to_string())?;
-    let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-    segment::guarded(|| {
-        let metadata = ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string())?;
-        segment::check_tail(&file, metadata.metadata())?;
-        Ok(metadata)
-    })
-}
-
 fn read(
     path: &Path,
     metadata: &ArrowReaderMetadata,
@@ -109,7 +97,7 @@ fn next(reader: &mut ParquetRecordBatchReader) -> Result<Option<RecordBatch>, St
 
 impl<'a> Input<'a> {
     fn open(path: &'a Path) -> Result<Self, String> {
-        let metadata = load(path)?;
+        let metadata = segment::load(path)?;
         let rows =
             usize::try_from(metadata.metadata().file_metadata().num_rows()).map_err(|e| e.to_string())?;
         let keys = read(path, &metadata, &["cgroup_id", "ts", "ktime_ns"], None, KEYS)?;
@@ -196,7 +184,7 @@ impl<'a> Input<'a> {
 /// # Errors
 /// Why it cannot be read.
 pub fn hours(path: &Path) -> Result<BTreeMap<i64, u64>, String> {
-    let mut reader = read(path, &load(path)?, &["ts"], None, ROW_GROUP_ROWS)?;
+    let mut reader = read(path, &segment::load(path)?, &["ts"], None, ROW_GROUP_ROWS)?;
     let mut found = BTreeMap::new();
     while let Some(batch) = next(&mut reader)? {
         let ts = batch.column_by_name("ts").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());

@@ -13,7 +13,7 @@ mod encoder;
 mod footer;
 
 pub use encoder::{ColumnEncoder, Encoder, distinct};
-pub use footer::{Footer, check_tail};
+pub use footer::{Footer, load};
 
 use crate::names::Table;
 use crate::schema;

@@ -1,5 +1,6 @@
 //! Bursts and histories: what the loop does with the trigger's decisions.
 
+use super::spent::Lap;
 use super::state::State;
 use crate::accumulator::Stamp;
 use crate::cgroup::Meta;
@@ -83,7 +84,7 @@ impl State {
             self.end_bursts(now);
             return;
         }
-        let (cpu_before, mut rows) = (clock::thread_cpu_ns(), 0);
+        let (mut lap, mut rows) = (Lap::begin(), 0);
         for d in due {
             let Some(running) = self.bursts.remove(&d.cgroup) else { continue };
             let members = running.members.len() as u64;
@@ -100,8 +101,7 @@ impl State {
             }
             self.bursts.insert(d.cgroup, running);
         }
-        let cpu_ns = clock::thread_cpu_ns().saturating_sub(cpu_before);
-        if let Some(affordable) = self.burst_cost.note(rows, cpu_ns) {
+        if let Some(affordable) = self.burst_cost.note(rows, lap.ns()) {
             self.trigger.allow(affordable, now);
         }
         self.end_bursts(now);

@@ -7,10 +7,8 @@ use super::{CHUNK_ROWS, Filter, Runs};
 use crate::segment;
 use arrow::array::RecordBatch;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
-};
-use parquet::file::metadata::{PageIndexPolicy, RowGroupMetaData};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder, RowSelection};
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::statistics::Statistics;
 use std::fs::File;
@@ -21,7 +19,7 @@ const KEYS: [&str; 2] = ["cgroup_id", "ts"];
 
 /// Notes the wanted rows; gives what is needed to read them.
 pub fn keys(path: &Path, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, String> {
-    let metadata = open(path)?;
+    let metadata = segment::load(path)?;
     let mut start = 0;
     for (i, group) in metadata.metadata().row_groups().iter().enumerate() {
         let rows = usize::try_from(group.num_rows()).map_err(|e| e.to_string())?;
@@ -65,16 +63,6 @@ pub fn rows(
         start = end;
     }
     Ok(out)
-}
-
-fn open(path: &Path) -> Result<ArrowReaderMetadata, String> {
-    let file = File::open(path).map_err(|e| e.to_string())?;
-    let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-    segment::guarded(|| {
-        let metadata = ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string())?;
-        segment::check_tail(&file, metadata.metadata())?;
-        Ok(metadata)
-    })
 }
 
 /// The wanted rows of one row group.

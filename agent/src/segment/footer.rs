@@ -8,6 +8,7 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use std::fs::File;
 use std::io::{self, Read};
@@ -44,11 +45,22 @@ fn tail_of(file: &File, footer: &ParquetMetaData) -> Result<Option<Tail>, String
     Ok(Some(Tail { start, bytes, digits }))
 }
 
+/// A file's footer and page index, held against their checksum: what rows are read by.
+pub fn load(path: &Path) -> Result<ArrowReaderMetadata, String> {
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+    guarded(|| {
+        let metadata = ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string())?;
+        check_tail(&file, metadata.metadata())?;
+        Ok(metadata)
+    })
+}
+
 /// Holds page index and footer against their checksum.
 ///
 /// # Errors
 /// Why they are not what was written.
-pub fn check_tail(file: &File, footer: &ParquetMetaData) -> Result<(), String> {
+fn check_tail(file: &File, footer: &ParquetMetaData) -> Result<(), String> {
     let said = metadata_value(footer, TAIL_CRC).unwrap_or_default().to_owned();
     // while a file is written, there is none yet
     let Some(tail) = tail_of(file, footer)?.filter(|_| said != UNSTAMPED) else { return Ok(()) };
