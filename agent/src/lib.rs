@@ -22,6 +22,7 @@ pub mod machine;
 pub mod names;
 pub mod notify;
 pub mod pipeline;
+pub mod priority;
 pub mod probes;
 pub mod processes;
 pub mod query;

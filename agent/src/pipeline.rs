@@ -344,10 +344,16 @@ fn name_inits(state: &mut State, probes: Option<&mut Probes>) {
 fn drain(state: &mut State, probes: Option<&mut Probes>) -> bool {
     let Some(probes) = probes else { return true };
     let until = clock::ktime_ns() + REACT_FOR_NS;
-    probes.drain_while(|event| {
+    let mut heard_ns = 0;
+    let is_drained = probes.drain_while(|event| {
+        heard_ns = event.ktime_ns;
         state.react(event);
-        clock::ktime_ns() < until
-    })
+        let now = clock::ktime_ns();
+        state.lane_if_due(now);
+        now < until
+    });
+    state.heard_ns = (!is_drained).then_some(heard_ns);
+    is_drained
 }
 
 fn wait(state: &State, probes: Option<&Probes>, inbox: &Inbox) -> anyhow::Result<()> {

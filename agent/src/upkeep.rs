@@ -6,6 +6,7 @@
 use crate::clock;
 use crate::config::{Config, Retention};
 use crate::export;
+use crate::priority::{self, Work};
 use crate::retention::{Limits, Window};
 use crate::segment::{self, Disk};
 use crate::store::{self, Rules, Store};
@@ -21,8 +22,6 @@ const FIRST: Duration = Duration::from_secs(10);
 /// Looks at the age and the sum of all files are further apart: they may have to read the incidents. A full disk is looked after
 /// each time.
 const RETENTION_EVERY_NS: u64 = 600_000_000_000;
-/// The lowest priority of an ordinary thread.
-const NICE: i32 = 19;
 const HOUR_US: i64 = segment::HOUR_US;
 
 pub struct Upkeep {
@@ -52,10 +51,7 @@ impl Upkeep {
 }
 
 fn run(store: &Store, rules: Option<&Rules>, retention: &Retention, running: &Receiver<()>) {
-    // 0: of this thread alone
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-        tracing::warn!(%error, "the upkeep thread runs at the priority of the others");
-    }
+    priority::of_this_thread(Work::Upkeep);
     let stop = || !matches!(running.try_recv(), Err(TryRecvError::Empty));
     let (mut trouble, mut next_ns) = (None, 0);
     let mut pause = FIRST;

@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::export::{Limits, Problem};
 use crate::incident::Incident;
 use crate::names::Table;
+use crate::priority::{self, Work};
 use crate::store::Store;
 use arrow::array::RecordBatch;
 use axum::Router;
@@ -224,6 +225,7 @@ fn start<S: Source>(
         .worker_threads(SOCKET_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_name("fgm-http")
+        .on_thread_start(|| priority::of_this_thread(Work::Asking))
         .enable_all()
         .build()
         .map_err(|source| ServeError::Threads { source })?;

@@ -9,6 +9,7 @@ use std::process::Command;
 const LAYERS: &[&str] = &[
     "names",
     "clock",
+    "priority",
     "catalogue",
     "event",
     "config",

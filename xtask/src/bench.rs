@@ -15,7 +15,7 @@ mod stage;
 mod store;
 
 use crate::usage::{self, Usage};
-use crate::{cgroup, demo, ebpf, paths, setup};
+use crate::{cgroup, demo, ebpf, paths, scenario, setup};
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsString;
 use std::fs;
@@ -56,10 +56,14 @@ pub struct Programs {
 
 impl Programs {
     fn build() -> Result<Self> {
-        let demo::Programs { agent, workload } = demo::build()?;
-        let built = ebpf::cargo_build("the witness", &["-p", "truth"])?;
-        let truth = built.into_iter().find(|p| p.ends_with("truth")).context("cargo built no truth")?;
-        Ok(Self { agent, workload, truth })
+        ebpf::build()?;
+        let words = ["--release", "-p", "fgm", "--bin", "fgm", "-p", "truth", "--bin", "truth"];
+        let built = ebpf::cargo_build("the recorder as it is delivered, and the witness", &words)?;
+        let find = |name: &str| {
+            let found = built.iter().find(|p| p.ends_with(name)).cloned();
+            found.with_context(|| format!("cargo built no {name}"))
+        };
+        Ok(Self { agent: find("fgm")?, workload: scenario::workload()?, truth: find("truth")? })
     }
 }
 

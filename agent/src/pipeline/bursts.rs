@@ -100,6 +100,7 @@ impl State {
                 }
             }
             self.bursts.insert(d.cgroup, running);
+            lap.leave_out(self.lane_if_due(clock::ktime_ns()));
         }
         if let Some(affordable) = self.burst_cost.note(rows, lap.ns()) {
             self.trigger.allow(affordable, now);

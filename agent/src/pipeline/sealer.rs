@@ -9,6 +9,7 @@ use crate::accumulator::{NodeNames, Pending, Stamp};
 use crate::incident::Incident;
 use crate::ledger::Accounts;
 use crate::names::Table;
+use crate::priority::{self, Work};
 use crate::store::{Chunk, DropReason, Kept, SealResult, ShutdownError, Writer};
 use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -154,6 +155,7 @@ impl AtWork {
     }
 
     fn run(mut self, todo: &Receiver<Job>) -> anyhow::Result<()> {
+        priority::of_this_thread(Work::Writing);
         let (kept, stored) = (self.kept.1.clone(), self.stored.1.clone());
         loop {
             crossbeam_channel::select! {

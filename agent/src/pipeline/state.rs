@@ -102,6 +102,8 @@ pub struct State {
     pub(super) lane: Lane,
     pub(super) spent: Spent,
     pub(super) vanished: Vec<CgroupId>,
+    /// While the kernel's events are behind the clock: the instant of the last that was reacted to.
+    pub(super) heard_ns: Option<u64>,
     pub(super) notices: Notices,
     /// Found by a walk, to be followed when there is time: what holds most first.
     to_follow: VecDeque<Arc<Meta>>,
@@ -182,6 +184,7 @@ impl State {
             lane,
             spent: Spent::default(),
             vanished: Vec::new(),
+            heard_ns: None,
             notices: Notices::default(),
             to_follow: VecDeque::new(),
             event_losses: EventLosses::default(),
@@ -214,16 +217,7 @@ impl State {
             self.measure_clock(now);
             self.next.offset = now + SECOND;
         }
-        if self.next.lane <= now {
-            self.lane_late_max_ns = self.lane_late_max_ns.max(now - self.next.lane);
-            self.lane_tick(now);
-            // after a stall the rhythm begins anew: what was missed is not made up for
-            let period = self.lane.pace.period_ns();
-            self.next.lane += period;
-            if self.next.lane <= now {
-                self.next.lane = now + period;
-            }
-        }
+        self.lane_if_due(now);
         self.burst_tick(now);
         if self.next.base <= now {
             self.base_tick(now);
@@ -238,13 +232,33 @@ impl State {
             self.check_sums(now);
         }
         self.follow_some();
-        for incident in self.story.close_due(now) {
+        // what waits in the kernel's ring may belong to an incident whose time is over by the clock
+        for incident in self.story.close_due(self.heard_ns.unwrap_or(now)) {
             self.revise(incident);
         }
         if self.next.minute <= now {
             self.close_ledger(now);
         }
         self.hand_over(now)
+    }
+
+    /// The lane comes first: what takes long (a reaction, a round of rows, the first look at new cgroups) asks for it between two pieces of
+    /// its work, so that no cgroup's events or number hold up the history of the others.
+    /// Returns the CPU that it took, in ns.
+    pub(super) fn lane_if_due(&mut self, now: u64) -> u64 {
+        if self.next.lane > now {
+            return 0;
+        }
+        let before = self.spent.lane;
+        self.lane_late_max_ns = self.lane_late_max_ns.max(now - self.next.lane);
+        self.lane_tick(now);
+        // after a stall the rhythm begins anew: what was missed is not made up for
+        let period = self.lane.pace.period_ns();
+        self.next.lane += period;
+        if self.next.lane <= now {
+            self.next.lane = now + period;
+        }
+        self.spent.lane - before
     }
 
     /// Takes the time in which no agent ran into the account.
@@ -290,6 +304,7 @@ impl State {
             if self.tree.get(meta.id).is_some_and(|n| n.followed) && !self.targets.contains_key(&meta.id) {
                 self.follow(&meta);
                 followed += 1;
+                self.lane_if_due(clock::ktime_ns());
             }
         }
     }
@@ -417,10 +432,12 @@ impl State {
                 self.watch_base(id, stamp.ktime_ns);
                 self.check_kills(id, stamp.ktime_ns);
             }
+            lap.leave_out(self.lane_if_due(clock::ktime_ns()));
         }
         *(if hot < count { &mut self.spent.slow } else { &mut self.spent.hot }) += lap.ns();
         for id in tables {
             self.process_table(id);
+            lap.leave_out(self.lane_if_due(clock::ktime_ns()));
         }
         self.spent.processes += lap.ns();
     }

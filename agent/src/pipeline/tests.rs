@@ -509,3 +509,34 @@ fn history_and_bursts_join_without_a_gap_and_without_repetition() {
         assert!((20..=90).contains(&count), "{count} rows in 700 ms at 100 Hz");
     });
 }
+
+/// The loop may be further behind than an incident stays open: the end of its init still belongs to it, and is no second one.
+#[test]
+fn what_the_kernel_told_before_an_incident_was_over_belongs_to_it_however_late_it_is_heard() {
+    on_stage(100, true, |s| {
+        let path = s.make(&format!("docker/{CID}"));
+        let id = id_of(&path);
+        s.turn(ktime_ns());
+        s.tell_start(&path);
+        s.state.inits.learn(id, 7, By::Namespace);
+        let killed = ktime_ns();
+        s.tell(kill(7, id));
+        let much_later = killed + 600 * 1_000_000_000;
+        // the exit waits in the kernel's ring
+        s.state.heard_ns = Some(killed);
+        s.turn(much_later);
+        let exit =
+            Exit { task: task(7, id), ppid: None, inner_pid: Some(1), exit_code: None, signal: Some(9) };
+        s.tell(What::Exit(exit));
+        s.state.heard_ns = None;
+        s.turn(much_later + 1);
+        let last = s.all().flat_map(|p| &p.incidents).fold(std::collections::BTreeMap::new(), |mut all, i| {
+            all.insert(i.id.clone(), i.clone());
+            all
+        });
+        let kinds: Vec<_> = last.values().map(|i| (i.kind.as_str(), i.closed)).collect();
+        assert_eq!(kinds, [("oom_kill", true)], "one death, one incident");
+        let exit = last.values().next().and_then(|i| i.exit.as_ref()).and_then(|e| e.signal);
+        assert_eq!(exit, Some(9), "which knows how the init ended");
+    });
+}

@@ -6,6 +6,7 @@
 //! their segment, and the next frame is tried anew. Called by [`super::Writer`] only.
 
 use crate::journal::{self, JournalName};
+use crate::priority;
 use crate::segment::Io;
 use crate::store::{JOURNAL, Store, StoreError};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -78,10 +79,15 @@ impl Journaling {
         let thread = |source| StoreError::Thread { source };
         let (inner, disk, bytes) = (store.clone(), io.clone(), queued.clone());
         let builder = std::thread::Builder::new().name("fgm-journal".to_owned());
-        builder.spawn(move || write(&inner, disk.as_ref(), &todo, &written, &bytes)).map_err(thread)?;
+        let run = move || {
+            priority::of_this_thread(priority::Work::Writing);
+            write(&inner, disk.as_ref(), &todo, &written, &bytes);
+        };
+        builder.spawn(run).map_err(thread)?;
         let (inner, disk) = (store.clone(), io.clone());
         let builder = std::thread::Builder::new().name("fgm-sync".to_owned());
         let run = move || {
+            priority::of_this_thread(priority::Work::Writing);
             sync(&inner, disk.as_ref(), &to_sync);
             let _ = tell.try_send(());
         };

@@ -10,6 +10,7 @@ use crate::journal::{self, Frame, JournalName};
 use crate::ledger::Accounts;
 use crate::machine::give_back_memory;
 use crate::names::Table;
+use crate::priority::{self, Work};
 use crate::segment::{self, Disk, Io, Segment};
 use crate::store::journaling::{Journaling, Kept};
 use crate::store::pending::{Begun, DropReason, Dropped, Item, Rotation};
@@ -103,6 +104,7 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("fgm-writer".to_owned())
             .spawn(move || {
+                priority::of_this_thread(Work::Writing);
                 run(&inner, io.as_ref(), &|name| journals.remove(name), &woken, &stopping);
                 drop(journals);
                 let _ = tell.try_send(());
