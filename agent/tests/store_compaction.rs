@@ -16,7 +16,7 @@ use fgm::ledger::Accounts;
 use fgm::names::Table;
 use fgm::query::{self, Filter};
 use fgm::segment::{self, Disk, Footer, HOUR_US, Io, Merging, Segment};
-use fgm::store::{Chunk, Kept, Rules, SealResult, Store, StoreError, View, Writer};
+use fgm::store::{Chunk, Kept, Rules, SealResult, Store, View, Writer};
 use rows::{BOOT_ID, KILL_US, KILLED, QUIET, batch, row_of, text};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,15 +39,8 @@ fn never() -> bool {
     false
 }
 
-/// A child that another test forks has the lock for a moment, until it executes its program.
 fn open(dir: &Path) -> Arc<Store> {
-    for _ in 0..500 {
-        match Store::open(dir) {
-            Err(StoreError::InUse { .. }) => std::thread::sleep(Duration::from_millis(10)),
-            other => return other.expect("opens"),
-        }
-    }
-    panic!("{} stays locked", dir.display());
+    Store::open(dir).expect("opens")
 }
 
 /// A rotation with samples and events between two seconds of the hours, those of the history among them.

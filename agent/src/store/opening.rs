@@ -19,6 +19,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 impl Store {
     /// Opens the folder for writing: creates it when absent, takes the lock, recovers.
@@ -162,6 +163,9 @@ fn removed_of(dir: &Path, tell: impl FnOnce(&str)) -> Removed {
     })
 }
 
+/// Who is about to end, or a child that has not begun its own program yet, may hold the lock for a moment.
+const ENDING: Duration = Duration::from_millis(500);
+
 fn take_lock(dir: &Path) -> Result<File, StoreError> {
     let not_writable = |source| StoreError::NotWritable { path: dir.into(), source };
     let mut file = OpenOptions::new()
@@ -171,7 +175,14 @@ fn take_lock(dir: &Path) -> Result<File, StoreError> {
         .truncate(false)
         .open(dir.join(LOCK))
         .map_err(not_writable)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    let end = Instant::now() + ENDING;
+    let mut outcome = lock();
+    while outcome == Err(rustix::io::Errno::WOULDBLOCK) && Instant::now() < end {
+        std::thread::sleep(ENDING / 20);
+        outcome = lock();
+    }
+    match outcome {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut holder = String::new();
