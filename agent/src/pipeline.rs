@@ -348,9 +348,8 @@ fn drain(state: &mut State, probes: Option<&mut Probes>) -> bool {
     let is_drained = probes.drain_while(|event| {
         heard_ns = event.ktime_ns;
         state.react(event);
-        let now = clock::ktime_ns();
-        state.lane_if_due(now);
-        now < until
+        state.lane_if_due();
+        clock::ktime_ns() < until
     });
     state.heard_ns = (!is_drained).then_some(heard_ns);
     is_drained

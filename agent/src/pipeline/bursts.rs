@@ -100,7 +100,7 @@ impl State {
                 }
             }
             self.bursts.insert(d.cgroup, running);
-            lap.leave_out(self.lane_if_due(clock::ktime_ns()));
+            lap.leave_out(self.lane_if_due());
         }
         if let Some(affordable) = self.burst_cost.note(rows, lap.ns()) {
             self.trigger.allow(affordable, now);
@@ -150,6 +150,7 @@ impl State {
         };
         for meta in &members {
             self.history(meta, settings.history_ns, ktime_ns, now, &id);
+            self.look_if_due();
         }
         match decision {
             Decision::Suppress { why, ns } => {
@@ -196,6 +197,7 @@ impl State {
             }
             let stamp = self.sample(meta.id, plan);
             first = first.or(stamp.filter(|_| n == 0));
+            self.look_if_due();
         }
         first
     }

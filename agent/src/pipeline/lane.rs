@@ -148,30 +148,64 @@ impl State {
         self.targets.values().fold((0, 0), |(bytes, cut), t| (bytes + t.ring.bytes(), cut + t.ring.cut()))
     }
 
-    pub(super) fn lane_tick(&mut self, now: u64) {
-        let mut lap = Lap::begin();
-        let mut seen = Seen { resting: self.resting_lanes(), ..Seen::default() };
-        if self.lane.walk.is_some() {
-            self.walk_tick(now, &mut seen);
-        } else {
-            self.pread_tick(now, &mut seen);
+    /// The lane comes first: whatever takes long asks for a look between two pieces of its work, so that no cgroup's events or number hold up
+    /// the history of the others. What the look brought up is left for [`State::lane_if_due`], since the caller may be in the
+    /// middle of something. Returns the CPU that it took, in ns.
+    pub(super) fn look_if_due(&mut self) -> u64 {
+        let now = clock::ktime_ns();
+        if self.next.lane > now {
+            return 0;
         }
-        let after = clock::ktime_ns();
-        self.lane.longest_ns = self.lane.longest_ns.max(after.saturating_sub(now));
-        let look_ns = lap.ns();
-        self.spent.lane += look_ns;
-        self.lane.pace.looked(after, look_ns);
-        self.watch_lane(now, &seen.memory);
-        self.spent.lane += lap.ns();
+        self.lane_late_max_ns = self.lane_late_max_ns.max(now - self.next.lane);
+        let look_ns = self.look(now);
+        // after a stall the rhythm begins anew: what was missed is not made up for
+        let period = self.lane.pace.period_ns();
+        self.next.lane += period;
+        if self.next.lane <= now {
+            self.next.lane = now + period;
+        }
+        look_ns
+    }
+
+    /// A look when it is due, and what this one or earlier ones brought up: warnings, tables, limits. Returns the CPU that it took, in ns.
+    pub(super) fn lane_if_due(&mut self) -> u64 {
+        let look_ns = self.look_if_due();
+        let seen = std::mem::take(&mut self.seen);
+        if seen.is_empty() {
+            return look_ns;
+        }
+        let mut lap = Lap::begin();
+        self.watch_lane(&seen.memory);
+        let watched_ns = lap.ns();
+        self.spent.lane += watched_ns;
         for id in seen.tables {
             self.event_table(id);
         }
         for (id, change) in seen.limits {
             self.limit_changed(id, "lane", change);
         }
+        look_ns + watched_ns + lap.ns()
     }
 
-    fn walk_tick(&mut self, now: u64, seen: &mut Seen) {
+    fn look(&mut self, now: u64) -> u64 {
+        let mut lap = Lap::begin();
+        let mut seen = std::mem::take(&mut self.seen);
+        let resting = self.resting_lanes();
+        if self.lane.walk.is_some() {
+            self.walk_look(now, &resting, &mut seen);
+        } else {
+            self.pread_look(now, &resting, &mut seen);
+        }
+        self.seen = seen;
+        let after = clock::ktime_ns();
+        self.lane.longest_ns = self.lane.longest_ns.max(after.saturating_sub(now));
+        let look_ns = lap.ns();
+        self.spent.lane += look_ns;
+        self.lane.pace.looked(after, look_ns);
+        look_ns
+    }
+
+    fn walk_look(&mut self, now: u64, resting: &BTreeSet<CgroupId>, seen: &mut Seen) {
         let Some(walk) = &mut self.lane.walk else { return };
         let targets = &mut self.targets;
         let last_walk_ns = self.lane.last_walk_ns.replace(now);
@@ -187,7 +221,7 @@ impl State {
             let id = look.id();
             // one that we do not follow, or not yet
             let Some(target) = targets.get_mut(&id) else { return };
-            let is_resting = !seen.resting.is_empty() && seen.resting.contains(&id);
+            let is_resting = !resting.is_empty() && resting.contains(&id);
             if let Some(since_ns) = look.same_since_ns
                 && !is_resting
                 && target.ring.repeat(since_ns, look.ktime_ns(), period_ms)
@@ -241,9 +275,9 @@ impl State {
         }
     }
 
-    fn pread_tick(&mut self, now: u64, seen: &mut Seen) {
+    fn pread_look(&mut self, now: u64, resting: &BTreeSet<CgroupId>, seen: &mut Seen) {
         for (id, target) in &mut self.targets {
-            if seen.resting.contains(id) {
+            if resting.contains(id) {
                 continue;
             }
             match self.sampler.lane(target, self.lane.pace.period_ms()) {
@@ -258,24 +292,27 @@ impl State {
     }
 }
 
-/// What one look at all cgroups brought up, to be dealt with when it is over.
+/// What looks at all cgroups brought up, to be dealt with when nothing else is under way.
 #[derive(Default)]
-struct Seen {
-    resting: BTreeSet<CgroupId>,
-    /// memory.current of each.
-    memory: Vec<(CgroupId, u64)>,
+pub(super) struct Seen {
+    /// memory.current of each, and when.
+    memory: Vec<(CgroupId, u64, u64)>,
     tables: Vec<CgroupId>,
     limits: Vec<(CgroupId, Change)>,
 }
 
 impl Seen {
+    fn is_empty(&self) -> bool {
+        self.memory.is_empty() && self.tables.is_empty() && self.limits.is_empty()
+    }
+
     fn take(&mut self, target: &mut Target, memory_current: Option<u64>, now: u64) {
         let Some(bytes) = memory_current else { return };
         let id = target.meta.id;
         // what stands still is looked at now and then: those above it may come near to their limit
         if target.last_memory.replace(bytes) != Some(bytes) || now >= target.watched_ns + WATCH_EVERY {
             target.watched_ns = now;
-            self.memory.push((id, bytes));
+            self.memory.push((id, bytes, now));
         }
         if wants_table(target, bytes, now) {
             self.tables.push(id);

@@ -5,7 +5,7 @@
 use super::bursts::{self, Running};
 use super::handover::Handover;
 use super::inits::Inits;
-use super::lane::Lane;
+use super::lane::{Lane, Seen};
 use super::limits::Change as LimitChange;
 use super::notices::Notices;
 use super::outage::Outage;
@@ -100,6 +100,8 @@ pub struct State {
     pub(super) limit_changes: HashMap<CgroupId, LimitChange>,
     pub(super) clock_steps: Steps,
     pub(super) lane: Lane,
+    /// What the lane has seen and nobody has looked after yet.
+    pub(super) seen: Seen,
     pub(super) spent: Spent,
     pub(super) vanished: Vec<CgroupId>,
     /// While the kernel's events are behind the clock: the instant of the last that was reacted to.
@@ -120,7 +122,7 @@ pub struct State {
 }
 
 pub(super) struct Next {
-    lane: u64,
+    pub(super) lane: u64,
     base: u64,
     rescan: u64,
     offset: u64,
@@ -182,6 +184,7 @@ impl State {
             limit_changes: HashMap::new(),
             clock_steps: Steps::default(),
             lane,
+            seen: Seen::default(),
             spent: Spent::default(),
             vanished: Vec::new(),
             heard_ns: None,
@@ -217,7 +220,7 @@ impl State {
             self.measure_clock(now);
             self.next.offset = now + SECOND;
         }
-        self.lane_if_due(now);
+        self.lane_if_due();
         self.burst_tick(now);
         if self.next.base <= now {
             self.base_tick(now);
@@ -240,25 +243,6 @@ impl State {
             self.close_ledger(now);
         }
         self.hand_over(now)
-    }
-
-    /// The lane comes first: what takes long (a reaction, a round of rows, the first look at new cgroups) asks for it between two pieces of
-    /// its work, so that no cgroup's events or number hold up the history of the others.
-    /// Returns the CPU that it took, in ns.
-    pub(super) fn lane_if_due(&mut self, now: u64) -> u64 {
-        if self.next.lane > now {
-            return 0;
-        }
-        let before = self.spent.lane;
-        self.lane_late_max_ns = self.lane_late_max_ns.max(now - self.next.lane);
-        self.lane_tick(now);
-        // after a stall the rhythm begins anew: what was missed is not made up for
-        let period = self.lane.pace.period_ns();
-        self.next.lane += period;
-        if self.next.lane <= now {
-            self.next.lane = now + period;
-        }
-        self.spent.lane - before
     }
 
     /// Takes the time in which no agent ran into the account.
@@ -304,7 +288,7 @@ impl State {
             if self.tree.get(meta.id).is_some_and(|n| n.followed) && !self.targets.contains_key(&meta.id) {
                 self.follow(&meta);
                 followed += 1;
-                self.lane_if_due(clock::ktime_ns());
+                self.lane_if_due();
             }
         }
     }
@@ -432,12 +416,12 @@ impl State {
                 self.watch_base(id, stamp.ktime_ns);
                 self.check_kills(id, stamp.ktime_ns);
             }
-            lap.leave_out(self.lane_if_due(clock::ktime_ns()));
+            lap.leave_out(self.lane_if_due());
         }
         *(if hot < count { &mut self.spent.slow } else { &mut self.spent.hot }) += lap.ns();
         for id in tables {
             self.process_table(id);
-            lap.leave_out(self.lane_if_due(clock::ktime_ns()));
+            lap.leave_out(self.lane_if_due());
         }
         self.spent.processes += lap.ns();
     }

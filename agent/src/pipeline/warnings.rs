@@ -78,10 +78,10 @@ impl Warnings {
 }
 
 impl State {
-    /// Lane readings of one tick. A container is held against the limit up the tree that leaves it the least room.
-    pub(super) fn watch_lane(&mut self, now: u64, readings: &[(CgroupId, u64)]) {
+    /// Lane readings: whose, memory.current in bytes, and when. A container is held against the limit up the tree that leaves it the least room.
+    pub(super) fn watch_lane(&mut self, readings: &[(CgroupId, u64, u64)]) {
         let mut warnings = Vec::new();
-        for &(id, usage) in readings {
+        for &(id, usage, at) in readings {
             let Some(target) = self.targets.get(&id) else { continue };
             if !matches!(target.meta.identity.scope, Scope::Container | Scope::Service) {
                 continue;
@@ -94,11 +94,11 @@ impl State {
             let rooms = above.filter_map(|t| Some(Headroom { usage: t.last_memory?, max: t.memory_max? }));
             let nearest = own.into_iter().chain(rooms).min_by_key(|r| r.max.saturating_sub(r.usage));
             if let (Some(room), Some(target)) = (nearest, self.targets.get_mut(&id)) {
-                target.watch.lane(now, room, |w| warnings.push((id, w)));
+                target.watch.lane(at, room, |w| warnings.push((id, at, w)));
             }
         }
-        for (id, warning) in warnings {
-            self.warn(id, now, "lane", warning);
+        for (id, at, warning) in warnings {
+            self.warn(id, at, "lane", warning);
         }
     }
 
