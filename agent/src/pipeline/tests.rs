@@ -530,10 +530,11 @@ fn what_the_kernel_told_before_an_incident_was_over_belongs_to_it_however_late_i
         s.tell(What::Exit(exit));
         s.state.heard_ns = None;
         s.turn(much_later + 1);
-        let last = s.all().flat_map(|p| &p.incidents).fold(std::collections::BTreeMap::new(), |mut all, i| {
-            all.insert(i.id.clone(), i.clone());
-            all
-        });
+        let last =
+            s.all().flat_map(|p| &p.incidents).fold(std::collections::BTreeMap::new(), |mut all, i| {
+                all.insert(i.id.clone(), i.clone());
+                all
+            });
         let kinds: Vec<_> = last.values().map(|i| (i.kind.as_str(), i.closed)).collect();
         assert_eq!(kinds, [("oom_kill", true)], "one death, one incident");
         let exit = last.values().next().and_then(|i| i.exit.as_ref()).and_then(|e| e.signal);
