@@ -196,6 +196,53 @@ fn a_container_that_lives_a_fifth_of_a_second_is_recorded() {
     assert!(kinds.iter().any(|(_, k, code)| k == "exit" && *code == Some(3)), "{kinds:?}");
 }
 
+/// The ring holds a few events: what it refuses is in the account by number, what is there afterwards is found all the same, and a kill is told.
+#[test]
+fn what_the_smallest_ring_refuses_is_accounted_for() {
+    if !guard("what_the_smallest_ring_refuses_is_accounted_for") {
+        return;
+    }
+    let agent = Agent::start_with("tiny", "[probes]\nring_bytes = 4096\n");
+    let pod = Pod::new(None);
+    let born = std::iter::repeat_with(|| pod.container(None)).take(150).collect::<Vec<_>>();
+    let ids: BTreeSet<i64> = born.iter().map(|c| c.id().cast_signed()).collect();
+    // most go again, at once
+    let stay = born.into_iter().skip(140).collect::<Vec<_>>();
+    let killed = pod.container(Some(8 * MIB));
+    let mut hog = Process::spawn("ramp 32 0", &killed);
+    assert_eq!(hog.wait().1, Some(9));
+    agent.closed_incident_of(&killed, Duration::from_secs(60));
+    wait("a look at those that stay", Duration::from_secs(90), || {
+        let known: Vec<_> = agent.try_rows("/api/export?format=parquet&range=5m").unwrap_or_default();
+        let seen: BTreeSet<i64> = known.iter().map(|r| r.cgroup_id).collect();
+        stay.iter().all(|c| seen.contains(&c.id().cast_signed()))
+    });
+    agent.settle("events");
+    let events = agent.stored_events();
+    let told = |kind: &str| {
+        let of_ours = events.iter().filter(|(id, k, _)| k == kind && id.is_some_and(|id| ids.contains(&id)));
+        of_ours.count() as u64
+    };
+    let status = agent.status();
+    let lost = &status["ledger"]["events"]["lost"];
+    let of = |reason: &str| lost[reason].as_u64().unwrap_or(0);
+    let missing = (ids.len() as u64 + 140).saturating_sub(told("cgroup_start") + told("cgroup_end"));
+    println!("{missing} of our births and ends are not told; lost: {lost}");
+    assert!(of("ring_full") > 0, "a ring of 4096 bytes has held {} births: {lost}", ids.len());
+    assert!(
+        of("ring_full") + of("rate_limit") >= missing,
+        "{missing} are missing, and {lost} is all that is said of it"
+    );
+    assert_eq!(
+        status["ledger"]["events"]["due"].as_u64(),
+        Some(
+            status["ledger"]["events"]["written"].as_u64().expect("a count")
+                + lost.as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum::<u64>(),
+        )
+    );
+    assert!(agent.stop());
+}
+
 #[test]
 fn an_announced_incident_survives_the_kill_of_the_agent() {
     if !guard("an_announced_incident_survives_the_kill_of_the_agent") {
