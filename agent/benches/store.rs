@@ -29,6 +29,8 @@ const CGROUPS: i64 = CONTAINERS + PODS;
 const START: i64 = 1_700_000_000_000_000 - 1_700_000_000_000_000 % HOUR_US;
 const SECOND: i64 = 1_000_000;
 const ROWS_OF_AN_EXPORT: i64 = 10_000_000;
+/// A hundred rows a second of eight containers: a million.
+const PAGE_SECONDS: i64 = 1250;
 const METRICS: &str = "memory_current,memory_stat_anon,memory_stat_file,memory_events_max,cpu_stat_usage_usec,\
     cpu_stat_nr_throttled,cpu_pressure_some_total_usec,memory_pressure_some_total_usec,io_pressure_some_total_usec,pids_current";
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -65,8 +67,8 @@ impl Rows {
         let schema = schema::of(Table::Samples);
         let mut number = 0;
         let columns = schema.fields().iter().map(|field| -> ArrayRef {
-            let is_container = |c: i64| c < CONTAINERS;
-            let pod = |c: i64| if c < CONTAINERS { c / (CONTAINERS / PODS) } else { c - CONTAINERS };
+            let is_container = |c: i64| !(CONTAINERS..CGROUPS).contains(&c);
+            let pod = |c: i64| if is_container(c) { c / (CONTAINERS / PODS) } else { c - CONTAINERS };
             match (field.name().as_str(), field.data_type()) {
                 ("ts", _) => Arc::new(
                     self.each()
@@ -168,6 +170,23 @@ fn fill(dir: &Path, hours: i64, rotations: i64) {
     writer.shutdown(PATIENCE).expect("in time");
 }
 
+/// What the pages are measured on: a million rows of eight containers, and more containers than a list shows at once.
+fn fill_for_pages(dir: &Path, containers: i64) {
+    let writer = Writer::start(Store::open(dir).expect("opens"), BOOT).expect("starts");
+    let (tell, told) = crossbeam_channel::bounded(1);
+    let parts = 10;
+    for part in 0..parts {
+        let from_us = START + part * (PAGE_SECONDS / parts) * SECOND;
+        let of = |hz, cgroups| Rows { from_us, seconds: PAGE_SECONDS / parts, hz, cgroups }.batch();
+        let rows = vec![(Table::Samples, of(100, 0..8)), (Table::Samples, of(1, 8..CGROUPS + containers - CONTAINERS))];
+        for rows in rows {
+            writer.seal(1, vec![rows], metadata(), Some(tell.clone()));
+            assert!(matches!(told.recv_timeout(PATIENCE), Ok(SealResult::Stored { .. })), "not stored");
+        }
+    }
+    writer.shutdown(PATIENCE).expect("in time");
+}
+
 fn metadata() -> Vec<(String, String)> {
     let pairs = [("fgm.node", "node-a"), ("fgm.cluster", ""), ("fgm.boot_id", BOOT)];
     pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec()
@@ -250,6 +269,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|w| w != "--bench").collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["open", dir] => drop(Store::open(Path::new(dir)).expect("opens")),
+        ["pages", dir, containers] => fill_for_pages(Path::new(dir), containers.parse().expect("containers")),
         ["merge", dir, hours] => {
             let store = Store::open(Path::new(dir)).expect("opens");
             let now = START + hours.parse::<i64>().expect("hours") * HOUR_US + 900 * SECOND;

@@ -195,7 +195,7 @@ function buildPanel(stack, panel, scene, bands, first, showSelection) {
             element.dataset.to = String(u.scales.x.max);
           },
         ],
-        drawClear: [(u) => drawBands(u, bands(), originUs, first)],
+        drawClear: [(u) => drawBands(u, bands(), originUs, first, scene.events.find(scene.isIncident)?.ts_us ?? null)],
         drawSeries: [
           (u, index) => {
             const trace = visible[index - 1];

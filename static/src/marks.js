@@ -31,8 +31,9 @@ function xOf(u, us, originUs) {
  * @param {Run[]} bands
  * @param {number} originUs
  * @param {boolean} named write the words into the bands
+ * @param {number | null} chiefUs where the incident's line will be: no word lies under it
  */
-export function drawBands(u, bands, originUs, named) {
+export function drawBands(u, bands, originUs, named, chiefUs) {
   const { ctx, bbox } = u;
   const ratio = devicePixelRatio || 1;
   ctx.save();
@@ -53,7 +54,11 @@ export function drawBands(u, bands, originUs, named) {
       ctx.fillStyle = color('text-soft');
       ctx.textAlign = 'left';
       ctx.textBaseline = 'top';
-      ctx.fillText(name, left + 6 * ratio, bbox.top + 5 * ratio);
+      const [gap, width] = [6 * ratio, ctx.measureText(name).width];
+      const line = chiefUs === null ? -Infinity : xOf(u, chiefUs, originUs);
+      const isUnder = line > left && line < left + width + 2 * gap;
+      const at = (isUnder ? line : left) + gap;
+      if (at + width < right) ctx.fillText(name, at, bbox.top + 5 * ratio);
     }
   }
   ctx.restore();

@@ -13,6 +13,7 @@ mod sampler;
 mod score;
 mod stage;
 mod store;
+mod viewer;
 
 use crate::usage::{self, Usage};
 use crate::{cgroup, demo, ebpf, paths, scenario, setup};
@@ -25,6 +26,7 @@ const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--ki
        cargo xtask bench churn [--cgroups N] [--json FILE]
        cargo xtask bench burst [--json FILE]
        cargo xtask bench store [--hours N] [--json FILE]
+       cargo xtask bench viewer [--json FILE]
        cargo xtask bench quiet [--kernel SERIES | --host] [--minutes N] [--json FILE]
        cargo xtask bench sampler [--containers N]… [--in native|vm|both] [--kernel SERIES] [--load sit|beat] [--micro] [--json FILE]";
 const MINUTES: usize = 10;
@@ -126,6 +128,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
         }
         "burst" => native::bench(json.as_deref()),
         "store" => store::bench(hours, json.as_deref()),
+        "viewer" => viewer::bench(json.as_deref()),
         "churn" => churn::bench(cgroups, json.as_deref()),
         "evidence" => {
             can(place)?;

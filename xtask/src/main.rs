@@ -3,6 +3,7 @@
 
 mod agent;
 mod bench;
+mod browser;
 mod cgroup;
 mod child;
 mod clock;

@@ -9,7 +9,7 @@ use crate::demo::{self, Outcome};
 use crate::progress::{quiet, say};
 use crate::setup::{self, Check, Need};
 use crate::tally::{self, Names, Tally};
-use crate::{bench, ebpf, interop, kernel, paths, usage};
+use crate::{bench, browser, ebpf, interop, kernel, paths, usage};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -28,21 +28,6 @@ pub const OTHER: Duration = Duration::from_mins(5);
 /// Forty pages in Chromium: a minute and a half on two idle cores.
 const BROWSER_TESTS: Duration = Duration::from_mins(10);
 
-const CHROMIUMS: &[&str] = &[
-    "/usr/bin/chromium",
-    "/usr/bin/chromium-browser",
-    "/usr/bin/google-chrome-stable",
-    "/usr/bin/google-chrome",
-];
-const BROWSER: &[Need] = &[
-    Need { package: "nodejs", why: "builds and tests the report", check: Check::Program("node") },
-    Need { package: "npm", why: "fetches the report's libraries", check: Check::Program("npm") },
-    Need {
-        package: "chromium",
-        why: "opens the report in the browser test",
-        check: Check::AnyFile(CHROMIUMS),
-    },
-];
 const PYTHON: Need = Need {
     package: "python3",
     why: "reads our Parquet with DuckDB and pyarrow",
@@ -97,7 +82,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         suite.kernels(&kernels, long);
         return Ok(suite.finish());
     }
-    setup::ensure(BROWSER)?;
+    browser::ensure()?;
     setup::ensure(&[PYTHON])?;
     ebpf::build()?;
 
@@ -119,7 +104,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
     });
     suite.group("deploy", |_| deploy());
     suite.group("api", |_| api(outcome.as_ref().context("there is no demo to ask about")?));
-    suite.group("browser", |names| browser(outcome.as_ref().context("there is no demo to look at")?, names));
+    suite.group("browser", |names| pages(outcome.as_ref().context("there is no demo to look at")?, names));
     Ok(suite.finish())
 }
 
@@ -285,22 +270,11 @@ pub fn venv(folder: &Path, lists: &[&str]) -> Result<PathBuf> {
 }
 
 /// The front end's own tests, with the demo's report, and its data in the viewer, opened in a browser.
-fn browser(demo: &Outcome, names: &mut Names) -> Result<Tally> {
-    let folder = paths::root().join("static");
-    let lock = folder.join("package-lock.json");
-    let wanted = fs::read_to_string(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
-    let stamp = folder.join("node_modules/.fgm-lock");
-    if fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
-        say("✓ the report's libraries are there");
-    } else {
-        let mut c = tool("npm");
-        c.current_dir(&folder).args(["ci", "--no-audit", "--no-fund"]);
-        quiet("fetching the report's libraries", "npm-ci", Duration::from_mins(10), &mut c)?;
-        fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
-    }
-    let chromium = CHROMIUMS.iter().find(|p| Path::new(p).exists()).context("no chromium")?;
+fn pages(demo: &Outcome, names: &mut Names) -> Result<Tally> {
+    browser::libraries()?;
     let mut c = tool("npm");
-    c.current_dir(&folder).arg("test").env("CHROMIUM", chromium).env("FGM_REPORT", &demo.html);
+    c.current_dir(browser::folder()).arg("test");
+    c.env("CHROMIUM", browser::chromium()?).env("FGM_REPORT", &demo.html);
     c.env("FGM_SHOTS", paths::target().join("shots")).env("CI", "true");
     c.env("FGM_DATA", &demo.data).env("FGM_BIN", built_agent()?);
     let (status, text) = shown(&mut c, BROWSER_TESTS)?;
