@@ -66,7 +66,7 @@ export function createHeader(document, extent) {
 
 /** @param {string} label @param {any[]} main @param {...any} rest */
 function fact(label, main, ...rest) {
-  return h('div', { class: 'fact' }, h('h3', {}, label), h('div', { class: 'fact-main' }, ...main), ...rest.filter(Boolean).map((child) => (child instanceof Node ? child : h('div', { class: 'fact-more' }, child))));
+  return h('div', { class: 'fact' }, h('h2', {}, label), h('div', { class: 'fact-main' }, ...main), ...rest.filter(Boolean).map((child) => (child instanceof Node ? child : h('div', { class: 'fact-more' }, child))));
 }
 
 /** @param {string} label @param {string} text */
@@ -132,7 +132,7 @@ export function createFacts(incident, nameOf) {
     incident.kind === 'killed' && !killer && unseen('Killed by'),
     killer && fact('Killed by', task(killer), killer.signal && signalName(killer.signal), killer.cgroup_path && format.baseName(killer.cgroup_path)),
     kubernetes && fact('Kubernetes says', [open(kubernetes.reason) || 'no reason'], format.isNumber(kubernetes.exit_code) && `exit code ${kubernetes.exit_code}`, format.isNumber(kubernetes.restart_count) && `restart count ${kubernetes.restart_count}`, kubernetes.next_container_id && `next container ${format.shortId(kubernetes.next_container_id)}`),
-    h('div', { class: 'fact' }, h('h3', {}, 'Evidence'), h('dl', { class: 'evidence' }, ...evidence.flatMap(([label, value]) => [h('dt', {}, label), h('dd', {}, value)]))),
+    h('div', { class: 'fact' }, h('h2', {}, 'Evidence'), h('dl', { class: 'evidence' }, ...evidence.flatMap(([label, value]) => [h('dt', {}, label), h('dd', {}, value)]))),
   );
 }
 

@@ -11,9 +11,9 @@ import { h, severityMark } from './dom.js';
 import * as format from './format.js';
 import { kindName, open, signalName } from './words.js';
 
-const ROW_HEIGHT = 21;
+const ROW_HEIGHT = 24;
 const MOST_ROWS = 6;
-const BARE_WIDTH = 18;
+const BARE_WIDTH = 24;
 const LABEL_ROOM = 7.2;
 /** Details of an event shown before "more". */
 const SHOWN_PAIRS = 7;
@@ -161,7 +161,7 @@ export function createTimeline(mount, scene) {
     const { from, to } = view.range;
     const inside = events.map((event, i) => ({ event, mark: marks[i], x: left + ((event.ts_us - from) / (to - from)) * width })).filter((m) => m.event.ts_us >= from && m.event.ts_us <= to);
     for (const mark of marks) mark.hidden = true;
-    const boxes = inside.map((m) => ({ x: m.x - 8, width: 22 + kindName(m.event.kind).length * LABEL_ROOM, keep: isIncident(m.event) }));
+    const boxes = inside.map((m) => ({ x: m.x - 12, width: 26 + kindName(m.event.kind).length * LABEL_ROOM, keep: isIncident(m.event) }));
     // Near the right edge there is no room for words: the mark stands alone there and is named on hover.
     boxes.forEach((box) => {
       if (box.x + box.width > left + width + right) box.width = BARE_WIDTH;

@@ -34,7 +34,7 @@ export function createToolbar(scene) {
   return h(
     'div',
     { class: 'toolbar' },
-    h('div', { class: 'row' }, chooseGroup(scene), h('div', { class: 'row' }, presets(scene), h('div', { class: 'buttons', role: 'group', 'aria-label': 'Zoom and pan' }, button('−', 'Zoom out', () => view.zoom(2)), button('+', 'Zoom in', () => view.zoom(0.5)), button('‹', 'Earlier', () => view.pan(-0.25)), button('›', 'Later', () => view.pan(0.25)), button('Reset', 'Show the whole window', () => view.reset())), chooseClock(scene))),
+    h('div', { class: 'row' }, chooseGroup(scene), h('div', { class: 'row' }, presets(scene), h('div', { class: 'buttons', role: 'group', 'aria-label': 'Zoom and pan' }, button('−', 'Zoom out', () => view.zoom(2)), button('+', 'Zoom in', () => view.zoom(0.5)), button('‹', 'Earlier', () => view.pan(-0.25)), button('›', 'Later', () => view.pan(0.25)), button('Reset', 'Reset: show the whole window', () => view.reset())), chooseClock(scene))),
     h('div', { class: 'row keys' }, legend(scene.groups), h('p', { class: 'note gestures' }, 'Drag to zoom, shift-drag to pan, wheel to zoom after a click, double-click to reset; arrow keys step through samples.')),
   );
 }

@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { coloursOf, documentIn, fixture, launch, openReport, plotBox, SHOTS, writeReport } from './page.mjs';
+import { barriers, coloursOf, documentIn, fixture, launch, openReport, plotBox, SHOTS, writeReport } from './page.mjs';
 
 const TIMEOUT = { timeout: 60_000 };
 /** @type {import('playwright-core').Browser} */
@@ -93,7 +93,7 @@ test('dragging_zooms_every_panel_and_reset_shows_all', TIMEOUT, async () => {
   assert.deepEqual(await ranges(page), whole, 'double click resets');
   await page.getByRole('button', { name: 'Zoom in' }).click();
   assert.notDeepEqual(await ranges(page), whole);
-  await page.getByRole('button', { name: 'Show the whole window' }).click();
+  await page.getByRole('button', { name: 'Reset: show the whole window' }).click();
   assert.deepEqual(await ranges(page), whole, 'the button resets');
   const preset = page.locator('.preset').last();
   if (await preset.count()) {
@@ -200,6 +200,14 @@ test('dark_by_the_system_and_by_choice', TIMEOUT, async () => {
   assert.match(dark.page.url(), /#theme=light$/, 'remembered in the address');
   assert.deepEqual(dark.errors, []);
   await dark.context.close();
+});
+
+test('roles_labels_and_contrast_bar_nobody', TIMEOUT, async () => {
+  for (const colorScheme of ['light', 'dark']) {
+    const { page, context } = await openReport(browser, file, { colorScheme });
+    assert.deepEqual(await barriers(page), [], colorScheme);
+    await context.close();
+  }
 });
 
 test('a_phone_has_no_sideways_scroll', TIMEOUT, async () => {

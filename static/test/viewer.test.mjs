@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { coloursOf, launch, plotBox, SHOTS } from './page.mjs';
+import { barriers, coloursOf, launch, plotBox, SHOTS } from './page.mjs';
 import { DATA, liveOver, view } from './serve.mjs';
 
 const OPTIONS = { timeout: 60_000, skip: DATA ? false : 'FGM_DATA names no data folder' };
@@ -93,7 +93,7 @@ test('a_zoom_brings_out_more_and_the_address_shows_it_again', OPTIONS, async () 
   await page.mouse.wheel(0, -120);
   await page.waitForFunction((w) => { const p = document.querySelector('[data-panel=memory]'); return p.dataset.to - p.dataset.from < w * 0.95; }, zoomed[1] - zoomed[0]);
   console.log(`# a wheel's turn is drawn after ${Date.now() - began} ms`);
-  await page.getByRole('button', { name: 'Show the whole window' }).click();
+  await page.getByRole('button', { name: 'Reset: show the whole window' }).click();
   assert.deepEqual(await range(page), whole);
   assert.deepEqual(errors, []);
   await context.close();
@@ -241,6 +241,86 @@ test('a_metric_of_the_node_is_found_and_drawn_as_the_nodes', OPTIONS, async () =
   assert.match(await page.textContent('[data-panel="node:meminfo_memavailable"] [data-value]'), /[GM]iB/);
   assert.match(page.url(), /metrics=node:meminfo_memavailable/);
   assert.deepEqual(errors, []);
+  await context.close();
+});
+
+test('two_devices_are_two_lines_and_each_says_which', OPTIONS, async () => {
+  const told = await (await fetch(`${served.url}/api/timeseries?table=io_devices&metric=rbytes&from=${kill.window.from_us / 1e6 - 60}&to=${kill.window.to_us / 1e6}&resolution=100ms`)).json();
+  const [disk] = told.series;
+  const { t } = disk.metrics.rbytes;
+  const { page, context, errors } = await open();
+  // The folder has one disk: the answer gets the same again, as another disk that is busy.
+  await page.route('**/api/timeseries?*table=io_devices*', async (route) => {
+    const answer = await route.fetch();
+    const body = await answer.json();
+    body.series = body.series.flatMap((one) => {
+      const other = structuredClone({ ...one, device: '8:16', device_name: 'sdb' });
+      for (const part of ['avg', 'max', 'min']) other.metrics.rbytes[part] = other.metrics.rbytes[part].map(() => 4096);
+      return [one, other];
+    });
+    await route.fulfill({ response: answer, json: body });
+  });
+  await page.goto(`${served.url}/#containers=${disk.key}&metrics=io_devices:rbytes&window=${told.from_us + t[0] - 1}-${told.from_us + t.at(-1)}`);
+  await page.waitForSelector('[data-panel="io_devices:rbytes"] canvas');
+  await idle(page);
+  const legend = page.locator('[data-panel="io_devices:rbytes"] .legend-button');
+  const names = await legend.allTextContents();
+  assert.equal(names.length, 2, `${names}`);
+  assert.deepEqual(names.map((name) => name.split(' · ')[1]), [names[0].split(' · ')[1], 'sdb']);
+  assert.notEqual(names[0], names[1]);
+  const values = await page.locator('[data-panel="io_devices:rbytes"] [data-value]').allTextContents();
+  assert.match(values[1], /^4 KiB/, 'the second disk has its own readings');
+  assert.doesNotMatch(values[0], /^4 KiB/, 'and the first has not got them');
+  await page.locator('[data-panel="io_devices:rbytes"]').scrollIntoViewIfNeeded();
+  await shot(page, 'devices');
+  assert.deepEqual(errors, []);
+  await context.close();
+});
+
+test('roles_labels_and_contrast_bar_nobody', OPTIONS, async () => {
+  for (const theme of ['light', 'dark']) {
+    const { page, context } = await open(`#theme=${theme}`);
+    assert.deepEqual(await barriers(page), [], theme);
+    await page.locator('#choose-analyze label', { hasText: 'changes' }).click();
+    await page.waitForSelector('#findings [data-finding]');
+    await page.fill('#metric', 'memory');
+    assert.deepEqual(await barriers(page), [], `${theme}, with what was found and a list open`);
+    await context.close();
+  }
+});
+
+test('the_tab_key_goes_from_list_to_charts_in_the_order_of_the_page_and_shows_where_it_is', OPTIONS, async () => {
+  const { page, context } = await open();
+  const stops = [];
+  for (let i = 0; i < 60 && !stops.some((stop) => stop.id === 'stack'); i += 1) {
+    await page.keyboard.press('Tab');
+    stops.push(await page.evaluate(() => {
+      const node = document.activeElement;
+      const style = getComputedStyle(node.type === 'radio' ? node.closest('label') : node);
+      const own = getComputedStyle(node);
+      const marked = [style, own].some((s) => s.outlineStyle !== 'none' || s.boxShadow !== 'none') || node.matches('.skip');
+      return { id: node.id, part: node.closest('aside') ? 'lists' : node.closest('main') ? 'main' : 'top', marked, what: node.outerHTML.slice(0, 80) };
+    }));
+  }
+  assert.equal(stops.at(-1).id, 'stack', `the charts are reached: ${stops.map((stop) => stop.what).join(' ')}`);
+  const parts = stops.map((stop) => stop.part).filter((part, i, all) => part !== all[i - 1]);
+  assert.deepEqual(parts, ['top', 'lists', 'main']);
+  assert.deepEqual(stops.filter((stop) => !stop.marked), [], 'what has the focus is marked');
+  const roles = await page.locator('body').ariaSnapshot();
+  for (const role of [/banner/, /complementary "Incidents and containers"/, /main/, /group "Events on the time axis"/, /group "Charts\. Arrow keys/, /radiogroup|group "Range"/, /status/]) assert.match(roles, role);
+  await context.close();
+});
+
+test('what_happens_is_said_in_a_live_region', OPTIONS, async () => {
+  const { page, context } = await open();
+  await page.context().grantPermissions(['clipboard-read', 'clipboard-write']);
+  await page.getByRole('button', { name: 'Copy link' }).click();
+  await page.getByRole('status').filter({ hasText: 'Link copied' }).waitFor();
+  assert.equal(await page.evaluate(() => navigator.clipboard.readText()), page.url());
+  await page.route('**/api/timeseries?*', (route) => route.fulfill({ status: 503, contentType: 'application/problem+json', body: JSON.stringify({ status: 503, title: 'busy', detail: 'too many requests at once' }) }));
+  await page.locator('#incident-list .entry').last().click();
+  await page.locator('#incident-list .entry').first().click();
+  await page.getByRole('alert').filter({ hasText: 'too many requests at once' }).waitFor();
   await context.close();
 });
 

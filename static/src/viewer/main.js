@@ -511,7 +511,7 @@ function drawTools() {
     h('div', { class: 'row' },
       h('div', { class: 'row' }, search),
       h('div', { class: 'row' },
-        h('div', { class: 'buttons', role: 'group', 'aria-label': 'Zoom and pan' }, button('−', 'Zoom out', () => at.zoom(2)), button('+', 'Zoom in', () => at.zoom(0.5)), button('‹', 'Earlier', () => at.pan(-0.25)), button('›', 'Later', () => at.pan(0.25)), button('Reset', 'Show the whole window', () => at.reset())),
+        h('div', { class: 'buttons', role: 'group', 'aria-label': 'Zoom and pan' }, button('−', 'Zoom out', () => at.zoom(2)), button('+', 'Zoom in', () => at.zoom(0.5)), button('‹', 'Earlier', () => at.pan(-0.25)), button('›', 'Later', () => at.pan(0.25)), button('Reset', 'Reset: show the whole window', () => at.reset())),
         zoomed && h('button', { type: 'button', id: 'narrow', title: 'Make what is visible the whole range', onclick: () => chooseWindow(at.range) }, 'Keep this range'),
         segments('clock', 'Time axis', [{ value: 'relative', text: [incident() ? 'from event' : 'from start'] }, { value: 'utc', text: ['UTC'] }, { value: 'local', text: ['local'] }], state.clock, (mode) => { state.clock = /** @type {State['clock']} */ (mode); keep(false); charts?.redraw(); }))),
     h('div', { class: 'row keys' }, legend(groups), h('p', { class: 'note gestures' }, 'Drag to zoom, shift-drag to pan, wheel to zoom after a click, double-click to reset; arrow keys step through samples.')),
@@ -643,7 +643,7 @@ async function start() {
         h('section', { class: 'section', 'aria-labelledby': 'incidents-title' }, h('h2', { id: 'incidents-title' }, 'Incidents'), incidentList),
         h('section', { class: 'section', 'aria-labelledby': 'containers-title' }, h('h2', { id: 'containers-title' }, 'Containers'), filters.element, containerList)),
       h('main', { id: 'main' }, trouble, head,
-        h('section', { class: 'section', id: 'charts', 'aria-label': 'Charts' }, ranges, tools, findings, empty, h('div', { class: 'rail' }, overview, strip, now), stack),
+        h('section', { class: 'section', id: 'charts', 'aria-labelledby': 'charts-title' }, h('h2', { id: 'charts-title', class: 'hidden' }, 'Charts'), ranges, tools, findings, empty, h('div', { class: 'rail' }, overview, strip, now), stack),
         section('events', 'Events', 'of what is chosen, in time order', eventList),
         missing)),
   );

@@ -13,7 +13,7 @@ export function createMetricSearch({ catalogue, chosen, toggle }) {
   /** @type {any[]} */
   let found = [];
   let marked = 0;
-  const list = h('ul', { id: 'metric-list', role: 'listbox', 'aria-label': 'Metrics', hidden: true });
+  const list = h('ul', { id: 'metric-list', role: 'listbox', tabindex: -1, 'aria-label': 'Metrics', hidden: true });
   const input = /** @type {HTMLInputElement} */ (h('input', {
     type: 'search', id: 'metric', role: 'combobox', 'aria-expanded': 'false', 'aria-controls': 'metric-list', 'aria-autocomplete': 'list', autocomplete: 'off',
     placeholder: 'Add a metric: throttled, pgmajfault, oom_kill…', 'aria-label': 'Add a metric',
@@ -26,6 +26,7 @@ export function createMetricSearch({ catalogue, chosen, toggle }) {
   const mark = (/** @type {number} */ to) => {
     marked = Math.max(0, Math.min(found.length - 1, to));
     list.childNodes.forEach((node, i) => /** @type {Element} */ (node).classList?.toggle('marked', i === marked));
+    /** @type {Element | undefined} */ (list.children[marked])?.scrollIntoView({ block: 'nearest' });
     input.setAttribute('aria-activedescendant', found.length ? `metric-${marked}` : '');
   };
   const show = () => {

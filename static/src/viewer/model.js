@@ -89,9 +89,9 @@ export function idOf(metric) {
 
 /** @param {any} about */
 function lineName(about) {
-  if (about.scope === 'node' || (!about.cgroup_path && about.cgroup_id === null)) return 'node';
+  const name = about.scope === 'node' || (!about.cgroup_path && about.cgroup_id === null) ? 'node' : subjectName(about);
   const device = about.device_name ?? about.device;
-  return device ? `${subjectName(about)} · ${device}` : subjectName(about);
+  return device ? `${name} · ${device}` : name;
 }
 
 /**
