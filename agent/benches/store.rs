@@ -174,14 +174,19 @@ fn fill(dir: &Path, hours: i64, rotations: i64) {
 fn fill_for_pages(dir: &Path, containers: i64) {
     let writer = Writer::start(Store::open(dir).expect("opens"), BOOT).expect("starts");
     let (tell, told) = crossbeam_channel::bounded(1);
-    let parts = 10;
+    // what waits to be written is bounded: more rows at once would be dropped
+    let parts = 50;
     for part in 0..parts {
         let from_us = START + part * (PAGE_SECONDS / parts) * SECOND;
         let of = |hz, cgroups| Rows { from_us, seconds: PAGE_SECONDS / parts, hz, cgroups }.batch();
-        let rows = vec![(Table::Samples, of(100, 0..8)), (Table::Samples, of(1, 8..CGROUPS + containers - CONTAINERS))];
+        let rows = vec![
+            (Table::Samples, of(100, 0..8)),
+            (Table::Samples, of(1, 8..CGROUPS + containers - CONTAINERS)),
+        ];
         for rows in rows {
             writer.seal(1, vec![rows], metadata(), Some(tell.clone()));
-            assert!(matches!(told.recv_timeout(PATIENCE), Ok(SealResult::Stored { .. })), "not stored");
+            let sealed = told.recv_timeout(PATIENCE);
+            assert!(matches!(sealed, Ok(SealResult::Stored { dropped_rows: 0, .. })), "not stored");
         }
     }
     writer.shutdown(PATIENCE).expect("in time");
