@@ -7,7 +7,7 @@
  */
 
 import { stat } from 'node:fs/promises';
-import { launch, openReport, plotBox } from './page.mjs';
+import { documentIn, launch, openReport, plotBox } from './page.mjs';
 import { view } from './serve.mjs';
 
 const MOST_COMPARED = 8;
@@ -106,7 +106,8 @@ async function ofReport(browser, file) {
     paints.push(await paintOf(last.page));
     opened.push(last.openedMs);
   }
-  const found = { bytes: (await stat(file)).size, first_paint_ms: round(median(paints)), opened_ms: round(median(opened)), interaction: await onCharts(last.page) };
+  const { provenance } = await documentIn(file);
+  const found = { rows: provenance.thinned?.rows_of ?? provenance.rows, rows_embedded: provenance.rows, bytes: (await stat(file)).size, first_paint_ms: round(median(paints)), opened_ms: round(median(opened)), interaction: await onCharts(last.page) };
   await last.context.close();
   return found;
 }
