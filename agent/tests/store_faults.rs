@@ -13,6 +13,7 @@ mod rows;
 mod writing;
 
 use faults::{Deadly, Tally, random};
+use fgm::clock::ktime_ns;
 use fgm::incident::Lost;
 use fgm::journal::MARK;
 use fgm::names::Table;
@@ -225,6 +226,12 @@ fn full(place: &Path, points: u64) {
         let (dir, filler) = (place.join("data"), place.join("filler"));
         let told = ["write", &dir.display().to_string(), "0", "0", "0", "1"];
         let (is_whole, said) = child::run(&told, |_| {
+            // a disk that is full at the start is refused, with a word about it: here it has room until the first frame
+            let end = ktime_ns() + 20_000_000_000;
+            let begun = || fs::read_dir(dir.join("journal")).is_ok_and(|mut files| files.next().is_some());
+            while !begun() && ktime_ns() < end {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             std::thread::sleep(Duration::from_millis(random(&mut seed) % 120));
             let fill = File::create(&filler).and_then(|mut f| io::copy(&mut io::repeat(1), &mut f));
             assert_eq!(

@@ -19,7 +19,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 impl Store {
     /// Opens the folder for writing: creates it when absent, takes the lock, recovers.
@@ -165,6 +165,7 @@ fn removed_of(dir: &Path, tell: impl FnOnce(&str)) -> Removed {
 
 /// Who is about to end, or a child that has not begun its own program yet, may hold the lock for a moment.
 const ENDING: Duration = Duration::from_millis(500);
+const ENDING_LOOKS: u32 = 20;
 
 fn take_lock(dir: &Path) -> Result<File, StoreError> {
     let not_writable = |source| StoreError::NotWritable { path: dir.into(), source };
@@ -176,10 +177,12 @@ fn take_lock(dir: &Path) -> Result<File, StoreError> {
         .open(dir.join(LOCK))
         .map_err(not_writable)?;
     let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-    let end = Instant::now() + ENDING;
     let mut outcome = lock();
-    while outcome == Err(rustix::io::Errno::WOULDBLOCK) && Instant::now() < end {
-        std::thread::sleep(ENDING / 20);
+    for _ in 0..ENDING_LOOKS {
+        if outcome != Err(rustix::io::Errno::WOULDBLOCK) {
+            break;
+        }
+        std::thread::sleep(ENDING / ENDING_LOOKS);
         outcome = lock();
     }
     match outcome {
