@@ -58,7 +58,7 @@ fn rows(cgroups: u64, rows: u64) -> Pending {
     let mut pending = Pending::default();
     for id in 1..=cgroups {
         let meta = meta(id);
-        let (row, handles) = metrics::with_local_recorder(&recorder, || series.open(CgroupId(id)));
+        let (row, handles) = metrics::with_local_recorder(&recorder, || series.handles());
         for n in 0..rows {
             for (c, file, _) in columns() {
                 if file.tier != catalogue::Tier::Slow {
@@ -80,7 +80,7 @@ fn sample(at: Stamp) -> SampleRow<'static> {
 #[divan::bench]
 fn set_and_commit(bencher: Bencher<'_, '_>) {
     let (recorder, series) = recorder::build();
-    let (row, handles) = metrics::with_local_recorder(&recorder, || series.open(CgroupId(1)));
+    let (row, handles) = metrics::with_local_recorder(&recorder, || series.handles());
     let hot: Vec<_> =
         columns().filter(|(_, f, _)| f.tier != catalogue::Tier::Slow).map(|(c, ..)| c).collect();
     let (meta, mut pending) = (meta(1), Pending::default());

@@ -62,7 +62,7 @@ fn run(files: &Path, lane: &Path, seconds: u64) -> Result<(), String> {
     rustix::process::setrlimit(rustix::process::Resource::Nofile, all).map_err(|e| e.to_string())?;
     let series = recorder::install().map_err(|e| e.to_string())?;
     let mut sampler =
-        Sampler::new(files, series, usize::try_from(limit.unwrap_or(1 << 20)).unwrap_or(1 << 20));
+        Sampler::new(files, &series, usize::try_from(limit.unwrap_or(1 << 20)).unwrap_or(1 << 20));
     let mut names = Vec::new();
     for entry in fs::read_dir(files.join("docker")).map_err(|e| e.to_string())?.flatten() {
         if entry.path().is_dir() {
@@ -133,7 +133,7 @@ fn run(files: &Path, lane: &Path, seconds: u64) -> Result<(), String> {
         let due = next_lane.min(next_flush);
         std::thread::sleep(Duration::from_nanos(due.saturating_sub(ktime_ns())));
     }
-    let (kept, may) = sampler.descriptors();
+    let (kept, may, _) = sampler.descriptors();
     println!(
         "{{\"containers\":{},\"samples\":{samples},\"readings\":{readings},\"values\":{values},\"allocations\":{allocations},\"descriptors\":{kept},\"descriptors_may\":{may}}}",
         names.len()

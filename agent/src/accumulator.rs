@@ -208,14 +208,13 @@ mod tests {
         fn every_value_set_is_in_the_batch(rows in proptest::collection::vec((1u64..4, proptest::collection::btree_map(0..COLUMNS, 0u64..1 << 50, 0..20)), 0..40)) {
             let (recorder, series) = recorder::build();
             let mut pending = Pending::default();
-            let open: Vec<_> = metrics::with_local_recorder(&recorder, || (1u64..4).map(|i| series.open(CgroupId(i))).collect());
+            let (row, handles) = metrics::with_local_recorder(&recorder, || series.handles());
             for (n, (id, values)) in rows.iter().enumerate() {
-                let (row, handles) = &open[usize::try_from(*id).expect("small") - 1];
                 for (column, value) in values {
                     handles[*column].set(*value);
                 }
                 let at = Stamp { ktime_ns: 1000 * (n as u64 + 1), wall_us: n.cast_signed() as i64 };
-                pending.samples.commit(&meta(*id), SampleRow { at, cause: Cause::Base, period_ms: 1000, burst: None, files_read: 3 }, row);
+                pending.samples.commit(&meta(*id), SampleRow { at, cause: Cause::Base, period_ms: 1000, burst: None, files_read: 3 }, &row);
             }
             let batches = pending.batches(&names()).expect("builds");
             prop_assert_eq!(batches.len(), usize::from(!rows.is_empty()));

@@ -87,6 +87,7 @@ pub struct Sampling {
     pub include: Vec<String>,
     pub exclude: Vec<String>,
     pub max_cgroups: usize,
+    pub max_descriptors: usize,
 }
 
 impl Default for Sampling {
@@ -97,6 +98,7 @@ impl Default for Sampling {
             include: Vec::new(),
             exclude: Vec::new(),
             max_cgroups: 4096,
+            max_descriptors: 8192,
         }
     }
 }
@@ -258,6 +260,10 @@ const KEYS: &[(&str, &str)] = &[
     ("sampling.include", "globs of cgroup paths to follow besides containers, pods and services"),
     ("sampling.exclude", "globs of cgroup paths never to follow"),
     ("sampling.max_cgroups", "cgroups followed at the most (1 to 65536)"),
+    (
+        "sampling.max_descriptors",
+        "files kept open for the base samples (0 to 1048576), each in 5 KB of the kernel's memory; the others are opened each time, at more CPU",
+    ),
     (
         "lane.source",
         "what reads the lane: \"bpf\", the kernel's own walk over all cgroups; \"pread\", files; \"auto\", the first that works",

@@ -34,7 +34,7 @@ use crate::discovery::{Rules, Tree};
 use crate::export;
 use crate::machine::Machine;
 use crate::probes::{self, Kernel, Ladder, Mechanism, Probes, ReclaimTotals};
-use crate::recorder::{self, Series};
+use crate::recorder;
 use crate::sampler::Sampler;
 use crate::store::{Store, Writer};
 use crate::upkeep::Upkeep;
@@ -112,14 +112,15 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let upkeep = Upkeep::start(store.clone(), &config).context("cannot start the upkeep thread")?;
     stop_on_signals(outside).context("cannot listen for signals")?;
 
-    let sampler = Sampler::new(&config.cgroup_root, series.clone(), machine.descriptor_limit);
+    let mut sampler = Sampler::new(&config.cgroup_root, &series, machine.descriptor_limit);
+    sampler.keep_at_most(config.sampling.max_descriptors);
     let mut state = State::new(config, names, tree, sampler, series.clone(), lane, has_events);
     state.set_moving(sealer.moving());
     state.set_notices(notices);
     if let Some(outage) = outage {
         state.note_outage(outage);
     }
-    let about = About { machine, ladder, series, started_ns: clock::ktime_ns(), shared };
+    let about = About { machine, ladder, started_ns: clock::ktime_ns(), shared };
     tracing::info!(listen = %server.address(), data_dir = %store.dir().display(), "recording");
     let outcome = turn(&mut state, probes.as_mut(), &inbox, &sealer, &about);
 
@@ -244,7 +245,6 @@ fn stop_on_signals(outside: inbox::Outside) -> std::io::Result<()> {
 struct About {
     machine: Machine,
     ladder: Ladder,
-    series: Series,
     started_ns: u64,
     shared: Arc<Shared>,
 }
@@ -388,7 +388,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
     metrics::gauge!("fgm_followed_cgroups")
         .set(f64::from(u32::try_from(state.tree.followed()).unwrap_or(u32::MAX)));
     metrics::counter!("fgm_cpu_nanoseconds_total").absolute(cpu);
-    let (kept, may) = state.sampler.descriptors();
+    let (kept, may, hot) = state.sampler.descriptors();
     about.shared.set_status(json!({
         "agent_version": env!("CARGO_PKG_VERSION"),
         "node": state.names.node,
@@ -418,9 +418,8 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
             "followed": state.tree.followed(),
             "waiting": state.waiting(),
             "cut": state.tree.cut,
-            "series": about.series.open_series(),
         },
-        "descriptors": {"kept": kept, "limit": may},
+        "descriptors": {"kept": kept, "limit": may, "hot_limit": hot, "opened": state.sampler.opened},
         "files": {
             "unparsed": state.sampler.faults.unparsed,
             "unread": state.sampler.faults.unread,

@@ -1,20 +1,20 @@
-//! The `metrics` recorder: a container's values go through the facade straight into the slots of its pending row.
+//! The `metrics` recorder: a container's values go through the facade straight into the slots of the pending row.
 //!
-//! Handles are registered once, when a cgroup is found; a value set through one is an atomic store. Whatever else is
+//! One cgroup is read at a time, so one row and one handle a column do for all of them: `commit` says whose row it was and
+//! empties it. (A row and handles for each cgroup took 18 KB of it.) A value set through a handle is an atomic store. Whatever else is
 //! emitted through the facade (the agent's own metrics) goes on to Prometheus and, by `own`, into the `metrics` table. `prove` is the canary that sampling
 //! waits for: values set with no recorder installed vanish silently, and a recorder is only as good as its row.
 
 use crate::catalogue::loose::Metric;
 use crate::catalogue::{self, COLUMNS, ColumnIndex, Kind};
-use crate::names::CgroupId;
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Level, Metadata, Recorder, SharedString,
     Unit,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 mod own;
 
@@ -33,7 +33,7 @@ pub enum RecorderError {
     Canary { set: u64, got: Option<u64> },
 }
 
-/// The slots of one cgroup's pending row. Written by handles, emptied by `take`.
+/// The slots of the pending row. Written by handles, emptied by `take`.
 #[derive(Debug)]
 pub struct Row {
     values: [AtomicU64; COLUMNS],
@@ -53,30 +53,45 @@ impl Row {
         self.set[column / 64].fetch_or(1 << (column % 64), Ordering::Release);
     }
 
-    /// Sets columns to the values that they had when they were set last.
-    pub fn keep(&self, columns: [u64; MASK_WORDS]) {
-        for (word, bits) in self.set.iter().zip(columns) {
-            word.fetch_or(bits, Ordering::Release);
+    /// Sets columns to values that were copied out of an earlier row.
+    pub fn set_all(&self, columns: &[u64; MASK_WORDS], values: &[u64]) {
+        for (column, value) in set_bits(columns).zip(values) {
+            self.values[column].store(*value, Ordering::Relaxed);
         }
+        for (word, bits) in self.set.iter().zip(columns) {
+            word.fetch_or(*bits, Ordering::Release);
+        }
+    }
+
+    /// Appends the values that these columns have now, in column order.
+    pub fn copy(&self, columns: &[u64; MASK_WORDS], out: &mut Vec<u64>) {
+        out.extend(set_bits(columns).map(|column| self.values[column].load(Ordering::Relaxed)));
     }
 
     /// Moves the values that were set out of the row, in column order, and empties it. Returns their mask.
     pub fn take(&self, out: &mut Vec<u64>) -> [u64; MASK_WORDS] {
         let mut mask = [0; MASK_WORDS];
-        for (word, bits) in mask.iter_mut().enumerate() {
-            *bits = self.set[word].swap(0, Ordering::Acquire);
-            let mut rest = *bits;
-            while rest != 0 {
-                let column = word * 64 + rest.trailing_zeros() as usize;
-                out.push(self.values[column].load(Ordering::Relaxed));
-                rest &= rest - 1;
-            }
+        for (bits, word) in mask.iter_mut().zip(&self.set) {
+            *bits = word.swap(0, Ordering::Acquire);
         }
+        self.copy(&mask, out);
         mask
     }
 }
 
-/// One column of one row, as the facade's handles know it.
+/// The columns of a mask, in order.
+fn set_bits(mask: &[u64; MASK_WORDS]) -> impl Iterator<Item = ColumnIndex> + '_ {
+    mask.iter().enumerate().flat_map(|(word, bits)| {
+        let mut rest = *bits;
+        std::iter::from_fn(move || {
+            let bit = (rest != 0).then(|| rest.trailing_zeros() as usize)?;
+            rest &= rest - 1;
+            Some(word * 64 + bit)
+        })
+    })
+}
+
+/// One column of the row, as the facade's handles know it.
 struct Slot {
     row: Arc<Row>,
     column: ColumnIndex,
@@ -118,7 +133,7 @@ fn f(v: u64) -> f64 {
     v as f64
 }
 
-/// A registered column of one cgroup.
+/// A registered column.
 pub enum Handle {
     Counter(Counter),
     Gauge(Gauge),
@@ -133,44 +148,31 @@ impl Handle {
     }
 }
 
-const LABEL: &str = "cgroup_id";
-static METADATA: Metadata<'static> = Metadata::new("fgm", Level::INFO, None);
+/// Tells our columns from whatever else bears such a name.
+const TARGET: &str = "fgm::row";
+static METADATA: Metadata<'static> = Metadata::new(TARGET, Level::INFO, None);
 
-/// All pending rows, by cgroup.
-#[derive(Default)]
-struct Rows {
-    by_cgroup: Mutex<HashMap<CgroupId, Arc<Row>>>,
-}
-
-impl Rows {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<CgroupId, Arc<Row>>> {
-        self.by_cgroup.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What the agent keeps of the recorder: it opens and closes series, and renders the rest for Prometheus.
+/// What the agent keeps of the recorder: the pending row, and the rest for Prometheus.
 #[derive(Clone)]
 pub struct Series {
-    rows: Arc<Rows>,
+    row: Arc<Row>,
     own: Arc<Own>,
     prometheus: PrometheusHandle,
 }
 
 /// The recorder itself, given to the facade.
 pub struct FgmRecorder {
-    rows: Arc<Rows>,
+    row: Arc<Row>,
     own: Arc<Own>,
     columns: HashMap<&'static str, (ColumnIndex, Kind)>,
     rest: PrometheusRecorder,
 }
 
 impl FgmRecorder {
-    /// A slot for a key of ours: a column's name with the label of an open series.
-    fn slot(&self, key: &Key) -> Option<Arc<Slot>> {
-        let (column, _) = *self.columns.get(key.name())?;
-        let id = key.labels().find(|l| l.key() == LABEL)?.value().parse().ok()?;
-        let row = self.rows.lock().get(&CgroupId(id))?.clone();
-        Some(Arc::new(Slot { row, column }))
+    /// A slot for a key of ours: a column's name.
+    fn slot(&self, key: &Key, metadata: &Metadata<'_>) -> Option<Arc<Slot>> {
+        let (column, _) = *self.columns.get(key.name()).filter(|_| metadata.target() == TARGET)?;
+        Some(Arc::new(Slot { row: self.row.clone(), column }))
     }
 }
 
@@ -188,14 +190,14 @@ impl Recorder for FgmRecorder {
     }
 
     fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
-        self.slot(key).map_or_else(
+        self.slot(key, metadata).map_or_else(
             || self.own.counter(key, self.rest.register_counter(key, metadata)),
             Counter::from_arc,
         )
     }
 
     fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
-        self.slot(key)
+        self.slot(key, metadata)
             .map_or_else(|| self.own.gauge(key, self.rest.register_gauge(key, metadata)), Gauge::from_arc)
     }
 
@@ -207,11 +209,11 @@ impl Recorder for FgmRecorder {
 /// A recorder and its other end, not installed yet.
 pub fn build() -> (FgmRecorder, Series) {
     let rest = PrometheusBuilder::new().build_recorder();
-    let rows = Arc::new(Rows::default());
+    let row = Arc::new(Row::new());
     let own = Arc::new(Own::default());
-    let series = Series { rows: rows.clone(), own: own.clone(), prometheus: rest.handle() };
+    let series = Series { row: row.clone(), own: own.clone(), prometheus: rest.handle() };
     let columns = catalogue::columns().map(|(i, _, c)| (c.name, (i, c.kind))).collect();
-    (FgmRecorder { rows, own, columns, rest }, series)
+    (FgmRecorder { row, own, columns, rest }, series)
 }
 
 /// Installs the recorder for the whole process and proves that it is the installed one.
@@ -226,14 +228,12 @@ pub fn install() -> Result<Series, RecorderError> {
 }
 
 impl Series {
-    /// Opens a cgroup's series: its pending row, and a handle for each column of the catalogue.
-    pub fn open(&self, id: CgroupId) -> (Arc<Row>, Vec<Handle>) {
-        let row = self.rows.lock().entry(id).or_insert_with(|| Arc::new(Row::new())).clone();
-        let label = metrics::Label::new(LABEL, id.to_string());
+    /// The pending row, and a handle for each column of the catalogue. To be asked for once, when the recorder is installed.
+    pub fn handles(&self) -> (Arc<Row>, Vec<Handle>) {
         let handles = metrics::with_recorder(|r| {
             catalogue::columns()
                 .map(|(_, _, column)| {
-                    let key = Key::from_parts(column.name, vec![label.clone()]);
+                    let key = Key::from_static_name(column.name);
                     match column.kind {
                         Kind::Counter => Handle::Counter(r.register_counter(&key, &METADATA)),
                         Kind::Gauge | Kind::Limit => Handle::Gauge(r.register_gauge(&key, &METADATA)),
@@ -241,16 +241,7 @@ impl Series {
                 })
                 .collect()
         });
-        (row, handles)
-    }
-
-    /// Forgets a cgroup that has gone; its handles write into nothing from now on.
-    pub fn close(&self, id: CgroupId) {
-        self.rows.lock().remove(&id);
-    }
-
-    pub fn open_series(&self) -> usize {
-        self.rows.lock().len()
+        (self.row.clone(), handles)
     }
 
     /// The metrics of the agent itself as rows of the `metrics` table; gives the number of those that had no room.
@@ -266,12 +257,10 @@ impl Series {
     /// The canary: a value set through the facade must come out of the row it was meant for.
     fn prove(&self) -> Result<(), RecorderError> {
         const SET: u64 = 0x00c0_ffee;
-        let id = CgroupId(u64::MAX);
-        let (row, handles) = self.open(id);
+        let (row, handles) = self.handles();
         for handle in &handles {
             handle.set(SET);
         }
-        self.close(id);
         let mut got = Vec::new();
         row.take(&mut got);
         match got.iter().find(|v| **v != SET).copied() {
@@ -289,7 +278,8 @@ mod tests {
     fn the_canary_sings_when_the_recorder_is_there() {
         let (recorder, series) = build();
         metrics::with_local_recorder(&recorder, || series.prove()).expect("the canary");
-        assert_eq!(series.open_series(), 0);
+        let mut left = Vec::new();
+        assert_eq!(series.row.take(&mut left), [0; MASK_WORDS], "{left:?}");
     }
 
     #[test]
@@ -301,23 +291,36 @@ mod tests {
     }
 
     #[test]
-    fn values_of_two_cgroups_do_not_mix_and_are_taken_once() {
+    fn values_are_taken_once_and_a_copy_of_some_comes_back() {
         let (recorder, series) = build();
         metrics::with_local_recorder(&recorder, || {
-            let (a, ha) = series.open(CgroupId(1));
-            let (b, hb) = series.open(CgroupId(2));
-            ha[0].set(11);
-            ha[COLUMNS - 1].set(12);
-            hb[0].set(21);
-            let (mut va, mut vb) = (Vec::new(), Vec::new());
-            let mask = a.take(&mut va);
-            b.take(&mut vb);
-            assert_eq!((va, vb), (vec![11, 12], vec![21]));
+            let (row, handles) = series.handles();
+            handles[0].set(11);
+            handles[COLUMNS - 1].set(12);
+            let mut last = [0; MASK_WORDS];
+            last[(COLUMNS - 1) / 64] |= 1 << ((COLUMNS - 1) % 64);
+            let (mut copy, mut values) = (Vec::new(), Vec::new());
+            row.copy(&last, &mut copy);
+            let mask = row.take(&mut values);
+            assert_eq!((copy.as_slice(), values.as_slice()), ([12].as_slice(), [11, 12].as_slice()));
             assert_eq!(mask.iter().map(|w| w.count_ones()).sum::<u32>(), 2);
+            assert_eq!(row.take(&mut values), [0; MASK_WORDS]);
+            handles[COLUMNS - 1].set(13);
+            row.take(&mut values);
+            row.set_all(&last, &copy);
             let mut again = Vec::new();
-            assert_eq!(a.take(&mut again), [0; MASK_WORDS]);
-            assert!(again.is_empty());
+            assert_eq!((row.take(&mut again), again), (last, vec![12]));
         });
+    }
+
+    #[test]
+    fn a_name_of_ours_from_somebody_else_is_no_column() {
+        let (recorder, series) = build();
+        metrics::with_local_recorder(&recorder, || {
+            metrics::counter!("cpu_stat_usage_usec").absolute(5);
+            assert_eq!(series.row.take(&mut Vec::new()), [0; MASK_WORDS]);
+        });
+        assert!(series.render().contains("cpu_stat_usage_usec 5"), "{}", series.render());
     }
 
     #[test]

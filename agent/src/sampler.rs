@@ -1,7 +1,7 @@
 //! The one reader of cgroup files: opens them, reads them, sets the values through the recorder's handles, and commits
 //! the row.
 //!
-//! Hot files stay open and are read by `pread`; slow ones are opened when they are due. A cgroup that has gone is an
+//! Hot files stay open and are read by `pread`, as many of them as may be; slow ones are opened when they are due. A cgroup that has gone is an
 //! ordinary result. A file that cannot be read or parsed leaves its columns NULL, its bit clear and a count. What has no
 //! column goes into the `metrics` table. `node` and `network` below read of /proc. Called by `pipeline`, which decides when.
 
@@ -50,6 +50,10 @@ const ONE_INSTANT_NS: u64 = 10_000_000;
 /// each has ten hot files and only one of the lane's, which without a descriptor is not read at all.
 const HOT_SHARE: (usize, usize) = (7, 8);
 
+fn hot_share(descriptors: usize) -> usize {
+    descriptors / HOT_SHARE.1 * HOT_SHARE.0
+}
+
 /// A value without a column that stays the same has a row this often: most of a cgroup's fifty never change, and 200
 /// cgroups would fill a quarter of the agent's memory with them.
 const REPEAT_EVERY_NS: u64 = 60_000_000_000;
@@ -62,7 +66,6 @@ pub struct Vanished;
 struct FileState {
     kept: Option<OwnedFd>,
     absent: bool,
-    hints: Hints,
 }
 
 /// What is kept for one followed cgroup.
@@ -91,9 +94,7 @@ pub struct Target {
     /// Whether memory.stat needs to be read.
     pub still: Still,
     path: PathBuf,
-    row: Arc<Row>,
-    handles: Vec<Handle>,
-    files: Vec<FileState>,
+    files: Box<[FileState]>,
     /// Files that go into the `metrics` table, and when they are looked for again.
     loose: Arc<[LooseIndex]>,
     next_listing_ns: u64,
@@ -163,11 +164,18 @@ impl Faults {
 
 pub struct Sampler {
     root: PathBuf,
-    series: Series,
+    row: Arc<Row>,
+    handles: Vec<Handle>,
+    /// By file. The kernel prints the same lines of each cgroup.
+    hints: Box<[Hints]>,
     buffer: Vec<u8>,
     pairs: Vec<(usize, u64)>,
     kept: usize,
     max_kept: usize,
+    /// Those of the hot tier.
+    max_hot: usize,
+    /// Hot files that were opened for one reading.
+    pub opened: u64,
     memory_max_column: usize,
     order: Box<[FileIndex]>,
     memory_stat: Option<FileIndex>,
@@ -194,15 +202,21 @@ enum Read {
 }
 
 impl Sampler {
-    pub fn new(root: &Path, series: Series, descriptor_limit: usize) -> Self {
+    pub fn new(root: &Path, series: &Series, descriptor_limit: usize) -> Self {
+        let (row, handles) = series.handles();
         let memory_stat = catalogue::file("memory.stat");
+        let max_kept = descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS);
         Self {
             root: root.to_owned(),
-            series,
+            row,
+            handles,
+            hints: FILES.iter().map(|_| Hints::default()).collect(),
             buffer: vec![0; BUFFER],
             pairs: Vec::with_capacity(COLUMNS),
             kept: 0,
-            max_kept: descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS),
+            max_kept,
+            max_hot: hot_share(max_kept),
+            opened: 0,
             memory_max_column: column("memory_max").unwrap_or(0),
             // whether memory.stat needs to be read is known by cpu.stat
             order: (0..FILES.len()).filter(|i| Some(*i) != memory_stat).chain(memory_stat).collect(),
@@ -223,7 +237,6 @@ impl Sampler {
     /// Starts to follow a cgroup. `None` when it has gone already.
     pub fn open(&mut self, meta: &Arc<Meta>, ring: Ring, now_ns: u64) -> Option<Target> {
         let path = join(&self.root, &meta.path);
-        let (row, handles) = self.series.open(meta.id);
         let mut target = Target {
             meta: meta.clone(),
             ring,
@@ -240,8 +253,6 @@ impl Sampler {
             watch: Watch::default(),
             still: Still::default(),
             path,
-            row,
-            handles,
             files: FILES.iter().map(|_| FileState::default()).collect(),
             loose: Arc::default(),
             next_listing_ns: 0,
@@ -249,16 +260,17 @@ impl Sampler {
             next_repeat_ns: 0,
             devices: Vec::new(),
         };
-        if self.open_kept(&mut target).is_err() {
-            self.series.close(meta.id);
-            return None;
-        }
-        Some(target)
+        self.open_kept(&mut target).ok().map(|()| target)
     }
 
     /// Says whether the lane walks: then its files need not be kept open, and a row has what the last look has brought.
     pub fn set_walks(&mut self, walks: bool) {
         self.walked = if walks { lane::HOT_FILES } else { 0 };
+    }
+
+    /// Keeps no more files of the hot tier open than that, whatever the limit of open files would allow: each takes kernel memory.
+    pub fn keep_at_most(&mut self, hot: usize) {
+        self.max_hot = self.max_hot.min(hot);
     }
 
     /// Opens what is to be kept open and is not, after the lane has ceased to walk.
@@ -272,12 +284,11 @@ impl Sampler {
     /// Drops what was kept of a cgroup.
     pub fn close(&mut self, target: &Target) {
         self.kept -= target.files.iter().filter(|f| f.kept.is_some()).count();
-        self.series.close(target.meta.id);
     }
 
-    /// Descriptors kept, and how many may be.
-    pub fn descriptors(&self) -> (usize, usize) {
-        (self.kept, self.max_kept)
+    /// Descriptors kept, how many may be, and how many of the hot tier.
+    pub fn descriptors(&self) -> (usize, usize, usize) {
+        (self.kept, self.max_kept, self.max_hot)
     }
 
     /// The cgroup's directory, if it is still the one we mean; `None` when no descriptor can be had for it now.
@@ -302,30 +313,43 @@ impl Sampler {
     fn open_kept(&mut self, target: &mut Target) -> Result<(), Vanished> {
         let Some(dir) = self.directory(target)? else { return Ok(()) };
         for (i, file) in FILES.iter().enumerate() {
-            let state = &mut target.files[i];
-            if file.tier == Tier::Slow || state.kept.is_some() || self.walked >> i & 1 == 1 {
-                continue;
-            }
-            let may = match file.tier {
-                Tier::Lane => self.max_kept,
-                _ => self.max_kept / HOT_SHARE.1 * HOT_SHARE.0,
-            };
-            if self.kept >= may {
-                self.note_shortage();
-                continue;
-            }
-            match rustix::fs::openat(&dir, file.name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-                Ok(fd) => {
-                    state.kept = Some(fd);
-                    state.absent = false;
-                    self.kept += 1;
-                }
-                Err(Errno::NOENT | Errno::OPNOTSUPP) => state.absent = true,
-                // out of descriptors: this file is opened anew at each read
-                Err(_) => {}
+            let is_needed = Some(i) != self.memory_stat || !target.still.is_at_rest();
+            if file.tier != Tier::Slow && self.walked >> i & 1 == 0 && is_needed {
+                self.keep_file(target, i, &dir);
             }
         }
         Ok(())
+    }
+
+    fn keep_file(&mut self, target: &mut Target, index: FileIndex, dir: &OwnedFd) {
+        let (state, file) = (&mut target.files[index], &FILES[index]);
+        if state.kept.is_some() {
+            return;
+        }
+        let (may, can) = match file.tier {
+            Tier::Lane => (self.max_kept, self.max_kept),
+            _ => (self.max_hot, hot_share(self.max_kept)),
+        };
+        if self.kept >= may {
+            if self.kept >= can {
+                self.note_shortage();
+            }
+            return;
+        }
+        match rustix::fs::openat(dir, file.name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => {
+                state.kept = Some(fd);
+                state.absent = false;
+                self.kept += 1;
+            }
+            Err(Errno::NOENT | Errno::OPNOTSUPP) => state.absent = true,
+            // out of descriptors: this file is opened anew at each read
+            Err(_) => {}
+        }
+    }
+
+    fn let_go(&mut self, state: &mut FileState) {
+        self.kept -= usize::from(state.kept.take().is_some());
     }
 
     /// Says once that descriptors are short.
@@ -350,7 +374,10 @@ impl Sampler {
                     OFlags::RDONLY | OFlags::CLOEXEC,
                     Mode::empty(),
                 ) {
-                    Ok(fd) => rustix::io::pread(&fd, &mut self.buffer[..], 0),
+                    Ok(fd) => {
+                        self.opened += u64::from(FILES[index].tier != Tier::Slow);
+                        rustix::io::pread(&fd, &mut self.buffer[..], 0)
+                    }
                     Err(e) => Err(e),
                 }
             }
@@ -392,13 +419,12 @@ impl Sampler {
         // a slow row has everything from the files, one in place of a look of the lane its own reading
         let looked = if slow || in_lane { None } else { self.looked(target, started) };
         let mut files_read = looked.map_or(0, |r| r.files_read() & self.walked);
-        let to_open = |(i, (s, f)): (usize, (&FileState, &File))| {
-            f.tier != Tier::Slow && s.kept.is_none() && !s.absent && files_read >> i & 1 == 0
-        };
-        let opens = slow || target.files.iter().zip(FILES).enumerate().any(to_open);
-        let dir = if opens { self.directory(target)? } else { None };
+        let (mut dir, mut is_asked) = (None, slow);
+        if slow {
+            dir = self.directory(target)?;
+        }
         for (column, value) in looked.iter().flat_map(Reading::hot_columns) {
-            target.handles[column].set(value);
+            self.handles[column].set(value);
         }
         let at = looked.map_or_else(clock::ktime_ns, |r| r.ktime_ns);
         let mut reading = in_lane.then(|| Reading::new(at, u64::from(period_ms)));
@@ -413,22 +439,32 @@ impl Sampler {
                 continue;
             }
             let is_stat = Some(index) == self.memory_stat;
-            if is_stat
-                && !look_again
-                && looked.is_some()
-                && let Some(columns) = target.still.columns(usage_usec)
-            {
-                target.row.keep(columns);
+            if is_stat && !look_again && looked.is_some() && target.still.take_over(usage_usec, &self.row) {
                 files_read |= 1 << index;
                 self.taken_over += 1;
+                if target.still.is_at_rest() {
+                    self.let_go(&mut target.files[index]);
+                }
                 continue;
+            }
+            let state = &target.files[index];
+            if state.kept.is_none() && !state.absent && !std::mem::replace(&mut is_asked, true) {
+                dir = match self.directory(target) {
+                    Ok(dir) => dir,
+                    Err(Vanished) => return Err(self.vanished()),
+                };
+            }
+            if is_stat
+                && !target.still.is_at_rest()
+                && let Some(dir) = &dir
+            {
+                self.keep_file(target, index, dir);
             }
             match self.read_file(target, index, dir.as_ref()) {
                 Read::Text(n) => {
-                    let state = &mut target.files[index];
-                    state.absent = false;
+                    target.files[index].absent = false;
                     self.pairs.clear();
-                    if parse(index, &mut state.hints, &self.buffer[..n], &mut self.pairs).is_err() {
+                    if parse(index, &mut self.hints[index], &self.buffer[..n], &mut self.pairs).is_err() {
                         self.faults.unparsed(file.name);
                         continue;
                     }
@@ -438,7 +474,7 @@ impl Sampler {
                             self.pairs.iter().find(|(c, _)| *c == self.memory_max_column).map(|(_, v)| *v);
                     }
                     for &(column, value) in &self.pairs {
-                        target.handles[column].set(value);
+                        self.handles[column].set(value);
                         if column == self.usage_column {
                             usage_usec = Some(value);
                         }
@@ -446,7 +482,7 @@ impl Sampler {
                     if is_stat {
                         let mut columns = [0; MASK_WORDS];
                         self.pairs.iter().for_each(|(c, _)| columns[c / 64] |= 1 << (c % 64));
-                        target.still.read(usage_usec, columns);
+                        target.still.read(usage_usec, columns, &self.row);
                     }
                     if let Some(reading) = &mut reading {
                         reading.take(index, &self.pairs);
@@ -460,14 +496,14 @@ impl Sampler {
                     }
                 }
                 Read::Absent => target.files[index].absent = true,
-                Read::Vanished => return Err(self.vanished(target)),
+                Read::Vanished => return Err(self.vanished()),
                 Read::Failed => self.faults.unread(file.name),
             }
         }
         if let Some(dir) = dir.filter(|_| loose)
             && self.loose_files(target, &dir, at).is_err()
         {
-            return Err(self.vanished(target));
+            return Err(self.vanished());
         }
         if let Some(reading) = reading.filter(|r| !r.is_empty()) {
             target.ring.push_written(reading);
@@ -476,7 +512,7 @@ impl Sampler {
         }
         let stamp = Stamp { ktime_ns: at, wall_us: offset.wall_us(at) };
         let row = SampleRow { at: stamp, cause, period_ms, burst, files_read };
-        out.samples.commit(&target.meta, row, &target.row);
+        out.samples.commit(&target.meta, row, &self.row);
         let devices = self.changed.len() as u64;
         out.devices.extend(self.changed.drain(..).map(|d| (stamp, target.meta.clone(), d)));
         if loose {
@@ -507,8 +543,8 @@ impl Sampler {
     }
 
     /// Nothing of a reading stays that met the end of its cgroup.
-    fn vanished(&mut self, target: &Target) -> Vanished {
-        target.row.take(&mut Vec::new());
+    fn vanished(&mut self) -> Vanished {
+        self.row.take(&mut Vec::new());
         self.values.clear();
         self.changed.clear();
         Vanished
@@ -538,7 +574,7 @@ impl Sampler {
         match self.read_file(target, 0, None) {
             Read::Text(n) => {
                 self.pairs.clear();
-                let parsed = parse(0, &mut target.files[0].hints, &self.buffer[..n], &mut self.pairs);
+                let parsed = parse(0, &mut self.hints[0], &self.buffer[..n], &mut self.pairs);
                 let Some(&(_, memory_current)) = parsed.ok().and(self.pairs.first()) else {
                     self.faults.unparsed(FILES[0].name);
                     return Ok(None);

@@ -17,11 +17,11 @@ pub use footer::{Footer, load};
 
 use crate::names::Table;
 use crate::schema;
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, UInt64Array, new_null_array};
 use arrow::compute::{
-    SortColumn, SortOptions, cast, concat_batches, filter_record_batch, lexsort_to_indices, take_record_batch,
+    SortColumn, SortOptions, cast, concat_batches, filter_record_batch, interleave, lexsort_to_indices,
 };
-use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{Field, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::errors::ParquetError;
@@ -243,28 +243,31 @@ pub struct Disk;
 
 impl Io for Disk {}
 
-/// The batch with exactly the columns of `schema`, by name: an absent nullable one becomes NULL (the file of an older
-/// version), another type is cast when arrow can (text that is not a dictionary), surplus columns are dropped.
-pub fn conform(table: Table, batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, SegmentError> {
-    let mut columns = Vec::with_capacity(schema.fields().len());
-    for field in schema.fields() {
-        let wrong = |found: String| SegmentError::Column {
-            table: table.as_str(),
-            column: field.name().clone(),
-            found,
-            wanted: field.data_type().to_string(),
-        };
-        let column: ArrayRef = match batch.column_by_name(field.name()) {
-            Some(c) if c.data_type() == field.data_type() => c.clone(),
-            Some(c) => cast(c, field.data_type()).map_err(|_| wrong(c.data_type().to_string()))?,
-            None if field.is_nullable() => new_null_array(field.data_type(), batch.num_rows()),
-            None => return Err(wrong("absent".to_owned())),
-        };
-        if !field.is_nullable() && column.null_count() > 0 {
-            return Err(wrong(format!("NULL in {} rows", column.null_count())));
-        }
-        columns.push(column);
+/// A column of a batch as `field` has it: an absent nullable one becomes NULL (the file of an older version), another type
+/// is cast when arrow can (text that is not a dictionary).
+fn column(table: Table, batch: &RecordBatch, field: &Field) -> Result<ArrayRef, SegmentError> {
+    let wrong = |found: String| SegmentError::Column {
+        table: table.as_str(),
+        column: field.name().clone(),
+        found,
+        wanted: field.data_type().to_string(),
+    };
+    let column: ArrayRef = match batch.column_by_name(field.name()) {
+        Some(c) if c.data_type() == field.data_type() => c.clone(),
+        Some(c) => cast(c, field.data_type()).map_err(|_| wrong(c.data_type().to_string()))?,
+        None if field.is_nullable() => new_null_array(field.data_type(), batch.num_rows()),
+        None => return Err(wrong("absent".to_owned())),
+    };
+    if !field.is_nullable() && column.null_count() > 0 {
+        return Err(wrong(format!("NULL in {} rows", column.null_count())));
     }
+    Ok(column)
+}
+
+/// The batch with exactly the columns of `schema`, by name; surplus columns are dropped.
+pub fn conform(table: Table, batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, SegmentError> {
+    let columns =
+        schema.fields().iter().map(|field| column(table, batch, field)).collect::<Result<_, _>>()?;
     let rows = |source| SegmentError::Rows { table: table.as_str(), source };
     RecordBatch::try_new(schema.clone(), columns).map_err(rows)
 }
@@ -284,25 +287,62 @@ pub fn joined(
     }
 }
 
-/// All batches as one, sorted by (cgroup_id, ts, ktime_ns); equal keys keep the order in which they came, so that the
-/// same rows always give the same bytes.
+/// Where the rows of some batches are, as (batch, row), sorted by (cgroup_id, ts, ktime_ns); equal keys keep the order in which
+/// they came, so that the same rows always give the same bytes.
+fn order(
+    table: Table,
+    batches: &[RecordBatch],
+    schema: &SchemaRef,
+) -> Result<Vec<(usize, usize)>, SegmentError> {
+    let rows = |source| SegmentError::Rows { table: table.as_str(), source };
+    let places: Vec<(usize, usize)> = batches
+        .iter()
+        .enumerate()
+        .flat_map(|(b, batch)| (0..batch.num_rows()).map(move |r| (b, r)))
+        .collect();
+    if places.is_empty() {
+        return Ok(places);
+    }
+    let options = Some(SortOptions { descending: false, nulls_first: true });
+    let mut keys = Vec::new();
+    for field in ["cgroup_id", "ts", "ktime_ns"].iter().filter_map(|k| schema.field_with_name(k).ok()) {
+        let values = in_order(table, batches, field, &places)?;
+        keys.push(SortColumn { values, options });
+    }
+    let place: ArrayRef = Arc::new(UInt64Array::from_iter_values(0..places.len() as u64));
+    keys.push(SortColumn { values: place, options });
+    let order = lexsort_to_indices(&keys, None).map_err(rows)?;
+    Ok(order.values().iter().map(|i| places[*i as usize]).collect())
+}
+
+/// One column of the rows that `order` names, of which there is at least one.
+fn in_order(
+    table: Table,
+    batches: &[RecordBatch],
+    field: &Field,
+    order: &[(usize, usize)],
+) -> Result<ArrayRef, SegmentError> {
+    if field.is_nullable() && batches.iter().all(|b| b.column_by_name(field.name()).is_none()) {
+        return Ok(new_null_array(field.data_type(), order.len()));
+    }
+    let columns: Vec<_> = batches.iter().map(|b| column(table, b, field)).collect::<Result<_, _>>()?;
+    let columns: Vec<&dyn Array> = columns.iter().map(AsRef::as_ref).collect();
+    interleave(&columns, order).map_err(|source| SegmentError::Rows { table: table.as_str(), source })
+}
+
+/// All batches as one, sorted as in a file.
 pub fn sorted(
     table: Table,
     batches: &[RecordBatch],
     schema: &SchemaRef,
 ) -> Result<RecordBatch, SegmentError> {
-    let rows = |source| SegmentError::Rows { table: table.as_str(), source };
-    let whole = joined(table, batches, schema)?;
-    let place: ArrayRef = Arc::new(arrow::array::UInt64Array::from_iter_values(0..whole.num_rows() as u64));
-    let options = Some(SortOptions { descending: false, nulls_first: true });
-    let mut keys: Vec<SortColumn> = ["cgroup_id", "ts", "ktime_ns"]
-        .iter()
-        .filter_map(|k| whole.column_by_name(k))
-        .map(|c| SortColumn { values: c.clone(), options })
-        .collect();
-    keys.push(SortColumn { values: place, options });
-    let order = lexsort_to_indices(&keys, None).map_err(rows)?;
-    take_record_batch(&whole, &order).map_err(rows)
+    let order = order(table, batches, schema)?;
+    if order.is_empty() {
+        return Ok(RecordBatch::new_empty(schema.clone()));
+    }
+    let columns = schema.fields().iter().map(|f| in_order(table, batches, f, &order));
+    RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)
+        .map_err(|source| SegmentError::Rows { table: table.as_str(), source })
 }
 
 /// A temporary file that goes away unless it is published.
@@ -357,8 +397,9 @@ pub fn write(
     metadata: &[(String, String)],
 ) -> Result<Segment, SegmentError> {
     let schema = schema::of(table);
-    let rows = sorted(table, batches, &schema)?;
-    let (from_us, to_us) = time_range(&rows);
+    let order = order(table, batches, &schema)?;
+    let ranges = batches.iter().filter(|b| b.num_rows() > 0).map(time_range);
+    let (from_us, to_us) = ranges.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or_default();
     let name = SegmentName { start_us: from_us.max(0), boot: boot.to_owned(), seq };
     let path = dir.join(name.file_name());
 
@@ -376,9 +417,17 @@ pub fn write(
 
     let (temporary, file) = Temporary::create(io, &path)?;
     let encode = |source| SegmentError::Encode { path: temporary.path.clone(), source };
-    let ndv = (distinct(&rows, "container_id"), distinct(&rows, "pod_uid"));
-    let mut encoder = Encoder::new(file, &schema, ndv, &pairs).map_err(encode)?;
-    encoder.write(&rows).map_err(encode)?;
+    let ndv = (distinct(batches, "container_id"), distinct(batches, "pod_uid"));
+    let mut encoder =
+        Encoder::new(file, &schema, ndv, &pairs).and_then(Encoder::into_columns).map_err(encode)?;
+    // one column at a time: all of them would be as much memory again as the rows
+    for rows in order.chunks(ROW_GROUP_ROWS) {
+        let mut group = encoder.row_group().map_err(encode)?;
+        for field in schema.fields() {
+            group.column(&in_order(table, batches, field, rows)?).map_err(encode)?;
+        }
+        group.close().map_err(encode)?;
+    }
     let file = encoder.close().map_err(encode)?;
     Footer::stamp(&file, temporary.path())?;
     let there = file.metadata().map_err(fail("cannot read the size of", &temporary.path))?;
@@ -386,7 +435,7 @@ pub fn write(
     temporary.publish(io, &file, &path)?;
     io.sync_dir(dir).map_err(fail("cannot fsync the folder", dir))?;
     let journal = pairs.into_iter().find(|(k, _)| k == JOURNAL).map(|(_, v)| v);
-    let rows = rows.num_rows() as u64;
+    let rows = order.len() as u64;
     let (merged, taken, schema) = (None, Vec::new(), schema::VERSION);
     Ok(Segment {
         table,

@@ -36,7 +36,7 @@ fn a_sample_allocates_nothing() {
     let meta = Arc::new(Meta { id, parent_id: None, identity: identify(&path), path });
     let (recorder, series) = recorder::build();
     metrics::with_local_recorder(&recorder, || {
-        let mut sampler = Sampler::new(dir.path(), series, 4096);
+        let mut sampler = Sampler::new(dir.path(), &series, 4096);
         let mut target = sampler.open(&meta, Ring::new(1000, 1 << 16), ktime_ns()).expect("there");
         // as an old one: a young cgroup is looked at anew each time
         target.first_seen_ns = 0;

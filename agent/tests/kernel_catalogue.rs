@@ -80,7 +80,7 @@ fn numbers(dir: &Path) -> Numbers {
 fn sampled(dir: &Path) -> BTreeMap<Table, RecordBatch> {
     let (recorder, series) = recorder::build();
     metrics::with_local_recorder(&recorder, || {
-        let mut sampler = Sampler::new(Path::new(ROOT), series, 4096);
+        let mut sampler = Sampler::new(Path::new(ROOT), &series, 4096);
         let path = format!("/{}", dir.strip_prefix(ROOT).expect("below the root").display());
         let meta = Arc::new(Meta { id: CgroupId(id(dir)), parent_id: None, identity: identify(&path), path });
         let mut target = sampler.open(&meta, Ring::new(1000, u64::MAX), clock::ktime_ns()).expect("there");

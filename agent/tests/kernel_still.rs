@@ -54,7 +54,7 @@ struct Followed {
 }
 
 impl Followed {
-    fn new(tree: &Tree, dir: &Path, series: recorder::Series) -> Self {
+    fn new(tree: &Tree, dir: &Path, series: &recorder::Series) -> Self {
         let mut sampler = Sampler::new(Path::new(ROOT), series, 4096);
         sampler.set_walks(true);
         let path = format!("/{}", dir.strip_prefix(ROOT).expect("below the root").display());
@@ -150,7 +150,7 @@ fn a_container_that_sleeps_costs_no_reading_and_one_that_wakes_is_read_at_once()
     std::thread::sleep(Duration::from_secs(1));
     let (recorder, series) = recorder::build();
     metrics::with_local_recorder(&recorder, || {
-        let mut f = Followed::new(&tree, &dir, series);
+        let mut f = Followed::new(&tree, &dir, &series);
         assert!(f.look().is_some(), "this kernel gives no mark of memory.stat");
         f.comes_to_rest("asleep");
 

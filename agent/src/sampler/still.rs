@@ -8,7 +8,10 @@
 //! may there be as old as its sums, 2 s, where reading the file might have renewed them. A slow sample reads it in any case.
 //! Without the walk there is no mark, and it is read each time.
 
-use crate::recorder::MASK_WORDS;
+use crate::recorder::{MASK_WORDS, Row};
+
+/// Rows after which one that stands still is at rest.
+const AT_REST: u8 = 3;
 
 #[derive(Clone, Debug, Default)]
 pub struct Still {
@@ -16,6 +19,10 @@ pub struct Still {
     mark: Option<u32>,
     moved: bool,
     read: Option<Read>,
+    /// Rows in a row that took it over.
+    rows: u8,
+    /// What it gave then, in the order of the columns; kept without a reading so that the next finds room.
+    values: Vec<u64>,
 }
 
 /// What was the case when it was read.
@@ -33,30 +40,60 @@ impl Still {
         self.mark = mark;
     }
 
-    /// The columns that memory.stat has filled, if it would fill them with the same values at the latest look.
-    pub(super) fn columns(&self, usage_usec: Option<u64>) -> Option<[u64; MASK_WORDS]> {
-        let read = self.read?;
-        let same = self.mark == Some(read.mark) && usage_usec == Some(read.usage_usec) && !self.moved;
-        same.then_some(read.columns)
+    /// Sets what memory.stat has given into the row, if it would give the same at the latest look.
+    pub(super) fn take_over(&mut self, usage_usec: Option<u64>, row: &Row) -> bool {
+        let same = |r: &&Read| self.mark == Some(r.mark) && usage_usec == Some(r.usage_usec) && !self.moved;
+        let Some(read) = self.read.as_ref().filter(same) else { return false };
+        row.set_all(&read.columns, &self.values);
+        self.rows = self.rows.saturating_add(1);
+        true
     }
 
-    /// It was read, after the latest look.
-    pub(super) fn read(&mut self, usage_usec: Option<u64>, columns: [u64; MASK_WORDS]) {
+    /// It has not been read for so many rows that its file need not stay open.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.rows >= AT_REST
+    }
+
+    /// It was read into the row, after the latest look.
+    pub(super) fn read(&mut self, usage_usec: Option<u64>, columns: [u64; MASK_WORDS], row: &Row) {
         self.moved = false;
+        self.rows = 0;
         self.read = self.mark.zip(usage_usec).map(|(mark, usage_usec)| Read { mark, usage_usec, columns });
+        self.values.clear();
+        if self.read.is_some() {
+            row.copy(&columns, &mut self.values);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recorder;
+
+    const COLUMNS: [u64; MASK_WORDS] = {
+        let mut columns = [0; MASK_WORDS];
+        columns[0] = 0b101;
+        columns
+    };
+
+    /// What a row gets of it.
+    fn taken(s: &mut Still, usage_usec: Option<u64>) -> Option<Vec<u64>> {
+        let row = recorder::build().1.handles().0;
+        let (is_taken, mut values) = (s.take_over(usage_usec, &row), Vec::new());
+        let columns = row.take(&mut values);
+        assert_eq!(columns, if is_taken { COLUMNS } else { [0; MASK_WORDS] });
+        is_taken.then_some(values)
+    }
 
     /// Read behind a look that made a mark.
     fn read() -> Still {
         let mut s = Still::default();
         s.look(true, Some(7));
-        assert_eq!(s.columns(Some(5)), None, "never read");
-        s.read(Some(5), [3; MASK_WORDS]);
+        assert_eq!(taken(&mut s, Some(5)), None, "never read");
+        let row = recorder::build().1.handles().0;
+        row.set_all(&COLUMNS, &[3, 4]);
+        s.read(Some(5), COLUMNS, &row);
         s
     }
 
@@ -64,9 +101,14 @@ mod tests {
     fn what_stands_still_in_all_respects_is_taken_over() {
         let mut s = read();
         s.look(false, None);
-        assert_eq!(s.columns(Some(5)), None, "the latest look made no mark");
+        assert_eq!(taken(&mut s, Some(5)), None, "the latest look made no mark");
         s.look(false, Some(7));
-        assert_eq!(s.columns(Some(5)), Some([3; MASK_WORDS]));
+        assert_eq!(taken(&mut s, Some(5)), Some(vec![3, 4]));
+        assert!(!s.is_at_rest());
+        (1..AT_REST).for_each(|_| _ = taken(&mut s, Some(5)));
+        assert!(s.is_at_rest());
+        s.read(Some(5), COLUMNS, &recorder::build().1.handles().0);
+        assert!(!s.is_at_rest());
     }
 
     #[test]
@@ -74,7 +116,7 @@ mod tests {
         let changed = |look: fn(&mut Still)| {
             let mut s = read();
             look(&mut s);
-            s.columns(Some(5)).is_none()
+            taken(&mut s, Some(5)).is_none()
         };
         assert!(changed(|s| s.look(false, Some(8))), "its sums");
         assert!(changed(|s| s.look(true, Some(7))), "a value of the lane");
@@ -86,16 +128,16 @@ mod tests {
             "a value of the lane that has come back"
         );
         assert!(!changed(|s| s.look(false, Some(7))));
-        assert!(read().columns(Some(6)).is_none(), "somebody ran");
-        assert!(read().columns(None).is_none(), "nobody knows whether somebody ran");
+        assert!(taken(&mut read(), Some(6)).is_none(), "somebody ran");
+        assert!(taken(&mut read(), None).is_none(), "nobody knows whether somebody ran");
     }
 
     #[test]
     fn without_a_mark_it_is_read_each_time() {
         let mut s = Still::default();
         s.look(false, None);
-        s.read(Some(5), [3; MASK_WORDS]);
+        s.read(Some(5), COLUMNS, &recorder::build().1.handles().0);
         s.look(false, Some(7));
-        assert_eq!(s.columns(Some(5)), None);
+        assert_eq!(taken(&mut s, Some(5)), None);
     }
 }

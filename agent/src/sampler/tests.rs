@@ -27,7 +27,7 @@ const HOT: Plan<'_> = Plan { slow: false, loose: false, ..SLOW };
 
 fn with_sampler<T>(dir: &Path, descriptors: usize, test: impl FnOnce(&mut Sampler) -> T) -> T {
     let (recorder, series) = recorder::build();
-    metrics::with_local_recorder(&recorder, || test(&mut Sampler::new(dir, series, descriptors)))
+    metrics::with_local_recorder(&recorder, || test(&mut Sampler::new(dir, &series, descriptors)))
 }
 
 fn batch(pending: &Pending) -> RecordBatch {
@@ -101,7 +101,7 @@ fn the_reserve_of_descriptors_is_kept_and_the_lane_goes_before_hot_files() {
     with_sampler(dir.path(), RESERVED_DESCRIPTORS + 16, |s| {
         let open: Vec<_> =
             (0..20).map(|_| s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there")).collect();
-        assert_eq!(s.descriptors(), (16, 16));
+        assert_eq!(s.descriptors(), (16, 16, 14));
         let lanes = open.iter().filter(|t| t.files[0].kept.is_some()).count();
         assert_eq!(lanes, 5, "hot files stop at 14, so that two more lanes find room");
     });
@@ -125,5 +125,67 @@ fn short_of_descriptors_it_still_reads_everything() {
         assert_eq!((cell(&b, "cpu_stat_usage_usec", 0), cell(&b, "pids_current", 0)), (Some(7), Some(3)));
         s.close(&target);
         assert_eq!(s.descriptors().0, 0);
+    });
+}
+
+/// A turn of the lane's walk and the base row that comes with it.
+fn row(s: &mut Sampler, target: &mut Target, mark: u32) -> RecordBatch {
+    target.still.look(false, Some(mark));
+    target.ring.push(Reading::new(clock::ktime_ns(), 20));
+    let mut out = Pending::default();
+    s.sample(target, HOT, clock::Offset::measure(), &mut out).expect("there");
+    batch(&out)
+}
+
+#[test]
+fn memory_stat_of_one_at_rest_is_not_kept_open_and_comes_back_when_it_moves() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let meta = fake(dir.path(), &[("memory.stat", "anon 5\n"), ("cpu.stat", "usage_usec 7\n")]);
+    with_sampler(dir.path(), 4096, |s| {
+        s.set_walks(true);
+        let mut target = s.open(&meta, Ring::new(1 << 16, u64::MAX), 0).expect("there");
+        row(s, &mut target, 1);
+        assert_eq!((s.descriptors().0, s.taken_over, s.opened), (2, 0, 0));
+        for _ in 0..4 {
+            assert_eq!(cell(&row(s, &mut target, 1), "memory_stat_anon", 0), Some(5));
+        }
+        assert_eq!((s.descriptors().0, s.taken_over, s.opened), (1, 4, 0), "it is not read, and closed");
+        fs::write(dir.path().join("web.service/memory.stat"), "anon 6\n").expect("write");
+        assert_eq!(cell(&row(s, &mut target, 2), "memory_stat_anon", 0), Some(6));
+        assert_eq!((s.descriptors().0, s.opened), (1, 1), "once is no reason to keep it");
+        row(s, &mut target, 3);
+        assert_eq!((s.descriptors().0, s.opened), (2, 1), "twice is");
+        s.close(&target);
+        assert_eq!(s.descriptors().0, 0);
+    });
+}
+
+#[test]
+fn beyond_its_budget_of_descriptors_it_opens_and_counts() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let meta = fake(
+        dir.path(),
+        &[("memory.current", "4096\n"), ("cpu.stat", "usage_usec 7\n"), ("pids.current", "3\n")],
+    );
+    with_sampler(dir.path(), 4096, |s| {
+        s.keep_at_most(2);
+        let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
+        let mut out = Pending::default();
+        s.sample(&mut target, HOT, clock::Offset::measure(), &mut out).expect("there");
+        let b = batch(&out);
+        assert_eq!((cell(&b, "cpu_stat_usage_usec", 0), cell(&b, "pids_current", 0)), (Some(7), Some(3)));
+        assert_eq!((s.descriptors().0, s.opened, s.is_short), (2, 1, false), "a budget is no shortage");
+        // opened anew or not, another cgroup under the old name is not read
+        fs::rename(dir.path().join("web.service"), dir.path().join("old")).expect("rename");
+        fake(
+            dir.path(),
+            &[("memory.current", "1\n"), ("cpu.stat", "usage_usec 8\n"), ("pids.current", "4\n")],
+        );
+        let mut out = Pending::default();
+        assert!(s.sample(&mut target, HOT, clock::Offset::measure(), &mut out).is_err());
+        assert!(
+            out.is_empty() && s.row.take(&mut Vec::new()).iter().all(|w| *w == 0),
+            "nothing stays in the row"
+        );
     });
 }

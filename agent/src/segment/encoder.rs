@@ -2,7 +2,7 @@
 //! the memory. Counts and checksums what it writes. Knows no path; `segment`, `compaction` and `export` give it a sink.
 
 use super::{BODY_CRC, ROW_GROUP_ROWS};
-use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Int32Type, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
@@ -21,14 +21,15 @@ const PAGE_ROWS: usize = 4096;
 const ZSTD_LEVEL: i32 = 3;
 
 /// Different values of a dictionary column, for the size of its bloom filter.
-pub fn distinct(batch: &RecordBatch, column: &str) -> u64 {
-    let Some(array) = batch.column_by_name(column) else { return 0 };
-    let Some(dictionary) = array.as_any().downcast_ref::<arrow::array::DictionaryArray<Int32Type>>() else {
-        return 0;
-    };
-    let Some(values) = dictionary.values().as_any().downcast_ref::<StringArray>() else { return 0 };
-    let keys: HashSet<usize> = dictionary.keys_iter().flatten().collect();
-    keys.into_iter().map(|k| values.value(k)).collect::<HashSet<_>>().len() as u64
+pub fn distinct(batches: &[RecordBatch], column: &str) -> u64 {
+    let mut found = HashSet::new();
+    for array in batches.iter().filter_map(|b| b.column_by_name(column)) {
+        let Some(array) = array.as_dictionary_opt::<Int32Type>() else { continue };
+        let Some(values) = array.values().as_string_opt::<i32>() else { continue };
+        let keys: HashSet<usize> = array.keys_iter().flatten().collect();
+        found.extend(keys.into_iter().map(|k| values.value(k)));
+    }
+    found.len() as u64
 }
 
 /// The writer settings of every file we make.

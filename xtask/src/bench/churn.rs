@@ -100,7 +100,7 @@ pub fn bench(cgroups: usize, json_file: Option<&Path>) -> Result<i32> {
         "descriptors_before": before.descriptors, "descriptors_after": after.descriptors,
         "cgroups_per_second": round(float(cgroups) * 1e9 / float(usize::try_from(took_ns).unwrap_or(1))),
         "cpu_us_per_cgroup": cpu_ns / 1000 / cgroups as u64,
-        "events": status["ledger"]["events"], "probe_losses": losses(&status), "series": status["cgroups"]["series"],
+        "events": status["ledger"]["events"], "probe_losses": losses(&status), "followed": status["cgroups"]["followed"],
         "machine": machine(), "kernel": status["kernel"], "where": "this machine",
     });
     for (key, value) in result.as_object().into_iter().flatten() {
@@ -121,7 +121,7 @@ fn settle(agent: &Agent) -> Result<()> {
     let mut before = None;
     loop {
         let status = agent.get("/api/status")?;
-        let now = (status["ledger"]["events"]["due"].as_u64(), status["cgroups"]["series"].as_u64());
+        let now = (status["ledger"]["events"]["due"].as_u64(), status["cgroups"]["followed"].as_u64());
         if before == Some(now) || deadline.passed() {
             break;
         }
