@@ -2,7 +2,7 @@
 //!
 //! Each input is sorted, so that their keys are merged first, a row group's worth at a time; a row group takes of each input
 //! rows that follow each other, and they are read and written a few columns at a time. In memory are: three columns
-//! of a batch of each input, the order of one row group, [`COLUMNS`] columns of it, and what the writer has of one column. The file
+//! of a batch of each input, the order of one row group, a few columns of it, and what the writer has of one column. The file
 //! names its inputs and how many rows it has of each; it is read back and held against its checksum before it gets its name.
 //! Never removes an input and never decides what is merged when: `store` does, and calls this.
 
@@ -13,7 +13,7 @@ use crate::segment::{
 };
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::{concat_batches, interleave};
-use arrow::datatypes::{FieldRef, Int32Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection,
@@ -30,8 +30,6 @@ use std::sync::Arc;
 pub const FILE_BYTES: u64 = 64 << 20;
 /// Inputs of one file at the most: each has a descriptor and a batch of keys. An hour of the default rotation has 40.
 pub const INPUTS: usize = 64;
-/// Columns of numbers that are in memory together: 65,536 rows of 8 take 4 MB.
-const COLUMNS: usize = 8;
 /// Keys of one input that are in memory together.
 const KEYS: usize = 2048;
 
@@ -276,17 +274,13 @@ impl<'a> Merger<'a> {
         }
         let schema = schema::of(table);
         let mut group = encoder.row_group().map_err(encode)?;
-        // a text is as long as it likes: such a column is read alone
-        let is_number = |f: &FieldRef| f.data_type().is_primitive();
-        let alike = schema.fields().chunk_by(|a, b| is_number(a) && is_number(b));
-        for fields in alike.flat_map(|fields| fields.chunks(COLUMNS)) {
-            let wanted = Arc::new(Schema::new(fields.to_vec()));
+        for wanted in segment::few(&schema) {
             let mut of_inputs = Vec::with_capacity(giving.len());
             for i in &giving {
                 let columns = self.inputs[*i].columns(table, &order.ranges[*i], &wanted);
                 of_inputs.push(columns.map_err(|reason| self.wrong(*i, reason))?);
             }
-            for column in 0..fields.len() {
+            for column in 0..wanted.fields().len() {
                 let values: Vec<&dyn Array> = of_inputs.iter().map(|b| b.column(column).as_ref()).collect();
                 let rows = |source| SegmentError::Rows { table: table.as_str(), source };
                 let merged: ArrayRef = interleave(&values, &order.rows).map_err(rows)?;

@@ -29,6 +29,10 @@ const CHUNK_ROWS: usize = 16_384;
 /// Rows of a slice, beyond which it ends where a run does that no other overlaps; they are in memory three times while they
 /// are put in order.
 const SLICE_ROWS: usize = 8192;
+/// Rows of a group, beyond which it ends like a slice: with the run that follows it is no more than a row group.
+const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS - RUN_ROWS;
+/// What rows are sorted by.
+const ORDER: [&str; 3] = ["cgroup_id", "ts", "ktime_ns"];
 /// Rows of a run at the most: a page, so that a cgroup of a whole day can be cut.
 const RUN_ROWS: usize = 4096;
 
@@ -182,11 +186,6 @@ fn project(table: Table, columns: &[&str]) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// The schema of the rows that [`Plan::chunks`] gives for these columns.
-pub fn projection(table: Table, columns: Option<&[&str]>) -> SchemaRef {
-    columns.map_or_else(|| schema::of(table), |names| project(table, names))
-}
-
 /// Where the wanted rows of a source are noted.
 struct Runs<'a> {
     filter: &'a Filter,
@@ -261,14 +260,23 @@ impl Plan {
         least: usize,
         within: bool,
     ) -> Result<impl Iterator<Item = Chunk>, QueryError> {
+        let out = self.schema(columns)?;
+        Ok(self.neighbours(least, within).map(move |runs| self.read(runs, &out)))
+    }
+
+    /// The columns, when the table has them; `None` for the whole table.
+    pub fn schema(&self, columns: Option<&[&str]>) -> Result<SchemaRef, QueryError> {
         let whole = schema::of(self.table);
         let unknown = columns.unwrap_or_default().iter().find(|n| whole.column_with_name(n).is_none());
         if let Some(name) = unknown {
             return Err(QueryError::NoColumn { table: self.table.as_str(), column: (*name).to_owned() });
         }
-        let out = projection(self.table, columns);
+        Ok(columns.map_or(whole, |names| project(self.table, names)))
+    }
+
+    fn neighbours(&self, least: usize, within: bool) -> impl Iterator<Item = &[Run]> {
         let mut at = 0;
-        Ok(std::iter::from_fn(move || {
+        std::iter::from_fn(move || {
             let start = at;
             let (mut rows, mut until_us) = (0, i64::MIN);
             while let Some(run) = self.runs.get(at) {
@@ -280,8 +288,13 @@ impl Plan {
                 rows += run.rows.len();
                 at += 1;
             }
-            (at > start).then(|| self.read(&self.runs[start..at], &out))
-        }))
+            (at > start).then(|| &self.runs[start..at])
+        })
+    }
+
+    /// The same rows in the same order, a row group at a time, of which only the columns that are asked for come into memory.
+    pub fn groups(&self) -> impl Iterator<Item = Result<Group<'_>, QueryError>> {
+        self.neighbours(GROUP_ROWS, true).map(|runs| Group::new(self, runs))
     }
 
     /// Names and place of each cgroup, from its latest rows; what one row lacks is taken from an earlier one.
@@ -309,41 +322,79 @@ impl Plan {
     }
 
     fn read(&self, runs: &[Run], out: &SchemaRef) -> Result<RecordBatch, QueryError> {
-        let mut by_source: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
-        for run in runs {
-            by_source.entry(run.source).or_default().push(run.rows.clone());
-        }
         // The sort needs its keys even when they are not asked for.
         let mut names: Vec<&str> = out.fields().iter().map(|f| f.name().as_str()).collect();
-        names.extend(["cgroup_id", "ts", "ktime_ns"]);
+        names.extend(ORDER);
         let wide = project(self.table, &names);
+        let places = places(runs);
         // one file has its rows in order, when they were taken out of it in the order of its rows
-        let is_one_file = by_source.len() == 1
+        let is_one_file = places.len() == 1
             && matches!(self.sources[runs[0].source], Source::File { .. })
             && runs.is_sorted_by_key(|r| r.rows.start);
-        let mut pieces = Vec::new();
-        for (source, mut ranges) in by_source {
-            ranges.sort_by_key(|r| r.start);
-            match &self.sources[source] {
-                Source::Batch(batch) => {
-                    let batch = segment::conform(self.table, batch, &wide)?;
-                    let rows = ranges.into_iter().flatten().map(|r| u32::try_from(r).unwrap_or(u32::MAX));
-                    let rows = UInt32Array::from_iter_values(rows);
-                    let wrap = |source| SegmentError::Rows { table: self.table.as_str(), source };
-                    pieces.push(take_record_batch(&batch, &rows).map_err(wrap)?);
-                }
-                Source::File { path, metadata } => {
-                    let vanished = |reason| QueryError::Vanished { path: path.clone(), reason };
-                    pieces.extend(file::rows(path, metadata, &ranges, &names).map_err(vanished)?);
-                }
-            }
-        }
+        let pieces = self.pieces(&places, &wide)?;
         let rows = if is_one_file {
             segment::joined(self.table, &pieces, out)?
         } else {
             segment::conform(self.table, &segment::sorted(self.table, &pieces, &wide)?, out)?
         };
         Ok(rows)
+    }
+
+    /// Rows as they stand in their sources; of the same places the same batches, whatever the columns are.
+    fn pieces(&self, places: &Places, wanted: &SchemaRef) -> Result<Vec<RecordBatch>, QueryError> {
+        let names: Vec<&str> = wanted.fields().iter().map(|f| f.name().as_str()).collect();
+        let mut pieces = Vec::new();
+        for (source, ranges) in places {
+            match &self.sources[*source] {
+                Source::Batch(batch) => {
+                    let batch = segment::conform(self.table, batch, wanted)?;
+                    let rows =
+                        ranges.iter().cloned().flatten().map(|r| u32::try_from(r).unwrap_or(u32::MAX));
+                    let rows = UInt32Array::from_iter_values(rows);
+                    let wrap = |source| SegmentError::Rows { table: self.table.as_str(), source };
+                    pieces.push(take_record_batch(&batch, &rows).map_err(wrap)?);
+                }
+                Source::File { path, metadata } => {
+                    let vanished = |reason| QueryError::Vanished { path: path.clone(), reason };
+                    pieces.extend(file::rows(path, metadata, ranges, &names).map_err(vanished)?);
+                }
+            }
+        }
+        Ok(pieces)
+    }
+}
+
+/// Which rows of which source, in the order of the source.
+type Places = BTreeMap<usize, Vec<Range<usize>>>;
+
+fn places(runs: &[Run]) -> Places {
+    let mut by_source = Places::new();
+    for run in runs {
+        by_source.entry(run.source).or_default().push(run.rows.clone());
+    }
+    by_source.values_mut().for_each(|ranges| ranges.sort_by_key(|r| r.start));
+    by_source
+}
+
+/// Neighbouring rows of a plan, to be read a few columns at a time.
+pub struct Group<'a> {
+    plan: &'a Plan,
+    places: Places,
+    /// Piece and place in it of each row.
+    order: Vec<(usize, usize)>,
+}
+
+impl<'a> Group<'a> {
+    fn new(plan: &'a Plan, runs: &[Run]) -> Result<Self, QueryError> {
+        let (places, keys) = (places(runs), project(plan.table, &ORDER));
+        let order = segment::order(plan.table, &plan.pieces(&places, &keys)?, &keys)?;
+        Ok(Self { plan, places, order })
+    }
+
+    /// Columns of all its rows.
+    pub fn columns(&self, wanted: &SchemaRef) -> Result<RecordBatch, QueryError> {
+        let pieces = self.plan.pieces(&self.places, wanted)?;
+        Ok(segment::ordered(self.plan.table, &pieces, wanted, &self.order)?)
     }
 }
 

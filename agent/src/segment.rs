@@ -12,7 +12,7 @@
 mod encoder;
 mod footer;
 
-pub use encoder::{ColumnEncoder, Encoder, distinct};
+pub use encoder::{ColumnEncoder, Encoder, distinct, few};
 pub use footer::{Footer, load};
 
 use crate::names::Table;
@@ -289,7 +289,7 @@ pub fn joined(
 
 /// Where the rows of some batches are, as (batch, row), sorted by (cgroup_id, ts, ktime_ns); equal keys keep the order in which
 /// they came, so that the same rows always give the same bytes.
-fn order(
+pub fn order(
     table: Table,
     batches: &[RecordBatch],
     schema: &SchemaRef,
@@ -336,11 +336,20 @@ pub fn sorted(
     batches: &[RecordBatch],
     schema: &SchemaRef,
 ) -> Result<RecordBatch, SegmentError> {
-    let order = order(table, batches, schema)?;
+    ordered(table, batches, schema, &order(table, batches, schema)?)
+}
+
+/// The rows that `order` names.
+pub fn ordered(
+    table: Table,
+    batches: &[RecordBatch],
+    schema: &SchemaRef,
+    order: &[(usize, usize)],
+) -> Result<RecordBatch, SegmentError> {
     if order.is_empty() {
         return Ok(RecordBatch::new_empty(schema.clone()));
     }
-    let columns = schema.fields().iter().map(|f| in_order(table, batches, f, &order));
+    let columns = schema.fields().iter().map(|f| in_order(table, batches, f, order));
     RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)
         .map_err(|source| SegmentError::Rows { table: table.as_str(), source })
 }

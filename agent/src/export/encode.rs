@@ -4,9 +4,8 @@
 
 use super::redact::Redaction;
 use super::{Failure, Problem};
-use crate::names::Table;
-use crate::query::{self, Plan};
-use crate::segment::Encoder;
+use crate::query::Plan;
+use crate::segment::{self, Encoder};
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use std::fs::File;
@@ -107,11 +106,35 @@ pub struct Way<'a> {
 }
 
 impl Way<'_> {
+    /// A row group at a time, and of that a few columns: a writer of whole rows keeps a compressor of each column.
     pub fn parquet(&self, metadata: &[(String, String)], sink: &mut Sink) -> Result<(), Failure> {
-        let result = self.encode(metadata, sink, |encoder| {
-            self.each(|rows| encoder.write(rows).map_err(|e| e.to_string()))
-        });
+        let result = self.encode(metadata, sink, |encoder| self.groups(encoder));
         sink.outcome(result)
+    }
+
+    fn groups(&self, encoder: Encoder<&mut Sink>) -> Result<(), Failure> {
+        let mut encoder = encoder.into_columns().map_err(Problem::internal)?;
+        let schema = self.plan.schema(self.columns)?;
+        for group in self.plan.groups() {
+            let group = group?;
+            let mut out = encoder.row_group().map_err(Problem::internal)?;
+            for wanted in segment::few(&schema) {
+                (self.go_on)()?;
+                for column in self.redacted(group.columns(&wanted)?)?.columns() {
+                    out.column(column).map_err(Problem::internal)?;
+                }
+            }
+            out.close().map_err(Problem::internal)?;
+        }
+        encoder.close().map_err(Problem::internal)?;
+        Ok(())
+    }
+
+    fn redacted(&self, rows: RecordBatch) -> Result<RecordBatch, Failure> {
+        Ok(match self.redaction {
+            Some(redaction) => redaction.rows(&rows).map_err(Problem::internal)?,
+            None => rows,
+        })
     }
 
     /// The same of rows that were taken before.
@@ -121,8 +144,10 @@ impl Way<'_> {
         metadata: &[(String, String)],
     ) -> Result<Vec<u8>, Failure> {
         let mut sink = Sink::memory(super::MAX_BYTES);
-        let result = self.encode(metadata, &mut sink, |encoder| {
-            kept.iter().try_for_each(|rows| encoder.write(rows)).map_err(|e| Problem::internal(e).into())
+        let result = self.encode(metadata, &mut sink, |mut encoder| {
+            kept.iter().try_for_each(|rows| encoder.write(rows)).map_err(Problem::internal)?;
+            encoder.close().map_err(Problem::internal)?;
+            Ok(())
         });
         sink.outcome(result)?;
         Ok(sink.into_bytes())
@@ -132,15 +157,13 @@ impl Way<'_> {
         &self,
         metadata: &[(String, String)],
         sink: &mut Sink,
-        write: impl FnOnce(&mut Encoder<&mut Sink>) -> Result<(), Failure>,
+        write: impl FnOnce(Encoder<&mut Sink>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let containers = self.plan.keys().len() as u64;
-        let schema = query::projection(Table::Samples, self.columns);
-        let mut encoder =
+        let schema = self.plan.schema(self.columns)?;
+        let encoder =
             Encoder::new(sink, &schema, (containers, containers), metadata).map_err(Problem::internal)?;
-        write(&mut encoder)?;
-        encoder.close().map_err(Problem::internal)?;
-        Ok(())
+        write(encoder)
     }
 
     pub fn csv(&self, sink: &mut Sink) -> Result<(), Failure> {
@@ -162,10 +185,7 @@ impl Way<'_> {
     pub fn each(&self, mut write: impl FnMut(&RecordBatch) -> Result<(), String>) -> Result<(), Failure> {
         for rows in self.plan.slices(self.columns)? {
             (self.go_on)()?;
-            let mut rows = rows?;
-            if let Some(redaction) = self.redaction {
-                rows = redaction.rows(&rows).map_err(Problem::internal)?;
-            }
+            let rows = self.redacted(rows?)?;
             write(&rows).map_err(Problem::internal)?;
         }
         Ok(())

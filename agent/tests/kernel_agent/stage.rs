@@ -4,6 +4,7 @@
 use arrow::array::AsArray;
 use arrow::datatypes::{Int32Type, Int64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
@@ -493,10 +494,21 @@ impl Agent {
         fs::remove_file(self.dir.join("data/ballast")).expect("ballast");
     }
 
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).expect("the agent can be signalled");
+    }
+
+    /// What happens meanwhile waits in the kernel.
+    pub fn halted<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.signal(Signal::STOP);
+        let done = work();
+        self.signal(Signal::CONT);
+        done
+    }
+
     /// SIGTERM; whether it ended well.
     pub fn stop(mut self) -> bool {
-        let pid = rustix::process::Pid::from_child(&self.process);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
+        self.signal(Signal::TERM);
         let mut good = false;
         wait("the agent's end", Duration::from_secs(60), || match self.process.try_wait().expect("wait") {
             Some(status) => {
