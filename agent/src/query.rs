@@ -348,8 +348,7 @@ impl Plan {
             match &self.sources[*source] {
                 Source::Batch(batch) => {
                     let batch = segment::conform(self.table, batch, wanted)?;
-                    let rows =
-                        ranges.iter().cloned().flatten().map(|r| u32::try_from(r).unwrap_or(u32::MAX));
+                    let rows = ranges.iter().cloned().flatten().map(|r| u32::try_from(r).unwrap_or(u32::MAX));
                     let rows = UInt32Array::from_iter_values(rows);
                     let wrap = |source| SegmentError::Rows { table: self.table.as_str(), source };
                     pieces.push(take_record_batch(&batch, &rows).map_err(wrap)?);
@@ -372,7 +371,9 @@ fn places(runs: &[Run]) -> Places {
     for run in runs {
         by_source.entry(run.source).or_default().push(run.rows.clone());
     }
-    by_source.values_mut().for_each(|ranges| ranges.sort_by_key(|r| r.start));
+    for ranges in by_source.values_mut() {
+        ranges.sort_by_key(|r| r.start);
+    }
     by_source
 }
 

@@ -33,8 +33,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Rows of a row group at the most: bounds what writer and reader hold, and is the grain of pruning.
-pub const ROW_GROUP_ROWS: usize = 65_536;
+/// Rows of a row group at the most: bounds what writer and reader hold of a column. What a footer says of a group costs a reader some
+/// 100 KB whatever its length, and pages are the grain of pruning.
+pub const ROW_GROUP_ROWS: usize = 262_144;
 /// Ending of a file that is still being written. It does not match `*.parquet`.
 pub const TEMPORARY: &str = "parquet.tmp";
 /// Key of the journal that held the file's rows.
@@ -419,7 +420,6 @@ pub fn write(
         (FROM.to_owned(), from_us.to_string()),
         (TO.to_owned(), to_us.to_string()),
         ("fgm.seq".to_owned(), seq.to_string()),
-        (TAIL_CRC.to_owned(), UNSTAMPED.to_owned()),
     ];
     pairs.retain(|(k, _)| !metadata.iter().any(|(m, _)| m == k));
     pairs.extend_from_slice(metadata);
@@ -438,7 +438,6 @@ pub fn write(
         group.close().map_err(encode)?;
     }
     let file = encoder.close().map_err(encode)?;
-    Footer::stamp(&file, temporary.path())?;
     let there = file.metadata().map_err(fail("cannot read the size of", &temporary.path))?;
     let (bytes, modified_ns) = (there.len(), modified_ns(&there));
     temporary.publish(io, &file, &path)?;

@@ -1,7 +1,7 @@
 //! The footer of a closed Parquet file of ours, and what it lets one check: the checksums of the body and of the tail, the order of rows.
 //!
 //! The tail is all that is written after the pages: page index, footer, its length. Its checksum stands in itself, as eight digits
-//! that are zeros while it is computed ([`stamp`]). A file without one (of an earlier version, or an export) is believed.
+//! that are zeros while it is computed ([`stamp`]). A file without one (of an earlier version) is believed.
 
 use super::{BODY_CRC, SCHEMA, SegmentError, TAIL_CRC, UNSTAMPED, guarded, metadata_value};
 use arrow::array::{Array, AsArray};
@@ -17,16 +17,8 @@ use std::path::Path;
 
 pub struct Footer(ParquetMetaData);
 
-/// What follows the pages, with zeros where its checksum is.
-struct Tail {
-    start: u64,
-    bytes: Vec<u8>,
-    /// Where in `bytes` the checksum is.
-    digits: usize,
-}
-
-/// `None` when the file says nothing of one.
-fn tail_of(file: &File, footer: &ParquetMetaData) -> Result<Option<Tail>, String> {
+/// What follows the pages, with zeros where its checksum is. `None` when the file says nothing of one.
+fn tail_of(file: &File, footer: &ParquetMetaData) -> Result<Option<Vec<u8>>, String> {
     let Some(said) = metadata_value(footer, TAIL_CRC) else { return Ok(None) };
     let start = metadata_value(footer, BODY_CRC).and_then(|v| v.split_once(':')?.0.parse::<u64>().ok());
     let start = start.ok_or("its metadata lacks the length of its body")?;
@@ -34,15 +26,28 @@ fn tail_of(file: &File, footer: &ParquetMetaData) -> Result<Option<Tail>, String
     let length = length.and_then(|n| usize::try_from(n).ok()).ok_or("it is shorter than its body")?;
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, start).map_err(|e| e.to_string())?;
-    let key = bytes.windows(TAIL_CRC.len()).position(|w| w == TAIL_CRC.as_bytes());
-    let value = key.map_or(&[][..], |key| &bytes[key + TAIL_CRC.len()..]);
+    let digits = digits_of(&bytes, said)?;
+    bytes[digits..digits + UNSTAMPED.len()].copy_from_slice(UNSTAMPED.as_bytes());
+    Ok(Some(bytes))
+}
+
+/// Where in a tail its checksum is.
+fn digits_of(tail: &[u8], said: &str) -> Result<usize, String> {
+    let key = tail.windows(TAIL_CRC.len()).position(|w| w == TAIL_CRC.as_bytes());
+    let value = key.map_or(&[][..], |key| &tail[key + TAIL_CRC.len()..]);
     // behind the key come a field header and the length
     let digits = value.windows(said.len()).take(8).position(|w| w == said.as_bytes());
     let digits = key.zip(digits).filter(|_| said.len() == UNSTAMPED.len());
-    let digits =
-        digits.map(|(key, at)| key + TAIL_CRC.len() + at).ok_or("the checksum of its footer is not one")?;
-    bytes[digits..digits + UNSTAMPED.len()].copy_from_slice(UNSTAMPED.as_bytes());
-    Ok(Some(Tail { start, bytes, digits }))
+    let digits = digits.map(|(key, at)| key + TAIL_CRC.len() + at);
+    digits.ok_or_else(|| "the checksum of its footer is not one".to_owned())
+}
+
+/// Enters its checksum into a tail that is not written yet.
+pub fn stamp(tail: &mut [u8]) -> Result<(), String> {
+    let digits = digits_of(tail, UNSTAMPED)?;
+    let crc = format!("{:08x}", crc32fast::hash(tail));
+    tail[digits..digits + UNSTAMPED.len()].copy_from_slice(crc.as_bytes());
+    Ok(())
 }
 
 /// A file's footer and page index, held against their checksum: what rows are read by.
@@ -62,9 +67,8 @@ pub fn load(path: &Path) -> Result<ArrowReaderMetadata, String> {
 /// Why they are not what was written.
 fn check_tail(file: &File, footer: &ParquetMetaData) -> Result<(), String> {
     let said = metadata_value(footer, TAIL_CRC).unwrap_or_default().to_owned();
-    // while a file is written, there is none yet
-    let Some(tail) = tail_of(file, footer)?.filter(|_| said != UNSTAMPED) else { return Ok(()) };
-    let found = format!("{:08x}", crc32fast::hash(&tail.bytes));
+    let Some(tail) = tail_of(file, footer)? else { return Ok(()) };
+    let found = format!("{:08x}", crc32fast::hash(&tail));
     if found == said { Ok(()) } else { Err(format!("checksum of its footer is {found}, written was {said}")) }
 }
 
@@ -85,20 +89,6 @@ impl Footer {
         };
         let damaged = |reason| SegmentError::Damaged { path: path.to_owned(), reason };
         guarded(parse).map(Self).map_err(damaged)
-    }
-
-    /// Enters the checksum of the tail into a file that has been written and has no name yet.
-    pub fn stamp(file: &File, path: &Path) -> Result<(), SegmentError> {
-        let footer = Self::read(path)?;
-        let damaged = |reason| SegmentError::Damaged { path: path.to_owned(), reason };
-        // the file that is written cannot be read
-        let open = |source| SegmentError::Io { step: "cannot open", path: path.to_owned(), source };
-        let Some(tail) = tail_of(&File::open(path).map_err(open)?, &footer.0).map_err(damaged)? else {
-            return Ok(());
-        };
-        let crc = format!("{:08x}", crc32fast::hash(&tail.bytes));
-        let io = |source| SegmentError::Io { step: "cannot write", path: path.to_owned(), source };
-        file.write_all_at(crc.as_bytes(), tail.start + tail.digits as u64).map_err(io)
     }
 
     pub fn value(&self, key: &str) -> Option<&str> {
