@@ -109,8 +109,14 @@ pub fn node() -> Plan {
         parts: vec![part("blast --bytes 3G --after stdin --name node-hog")],
         ..Container::default()
     };
-    // not before it was told so: with nobody to kill the kernel panics
-    Plan { kind: "node", containers: vec![hog], gate: true, ..Plan::default() }
+    // with nobody left to kill, the hog dying and its memory not given back yet, the kernel panics
+    let next = Container {
+        oom_score_adj: Some(900),
+        parts: vec![background("steady --bytes 64K --for 120 --name node-next")],
+        ..Container::default()
+    };
+    // not before they were told so
+    Plan { kind: "node", containers: vec![hog, next], gate: true, ..Plan::default() }
 }
 
 /// As many cases of each kind as give some `kills` in all, at least one of each, those of a kind spread over the whole.
