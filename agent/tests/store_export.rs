@@ -10,7 +10,7 @@ use bytes::Bytes;
 use fgm::export::{self, Evidence, Format, Limits, Problem, Selection};
 use fgm::names::Table;
 use fgm::query;
-use fgm::segment::{self, Disk};
+use fgm::segment::{self, Disk, Footer};
 use fgm::store::{Loose, Store, View, Writer};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rows::{BOOT_ID, KILL_US, KILLED, ODD_COMM, POD, QUIET, SLICE};
@@ -155,6 +155,24 @@ fn the_report_holds_the_same_parquet_byte_for_byte() {
         data["cgroups"].as_array().expect("a list").iter().filter_map(|c| c["scope"].as_str()).collect();
     assert_eq!(scopes, ["pod", "container"]);
     assert_eq!(data["incident"]["victims"][0]["comm"], ODD_COMM);
+}
+
+#[test]
+fn what_was_taken_away_can_be_checked_to_the_last_byte() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let whole = ask(&view(dir.path()), &[("incident", "latest")]).expect("exported").bytes;
+    let path = dir.path().join("taken.parquet");
+    let check = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).expect("written");
+        Footer::read(&path).and_then(|footer| footer.check_body(&path))
+    };
+    check(&whole).expect("as it was made");
+    // the last eight bytes are the length of the footer and PAR1
+    for at in (4..whole.len()).step_by(997).chain([whole.len() - 9, whole.len() - 200]) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        assert!(check(&bytes).is_err(), "byte {at} of {}", whole.len());
+    }
 }
 
 #[test]

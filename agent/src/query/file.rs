@@ -75,12 +75,14 @@ fn read(
 ) -> Result<Vec<RecordBatch>, String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     let mask = ProjectionMask::columns(metadata.parquet_schema(), columns.iter().copied());
+    // a reader makes room for a whole batch of each column at once
+    let batch = selection.row_count().min(CHUNK_ROWS);
     segment::guarded(|| {
         ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
             .with_row_groups(vec![group])
             .with_projection(mask)
             .with_row_selection(selection)
-            .with_batch_size(CHUNK_ROWS)
+            .with_batch_size(batch)
             .build()
             .map_err(|e| e.to_string())?
             .collect::<Result<Vec<_>, _>>()
