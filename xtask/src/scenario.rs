@@ -191,6 +191,7 @@ mod tests {
     fn every_scenario_in_the_tree_is_whole() {
         let names = names();
         assert!(names.len() >= 13, "{names:?}");
+        let catalogue = read(&folder().join("../docs/metrics.md")).expect("the catalogue");
         for name in names {
             let scenario = Scenario::load(&name).expect(&name);
             let length = scenario.length_s.unwrap_or_else(|| scenario.climax_s.into());
@@ -203,7 +204,12 @@ mod tests {
             let text = read(&folder().join(&name).join("dashboard.json")).expect("a dashboard.json");
             let dashboard: serde_json::Value = serde_json::from_str(&text).expect(&name);
             assert_eq!(dashboard["format"], 1, "{name}");
-            assert!(dashboard["panels"].as_array().is_some_and(|p| p.len() >= 3), "{name}");
+            let panels = dashboard["panels"].as_array().expect("panels");
+            assert!(panels.len() >= 3, "{name}");
+            for metric in panels.iter().filter_map(|p| p["metrics"].as_array()).flatten() {
+                let metric = metric.as_str().and_then(|m| m.rsplit(':').next()).expect("a name");
+                assert!(catalogue.contains(&format!("`{metric}`")), "{name}: no metric is called {metric}");
+            }
         }
     }
 
