@@ -1,9 +1,12 @@
 """The chart: linted, rendered with each switch, valid for three Kubernetes versions, least privilege, equal to the plain manifests.
+The scenarios' deploy.yaml: valid for the same, and what Pod Security calls restricted. The manifests as kubectl builds them, where it is.
 
 `check.py` checks; `check.py --write` renders deploy/manifests anew. Prints a line a check and `N passed, N failed` at the end.
 """
 
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import helm_python
@@ -27,6 +30,7 @@ CASES = {
         "seLinuxOptions": {"type": "spc_t"},
         "networkPolicy": {"enabled": True, "from": [{"namespaceSelector": {}}]},
         "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
         "podAnnotations": {"a": "b"},
         "podLabels": {"team": "node"},
     },
@@ -59,7 +63,7 @@ def plain():
 
 def validate(case, docs):
     for doc in docs:
-        if doc["kind"] == "PodMonitor":  # a custom resource, in no schema of Kubernetes' own
+        if doc["apiVersion"].startswith("monitoring.coreos.com/"):  # custom resources, in no schema of Kubernetes' own
             continue
         for version in VERSIONS:
             what = f"{case}: {doc['kind']} is valid for Kubernetes {version}"
@@ -86,6 +90,67 @@ def privilege(case, docs, capabilities, privileged):
     check(f"{case}: only the data folder is writable", [m["name"] for m in mounts if not m.get("readOnly")] == ["data"])
 
 
+def lifecycle():
+    """What keeps an agent on every node, and takes it away in good order."""
+    spec = next(d for d in render({}) if d["kind"] == "DaemonSet")["spec"]
+    pod = spec["template"]["spec"]
+    agent = pod["containers"][0]
+    check("a node a tenth at a time", spec["updateStrategy"]["rollingUpdate"]["maxUnavailable"] == "10%")
+    check("on every node, whatever its taints", pod["tolerations"] == [{"operator": "Exists"}])
+    check("evicted last", pod["priorityClassName"] == "system-node-critical")
+    check("time to write what is in memory", pod["terminationGracePeriodSeconds"] > 20)
+    for probe, path in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz"), ("startupProbe", "/healthz")]:
+        check(f"{probe} asks {path} of the health port", agent[probe]["httpGet"] == {"path": path, "port": "health"})
+    check("a memory limit, and no CPU limit that would stop a burst", set(agent["resources"]["limits"]) == {"memory"})
+    host = {v["name"]: v["hostPath"]["path"] for v in pod["volumes"]}
+    paths = {"data": "/var/lib/fgm", "cgroup": "/sys/fs/cgroup", "tracefs": "/sys/kernel/tracing"}
+    check("of the host: data, cgroups and tracefs, no more", host == paths, host)
+    docs = render({"appArmorProfile": "Localhost/fgm", "seLinuxOptions": {"type": "spc_t"}})
+    template = next(d for d in docs if d["kind"] == "DaemonSet")["spec"]["template"]
+    key = "container.apparmor.security.beta.kubernetes.io/agent"
+    check("an AppArmor profile is named as asked", template["metadata"]["annotations"] == {key: "localhost/fgm"})
+    check("an SELinux type too", template["spec"]["securityContext"]["seLinuxOptions"] == {"type": "spc_t"})
+
+
+def network():
+    policy = lambda **v: next(d for d in render({"networkPolicy": {"enabled": True, **v}}) if d["kind"] == "NetworkPolicy")["spec"]
+    check("in: the health port only", policy()["ingress"] == [{"ports": [{"port": "health"}]}], policy()["ingress"])
+    check("out: the API server's ports only", policy()["egress"] == [{"ports": [{"port": 443}, {"port": 6443}]}])
+    closed = policy(apiServerPorts=[])
+    check("out: nowhere, when so asked", "Egress" in closed["policyTypes"] and "egress" not in closed)
+
+
+def scenarios():
+    files = sorted((ROOT / "scenarios").glob("*/deploy.yaml"))
+    check("every scenario has a deploy.yaml", len(files) == len(list((ROOT / "scenarios").glob("*/scenario.toml"))), files)
+    for file in files:
+        name = file.parent.name
+        docs = list(yaml.safe_load_all(file.read_text()))
+        validate(name, docs)
+        own = {d["metadata"].get("namespace", d["metadata"]["name"]) for d in docs}
+        check(f"{name}: in a namespace of its own", own == {f"fgm-{name}"}, own)
+        for doc in docs:
+            spec = doc["spec"]["template"]["spec"] if doc["kind"] == "Job" else doc.get("spec")
+            if doc["kind"] not in ("Pod", "Job"):
+                continue
+            whole = spec["securityContext"]
+            safe = whole["runAsNonRoot"] and whole["seccompProfile"]["type"] == "RuntimeDefault"
+            for c in spec["containers"]:
+                own = c["securityContext"]
+                safe = safe and own["capabilities"] == {"drop": ["ALL"]} and own["allowPrivilegeEscalation"] is False
+            check(f"{name}: {doc['metadata']['name']} is restricted, without a token", safe and spec["automountServiceAccountToken"] is False)
+
+
+def kustomize():
+    kubectl = shutil.which("kubectl")
+    if not kubectl:
+        print("SKIPPED kustomize: there is no kubectl here")
+        return
+    built = subprocess.run([kubectl, "kustomize", ROOT / "deploy/manifests"], capture_output=True, text=True, timeout=60)
+    kinds = {d["kind"] for d in yaml.safe_load_all(built.stdout) if d}
+    check("kubectl kustomize builds deploy/manifests", built.returncode == 0 and {"Namespace", "DaemonSet"} <= kinds, built.stderr)
+
+
 def main():
     if sys.argv[1:] == ["--write"]:
         MANIFEST.write_text(plain())
@@ -99,8 +164,13 @@ def main():
     privilege("ptrace", render({"sysPtrace": True}), ["BPF", "PERFMON", "SYS_PTRACE"], False)
     privilege("privileged", render({"privileged": True}), None, True)
     kinds = {d["kind"] for d in render(CASES["everything"])}
-    check("optional resources appear when asked for", {"NetworkPolicy", "PodMonitor"} <= kinds, kinds)
-    check("and only then", not {"NetworkPolicy", "PodMonitor"} & {d["kind"] for d in render({})})
+    optional = {"NetworkPolicy", "PodMonitor", "Service", "ServiceMonitor"}
+    check("optional resources appear when asked for", optional <= kinds, kinds)
+    check("and only then", not optional & {d["kind"] for d in render({})})
+    lifecycle()
+    network()
+    scenarios()
+    kustomize()
     check("deploy/manifests is what the chart renders (else: check.py --write)", MANIFEST.read_text() == plain())
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
     check("the chart's version is the agent's", f'version = "{version}"' in (ROOT / "Cargo.toml").read_text(), version)

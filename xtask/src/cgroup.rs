@@ -84,21 +84,18 @@ impl Tree {
         }
     }
 
+    /// Kill what runs in one of our cgroups, and remove it.
+    pub fn remove_one(&mut self, dir: &Path) -> Result<()> {
+        self.made.retain(|made| made != dir);
+        remove_dir(dir)
+    }
+
     /// Kill what runs in our cgroups, remove them, and give back the controllers that were off before.
     pub fn remove(&mut self) -> Result<()> {
-        let deadline = Deadline::after(REMOVAL);
         let mut failed = None;
         while let Some(dir) = self.made.pop() {
-            while let Err(e) = fs::remove_dir(&dir) {
-                if e.kind() == std::io::ErrorKind::NotFound {
-                    break;
-                }
-                if deadline.passed() {
-                    failed = Some(anyhow!(e).context(format!("cannot remove the cgroup {}", dir.display())));
-                    break;
-                }
-                kill(&dir);
-                thread::sleep(Duration::from_millis(20));
+            if let Err(e) = remove_dir(&dir) {
+                failed = Some(e);
             }
         }
         for (dir, controller) in self.enabled.drain(..).rev() {
@@ -115,6 +112,21 @@ impl Drop for Tree {
             crate::progress::say(&format!("{e:#}"));
         }
     }
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    let deadline = Deadline::after(REMOVAL);
+    while let Err(e) = fs::remove_dir(dir) {
+        if e.kind() == std::io::ErrorKind::NotFound {
+            break;
+        }
+        if deadline.passed() {
+            return Err(e).with_context(|| format!("cannot remove the cgroup {}", dir.display()));
+        }
+        kill(dir);
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// `cgroup.kill` (Linux 5.14), else one by one.

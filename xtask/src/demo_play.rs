@@ -41,7 +41,8 @@ pub fn play(out: &Path, agent: &Path, workload: &Path) -> Result<()> {
 /// Play the scenario until the agent calls its incident closed.
 fn record(agent: &mut Agent, workload: &Path) -> Result<Value> {
     let scenario = Scenario::load("oom-kill")?;
-    let mut running = Running::start(&scenario, Path::new(CGROUP_ROOT), workload)?;
+    let expect = scenario.expect()?;
+    let mut running = Running::start(&scenario, &expect, Path::new(CGROUP_ROOT), workload)?;
     let mut step = Step::begin(format!("scenario: {}", scenario.title));
     let deadline = Deadline::after(INCIDENT);
     let mut last_asked = Deadline::after(Duration::ZERO);
@@ -51,7 +52,7 @@ fn record(agent: &mut Agent, workload: &Path) -> Result<Value> {
         let over = running.poll()?;
         if last_asked.passed() {
             last_asked = Deadline::after(Duration::from_millis(500));
-            seen = pick(&agent.get("/api/incidents")?, running.container_id());
+            seen = pick(&agent.get("/api/incidents")?, running.id_of("app"));
         }
         let elapsed = running.elapsed().as_secs_f64();
         match &seen {

@@ -15,64 +15,101 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-const USAGE: &str = "cargo xtask image [--out FILE] [--tag NAME:TAG]";
+const USAGE: &str = "cargo xtask image [--workload] [--out FILE] [--tag NAME:TAG]";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// What the agent's TLS clients trust, where the building machine has it.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
+/// What is in an image.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Of {
+    Agent,
+    /// The program that scenarios are made of.
+    Workload,
+}
+
+impl Of {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Agent => "fgm",
+            Self::Workload => "workload",
+        }
+    }
+}
+
 pub fn verb(args: &[OsString]) -> Result<i32> {
     let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let mut words = words.iter().map(String::as_str);
-    let (mut out, mut tag) = (paths::target().join("image/fgm.tar"), default_tag());
+    let (mut of, mut out, mut tag) = (Of::Agent, None, None);
     while let Some(word) = words.next() {
         match word {
-            "--out" => out = PathBuf::from(usage::value(words.next(), word, USAGE)?),
-            "--tag" => usage::value(words.next(), word, USAGE)?.clone_into(&mut tag),
+            "--workload" => of = Of::Workload,
+            "--out" => out = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
+            "--tag" => tag = Some(usage::value(words.next(), word, USAGE)?.to_owned()),
             _ => return Err(usage::wrong(format!("unknown option `{word}`"), USAGE)),
         }
     }
+    let tag = tag.unwrap_or_else(|| if of == Of::Agent { default_tag() } else { workload_tag() });
     if !tag.rsplit_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.contains('/')) {
         return Err(usage::wrong(format!("`{tag}` is not NAME:TAG"), USAGE));
     }
-    let agent = build()?;
-    let binary = fs::read(&agent).with_context(|| format!("cannot read {}", agent.display()))?;
-    let certificates = fs::read(CERTIFICATES).ok();
-    if certificates.is_none() {
+    let out = out.unwrap_or_else(|| archive(of));
+    println!("{}", make(of, &out, &tag)?);
+    Ok(0)
+}
+
+/// Where an image is put unless told.
+pub fn archive(of: Of) -> PathBuf {
+    paths::target().join(format!("image/{}.tar", of.program()))
+}
+
+/// Builds the program and writes its image; what it is, as JSON.
+pub fn make(of: Of, out: &Path, tag: &str) -> Result<Value> {
+    let program = build(of)?;
+    let binary = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+    let certificates = fs::read(CERTIFICATES).ok().filter(|_| of == Of::Agent);
+    if certificates.is_none() && of == Of::Agent {
         say(&format!("no {CERTIFICATES} here: the image trusts no certificate authority"));
     }
-    let image = assemble(&binary, certificates.as_deref(), &tag)?;
+    let image = assemble(of, &binary, certificates.as_deref(), tag)?;
     if let Some(dir) = out.parent() {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
-    let mut file = File::create(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    let mut file = File::create(out).with_context(|| format!("cannot create {}", out.display()))?;
     file.write_all(&image.archive).with_context(|| format!("cannot write {}", out.display()))?;
-    let line = json!({ "image": tag, "archive": out, "digest": image.digest, "bytes": image.archive.len() });
-    println!("{line}");
-    Ok(0)
+    Ok(json!({ "image": tag, "archive": out, "digest": image.digest, "bytes": image.archive.len() }))
 }
 
 pub fn default_tag() -> String {
     format!("fgm:{}", env!("CARGO_PKG_VERSION"))
 }
 
-/// The static agent with its kernel programs in it.
-fn build() -> Result<PathBuf> {
+pub fn workload_tag() -> String {
+    format!("fgm-workload:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// The static program; the agent with its kernel programs in it.
+fn build(of: Of) -> Result<PathBuf> {
     if std::env::consts::ARCH != "x86_64" {
         bail!("the image is made for x86_64 and this machine is {}", std::env::consts::ARCH);
     }
-    ebpf::build()?;
-    say("… building the static agent");
+    let name = of.program();
+    if of == Of::Agent {
+        ebpf::build()?;
+    }
+    say(&format!("… building the static {name}"));
     let mut c = child::cargo();
     // Always with --target: the flag then reaches no build script, and a folder of its own keeps other builds as they are.
-    c.args(["build", "--release", "-p", "fgm", "--bin", "fgm", "--target", TRIPLE]);
+    c.args(["build", "--release", "-p", name, "--bin", name, "--target", TRIPLE]);
     c.args(["--config", "profile.release.strip=\"symbols\"", "--message-format", "json-render-diagnostics"]);
     let remap = format!("--remap-path-prefix={}=/src", paths::root().display());
     c.env("CARGO_TARGET_DIR", paths::target())
         .env("CARGO_ENCODED_RUSTFLAGS", format!("-Ctarget-feature=+crt-static\x1f{remap}"));
     let built = ebpf::executables(&mut c)?;
-    let agent = built.into_iter().find(|p| p.ends_with("fgm")).context("cargo built no fgm")?;
-    must_be_static(&agent)?;
-    Ok(agent)
+    let built = built.into_iter().find(|p| p.ends_with(name));
+    let program = built.with_context(|| format!("cargo built no {name}"))?;
+    must_be_static(&program)?;
+    Ok(program)
 }
 
 /// An image FROM scratch has no dynamic linker, and would say only "no such file" of a program that asks for one.
@@ -105,36 +142,39 @@ struct Image {
     digest: String,
 }
 
-fn assemble(binary: &[u8], certificates: Option<&[u8]>, tag: &str) -> Result<Image> {
+fn assemble(of: Of, binary: &[u8], certificates: Option<&[u8]>, tag: &str) -> Result<Image> {
     let mut layer = Tar::new();
-    layer.file("fgm", binary, 0o755)?;
+    layer.file(of.program(), binary, 0o755)?;
     if let Some(certificates) = certificates {
         layer.folder("etc")?;
         layer.folder("etc/ssl")?;
         layer.folder("etc/ssl/certs")?;
         layer.file("etc/ssl/certs/ca-certificates.crt", certificates, 0o644)?;
     }
-    // The mount point of the data volume, so that a read-only root will do.
-    layer.folder("var")?;
-    layer.folder("var/lib")?;
-    layer.folder("var/lib/fgm")?;
+    let mut settings = json!({
+        "Entrypoint": [format!("/{}", of.program())],
+        "Env": ["PATH=/"],
+        "Labels": {
+            "org.opencontainers.image.title": tag.rsplit_once(':').map_or(tag, |(name, _)| name),
+            "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
+            "org.opencontainers.image.licenses": "MIT OR Apache-2.0",
+        },
+    });
+    if of == Of::Agent {
+        // The mount point of the data volume, so that a read-only root will do.
+        layer.folder("var")?;
+        layer.folder("var/lib")?;
+        layer.folder("var/lib/fgm")?;
+        settings["Cmd"] = json!(["agent"]);
+        settings["Volumes"] = json!({ "/var/lib/fgm": {} });
+        settings["ExposedPorts"] = json!({ "8050/tcp": {}, "8051/tcp": {} });
+    }
     let layer = layer.finish()?;
     let layer_digest = sha256(&layer);
     let config = bytes(&json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": {
-            "Entrypoint": ["/fgm"],
-            "Cmd": ["agent"],
-            "Env": ["PATH=/"],
-            "Volumes": { "/var/lib/fgm": {} },
-            "ExposedPorts": { "8050/tcp": {}, "8051/tcp": {} },
-            "Labels": {
-                "org.opencontainers.image.title": "fgm",
-                "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
-                "org.opencontainers.image.licenses": "MIT OR Apache-2.0",
-            },
-        },
+        "config": settings,
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_digest}")] },
     }))?;
     let config_digest = sha256(&config);
@@ -236,7 +276,7 @@ impl Tar {
 
 #[cfg(test)]
 mod tests {
-    use super::{assemble, full_name, has_interpreter, sha256};
+    use super::{Of, assemble, full_name, has_interpreter, sha256};
     use std::collections::BTreeMap;
     use std::io::Read as _;
 
@@ -254,7 +294,7 @@ mod tests {
 
     #[test]
     fn every_blob_has_the_digest_and_size_that_name_it() {
-        let image = assemble(b"a program", Some(b"certificates"), "fgm:1.2").expect("an image");
+        let image = assemble(Of::Agent, b"a program", Some(b"certificates"), "fgm:1.2").expect("an image");
         let files = files(&image.archive);
         for (path, content) in files.iter().filter(|(p, c)| p.starts_with("blobs/sha256/") && !c.is_empty()) {
             assert_eq!(path, &format!("blobs/sha256/{}", sha256(content)));
@@ -280,9 +320,18 @@ mod tests {
 
     #[test]
     fn the_same_program_gives_the_same_image() {
-        let make = || assemble(b"a program", None, "fgm:1").expect("an image");
+        let make = || assemble(Of::Agent, b"a program", None, "fgm:1").expect("an image");
         assert_eq!(make().archive, make().archive);
-        assert_ne!(make().digest, assemble(b"another", None, "fgm:1").expect("an image").digest);
+        assert_ne!(make().digest, assemble(Of::Agent, b"another", None, "fgm:1").expect("an image").digest);
+    }
+
+    #[test]
+    fn the_workload_is_an_image_of_its_own() {
+        let image = assemble(Of::Workload, b"roles", None, "fgm-workload:1").expect("an image");
+        let files = files(&image.archive);
+        let has = |text: &str| files.values().any(|f| String::from_utf8_lossy(f).contains(text));
+        assert!(has("\"Entrypoint\":[\"/workload\"]"));
+        assert!(!has("/var/lib/fgm"));
     }
 
     #[test]

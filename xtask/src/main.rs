@@ -7,6 +7,7 @@ mod browser;
 mod cgroup;
 mod child;
 mod clock;
+mod cluster;
 mod demo;
 mod demo_play;
 mod ebpf;
@@ -41,8 +42,9 @@ cargo xtask VERB
   bench evidence|burst|churn|quiet|store|sampler  the numbers that the recorder is held to
   faults [--points N]         let N things go wrong with the store and the agent, and count what that cost
   interop [--all]             other engines read what the agent wrote, and find the same
-  scenario list|run NAME      play a workload in cgroups of its own
-  image [--out FILE]          the agent as an OCI image, one static binary in it
+  scenario list|run NAME      play a workload, and hold what the agent tells of it against what is expected
+  image [--workload]          the agent (or what scenarios are made of) as an OCI image, one static binary in it
+  cluster create|deploy|status|viewer|destroy --kind NAME|--minikube PROFILE   the agent on a cluster of your own
   vm [OPTIONS] -- COMMAND     run a command in the test VM
 ";
 
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         "build-ebpf" => usage::none(rest, "cargo xtask build-ebpf").and_then(|()| ebpf::verb()),
         "test" => suite::test(rest),
         "ci" => usage::none(rest, "cargo xtask ci").map(|()| suite::ci()),
+        "cluster" => cluster::verb(rest),
         "demo" => demo::verb(rest),
         "bench" => bench::verb(rest),
         "faults" => faults::verb(rest),

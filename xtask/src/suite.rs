@@ -9,7 +9,7 @@ use crate::demo::{self, Outcome};
 use crate::progress::{quiet, say};
 use crate::setup::{self, Check, Need};
 use crate::tally::{self, Names, Tally};
-use crate::{bench, browser, ebpf, interop, kernel, paths, usage};
+use crate::{bench, browser, ebpf, interop, kernel, paths, scenario, usage};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -92,6 +92,10 @@ pub fn test(args: &[OsString]) -> Result<i32> {
     suite.group("demo", |_| {
         outcome = Some(demo::in_vm(&kernels[0])?);
         Ok(Tally::PASSED)
+    });
+    suite.group("scenarios", |_| {
+        let names = if long { scenario::names() } else { scenario::GROUP.map(str::to_owned).to_vec() };
+        scenario::group(&names, &kernels[0])
     });
     if long {
         suite.group("evidence", |_| {

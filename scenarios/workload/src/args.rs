@@ -2,6 +2,7 @@
 //! Called by `main`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 const USAGE: &str = "usage: workload [--enter CGROUP]… ROLE
@@ -10,6 +11,14 @@ const USAGE: &str = "usage: workload [--enter CGROUP]… ROLE
   blast     --bytes N [--after S|stdin] [--hold S]
   hog-child --bytes N --over S [--after S] [--linger S]
   serve     --bytes N --file PATH --from N --length N
+  crew      --bytes N --grow N --over S [--after S] [--linger S]
+  crash     [--after S] [--code N]
+  pipe      [--after S]
+  forks     --children N --for S
+  burn      --for S [--threads N] [--after S]
+  write     --file PATH --bytes N --for S [--after S]
+  http      --listen ADDRESS [--upstream ADDRESS] [--bytes N] [--keep N]
+  visit     --to ADDRESS --for S [--every S]
 each takes --name COMM; N takes the suffixes K, M and G; S is in seconds and may have a fraction";
 
 /// When a blast begins.
@@ -22,11 +31,75 @@ pub enum Start {
 
 #[derive(Debug, PartialEq)]
 pub enum Role {
-    Steady { bytes: usize, length: Option<Duration> },
-    Ramp { bytes: usize, over: Duration, after: Duration, hold: Duration },
-    Blast { bytes: usize, start: Start, hold: Duration },
-    HogChild { bytes: usize, over: Duration, after: Duration, linger: Duration },
-    Serve { bytes: usize, file: PathBuf, from: usize, length: usize },
+    Steady {
+        bytes: usize,
+        length: Option<Duration>,
+    },
+    Ramp {
+        bytes: usize,
+        over: Duration,
+        after: Duration,
+        hold: Duration,
+    },
+    Blast {
+        bytes: usize,
+        start: Start,
+        hold: Duration,
+    },
+    HogChild {
+        bytes: usize,
+        over: Duration,
+        after: Duration,
+        linger: Duration,
+    },
+    Serve {
+        bytes: usize,
+        file: PathBuf,
+        from: usize,
+        length: usize,
+    },
+    Crew {
+        bytes: usize,
+        grow: usize,
+        over: Duration,
+        after: Duration,
+        linger: Duration,
+    },
+    Crash {
+        after: Duration,
+        code: u8,
+    },
+    Pipe {
+        after: Duration,
+    },
+    /// The writing end of `Pipe`.
+    Pour,
+    Forks {
+        children: usize,
+        length: Duration,
+    },
+    Burn {
+        threads: Option<usize>,
+        after: Duration,
+        length: Duration,
+    },
+    Write {
+        file: PathBuf,
+        bytes: usize,
+        after: Duration,
+        length: Duration,
+    },
+    Http {
+        listen: String,
+        upstream: Option<String>,
+        bytes: usize,
+        keep: usize,
+    },
+    Visit {
+        to: String,
+        every: Duration,
+        length: Duration,
+    },
 }
 
 #[derive(Debug, PartialEq)]
@@ -59,7 +132,7 @@ impl Args {
             },
             "ramp" => Role::Ramp {
                 bytes: options.size("--bytes")?,
-                over: options.seconds("--over")?.ok_or_else(|| missing("--over"))?,
+                over: options.time("--over")?,
                 after: options.seconds("--after")?.unwrap_or_default(),
                 hold: options.seconds("--hold")?.unwrap_or(second),
             },
@@ -70,13 +143,52 @@ impl Args {
             },
             "hog-child" => Role::HogChild {
                 bytes: options.size("--bytes")?,
-                over: options.seconds("--over")?.ok_or_else(|| missing("--over"))?,
+                over: options.time("--over")?,
                 after: options.seconds("--after")?.unwrap_or_default(),
                 linger: options.seconds("--linger")?.unwrap_or(second),
             },
+            "crew" => Role::Crew {
+                bytes: options.size("--bytes")?,
+                grow: options.size("--grow")?,
+                over: options.time("--over")?,
+                after: options.seconds("--after")?.unwrap_or_default(),
+                linger: options.seconds("--linger")?.unwrap_or(second),
+            },
+            "crash" => Role::Crash {
+                after: options.seconds("--after")?.unwrap_or_default(),
+                code: options.number("--code")?.unwrap_or(1),
+            },
+            "pipe" => Role::Pipe { after: options.seconds("--after")?.unwrap_or_default() },
+            "pour" => Role::Pour,
+            "forks" => Role::Forks {
+                children: options.number("--children")?.ok_or_else(|| missing("--children"))?,
+                length: options.time("--for")?,
+            },
+            "burn" => Role::Burn {
+                threads: options.number("--threads")?,
+                after: options.seconds("--after")?.unwrap_or_default(),
+                length: options.time("--for")?,
+            },
+            "write" => Role::Write {
+                file: options.text("--file")?.into(),
+                bytes: options.size("--bytes")?,
+                after: options.seconds("--after")?.unwrap_or_default(),
+                length: options.time("--for")?,
+            },
+            "http" => Role::Http {
+                listen: options.text("--listen")?,
+                upstream: options.take("--upstream"),
+                bytes: options.bytes("--bytes")?.unwrap_or(crate::memory::STEADY_BYTES),
+                keep: options.bytes("--keep")?.unwrap_or(0),
+            },
+            "visit" => Role::Visit {
+                to: options.text("--to")?,
+                every: options.seconds("--every")?.unwrap_or(second),
+                length: options.time("--for")?,
+            },
             "serve" => Role::Serve {
                 bytes: options.size("--bytes")?,
-                file: options.take("--file").ok_or_else(|| missing("--file"))?.into(),
+                file: options.text("--file")?.into(),
                 from: options.size("--from")?,
                 length: options.size("--length")?,
             },
@@ -109,6 +221,19 @@ impl Options {
 
     fn size(&mut self, name: &str) -> Result<usize, String> {
         self.bytes(name)?.ok_or_else(|| missing(name))
+    }
+
+    fn text(&mut self, name: &str) -> Result<String, String> {
+        self.take(name).ok_or_else(|| missing(name))
+    }
+
+    fn time(&mut self, name: &str) -> Result<Duration, String> {
+        self.seconds(name)?.ok_or_else(|| missing(name))
+    }
+
+    fn number<N: FromStr>(&mut self, name: &str) -> Result<Option<N>, String> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        value.parse().map(Some).map_err(|_| format!("{name} {value} is no number that can be\n{USAGE}"))
     }
 
     fn start(&mut self) -> Result<Start, String> {
@@ -176,6 +301,15 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_left_out_has_a_default() {
+        assert_eq!(parse("crash").expect("a crash").role, Role::Crash { after: Duration::ZERO, code: 1 });
+        let burn = Role::Burn { threads: None, after: Duration::ZERO, length: Duration::from_secs(2) };
+        assert_eq!(parse("burn --for 2").expect("a burn").role, burn);
+        let http = Role::Http { listen: ":1".into(), upstream: None, bytes: 4 << 20, keep: 0 };
+        assert_eq!(parse("http --listen :1").expect("a server").role, http);
+    }
+
+    #[test]
     fn enter_keeps_the_words_after_it() {
         let args = parse("--enter /sys/fs/cgroup/a steady --for 1").expect("a steady");
         let (cgroup, rest) = args.enter.expect("a cgroup");
@@ -197,6 +331,10 @@ mod tests {
             "steady --over 1",
             "blast 7",
             "serve --bytes 1M --from 0 --length 1M",
+            "crash --code 300",
+            "forks --children -1 --for 1",
+            "visit --for 1",
+            "pipe --bytes 1M",
         ];
         for line in wrong {
             let message = parse(line).expect_err(line);

@@ -9,21 +9,32 @@
 //!   blast     --bytes N [--after S|stdin] [--hold S]         touch N bytes as fast as it goes; `stdin`: when that ends
 //!   hog-child --bytes N --over S [--after S] [--linger S]    stay alive; a child ramps; report how it ended
 //!   serve     --bytes N --file PATH --from N --length N      hold N bytes and read a part of a file over and over
+//!   crew      --bytes N --grow N --over S [--after S] [--linger S]  a child holds N bytes, another asks for more
+//!   crash     [--after S] [--code N]                         end with this code (1)
+//!   pipe      [--after S]                                    a child that writes to a pipe which nobody reads; ends with 141
+//!   forks     --children N --for S                           start N idle children, as far as the kernel lets us
+//!   burn      --for S [--threads N] [--after S]              use N processors (all there are)
+//!   write     --file PATH --bytes N --for S [--after S]      write N bytes over and over, each piece to the disk
+//!   http      --listen ADDRESS [--upstream ADDRESS] [--bytes N] [--keep N]  answer, after asking the next; keep N bytes a request
+//!   visit     --to ADDRESS --for S [--every S]               ask over and over
 //! ```
 //! Each role takes `--name COMM`, the name that the kernel shows for it (15 bytes at most). `--enter` joins a cgroup and then executes this program anew, as a container runtime does: what the role allocates is
 //! charged to the container, and the kernel sees an exec in it.
-//! Exit codes: 0 done, 1 the system refused something, 2 wrong arguments, 3 the hog's child was not killed.
+//! Exit codes: 0 done, 1 the system refused something, 2 wrong arguments, 3 what the role is for did not happen (no child was
+//! killed, none was refused).
 
 mod args;
 mod memory;
+mod processes;
+mod web;
+mod work;
 
 use args::{Args, Role, Start};
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::Duration;
 use std::{env, thread};
 
 fn main() -> ExitCode {
@@ -100,35 +111,28 @@ fn play(role: &Role) -> Result<ExitCode, String> {
                 .map(|()| ExitCode::SUCCESS)
                 .map_err(|e| format!("{}: {e}", file.display()));
         }
-        Role::HogChild { bytes, over, after, linger } => return hog(bytes, over, after, linger),
+        Role::HogChild { bytes, over, after, linger } => return processes::hog(bytes, over, after, linger),
+        Role::Crew { bytes, grow, over, after, linger } => {
+            return processes::crew(bytes, grow, over, after, linger);
+        }
+        Role::Crash { after, code } => {
+            let held = memory::touched(memory::STEADY_BYTES);
+            memory::idle(&held, Some(after));
+            say(&format!("crashes with {code}"));
+            return Ok(ExitCode::from(code));
+        }
+        Role::Pipe { after } => return processes::pipe(after),
+        Role::Pour => return processes::pour(),
+        Role::Forks { children, length } => return processes::forks(children, length),
+        Role::Burn { threads, after, length } => work::burn(threads, after, length),
+        Role::Write { ref file, bytes, after, length } => {
+            say(&format!("writes {bytes} bytes of {} over and over", file.display()));
+            work::write(file, bytes, after, length).map_err(|e| format!("{}: {e}", file.display()))?;
+        }
+        Role::Http { ref listen, ref upstream, bytes, keep } => {
+            web::serve(listen, upstream.as_deref(), bytes, keep).map_err(|e| format!("{listen}: {e}"))?;
+        }
+        Role::Visit { ref to, every, length } => web::visit(to, every, length)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The container's init: it outlives the child that the kernel kills, as a supervisor or a shell does.
-fn hog(bytes: usize, over: Duration, after: Duration, linger: Duration) -> Result<ExitCode, String> {
-    say("init is steady");
-    let held = memory::touched(memory::STEADY_BYTES);
-    memory::idle(&held, Some(after));
-    let own = env::current_exe().map_err(|e| format!("cannot tell my own path: {e}"))?;
-    let mut child = Command::new(own)
-        .args([
-            "ramp",
-            "--bytes",
-            &bytes.to_string(),
-            "--over",
-            &over.as_secs_f64().to_string(),
-            "--hold",
-            "1",
-            "--name",
-            "hog",
-        ])
-        .spawn()
-        .map_err(|e| format!("cannot start the child: {e}"))?;
-    say(&format!("child {} ramps", child.id()));
-    let status = child.wait().map_err(|e| format!("cannot wait for the child: {e}"))?;
-    let killed = status.signal() == Some(9);
-    say(&format!("child {} ended: {status}; init lives on for {} s", child.id(), linger.as_secs()));
-    memory::idle(&held, Some(linger));
-    Ok(if killed { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
