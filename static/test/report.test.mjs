@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { readSamples } from '../src/data.js';
+import { openSamples } from '../src/samples.js';
 import { indexAt } from '../src/series.js';
 import { barriers, coloursOf, documentIn, fixture, launch, openReport, plotBox, SHOTS, writeReport } from './page.mjs';
 
@@ -164,7 +164,8 @@ test('the_keyboard_reaches_and_works_everything', TIMEOUT, async () => {
 
 test('a_sample_just_before_the_event_has_a_distance_and_a_sign', TIMEOUT, async () => {
   const { document, parquet } = await fixture();
-  const group = (await readSamples(parquet)).find((g) => g.id === String(document.incident.cgroup_id));
+  const samples = await openSamples(parquet);
+  const group = await samples.read(samples.groups.find((g) => g.id === String(document.incident.cgroup_id)), []);
   const sampleUs = group.t[indexAt(group.t, document.incident.ts_us)];
   for (const [us, told] of [[300, '0.3 ms'], [40, '40 µs'], [1, '1 µs']]) {
     const close = structuredClone(document);
@@ -200,10 +201,14 @@ test('another_cgroup_draws_its_own_samples', TIMEOUT, async (t) => {
     return t.skip('this report holds one cgroup');
   }
   const value = () => page.textContent('[data-panel=memory] [data-value=memory_current]');
+  const choose = async (n) => {
+    await choices.nth(n).check();
+    await page.waitForFunction(([id]) => document.getElementById('stack').dataset.group === id, [await choices.nth(n).inputValue()]);
+  };
   const first = await value();
-  await choices.nth(1).check();
+  await choose(1);
   assert.notEqual(await value(), '–');
-  await choices.nth(0).check();
+  await choose(0);
   assert.equal(await value(), first);
   await page.keyboard.press('Tab');
   assert.deepEqual(errors, []);
