@@ -75,6 +75,7 @@ export function milliseconds(value) {
   if (!isNumber(value)) return ABSENT;
   const size = Math.abs(value);
   const sign = value < 0 ? '−' : '';
+  if (size > 0 && size < 0.01) return `${sign}${Number((size * 1000).toFixed(1))} µs`;
   if (size < 10) return `${sign}${Number(size.toFixed(2))} ms`;
   if (size < 1000) return `${sign}${Math.round(size)} ms`;
   if (size < 60_000) return `${sign}${Number((size / 1000).toFixed(size < 10_000 ? 2 : 1))} s`;
@@ -90,14 +91,17 @@ export function seconds(value) {
 }
 
 /**
- * Time from the event, signed: `−5.00 s`, `+3 ms`, `0`.
+ * Time from the event, signed: `−5.00 s`, `+3 ms`, `−40 µs`; `0 s` is the event's own instant alone.
  * @param {number} us microseconds
- * @param {number} [resolutionUs] the smallest difference that has to show
+ * @param {number} [resolutionUs] the smallest difference that has to show; of what is less, its first digit
  */
 export function relative(us, resolutionUs = 1000) {
-  if (Math.abs(us) < resolutionUs / 2) return '0 s';
-  const sign = us < 0 ? '−' : '+';
   const size = Math.abs(us);
+  // An instant is told to the microsecond.
+  if (size < 0.5) return '0 s';
+  const sign = us < 0 ? '−' : '+';
+  while (size < resolutionUs / 2) resolutionUs /= 10;
+  if (size < 100 && resolutionUs <= 10) return `${sign}${Math.round(size)} µs`;
   if (size < 1_000_000 && resolutionUs < 100_000) {
     const places = resolutionUs < 100 ? 2 : resolutionUs < 1000 ? 1 : 0;
     return `${sign}${(size / 1000).toFixed(places)} ms`;

@@ -3,22 +3,24 @@
  * leave the page blank: whatever is broken is said in its place and the rest still stands. The page's only entry point.
  *
  * @import { Group } from './data.js'
+ * @import { Samples } from './samples.js'
  * @import { Clock } from './axis.js'
  */
 
 import { createCharts } from './charts.js';
-import { fromBase64, readDocument, readSamples, sha256 } from './data.js';
+import { FIELDS, fromBase64, readDocument, sha256 } from './data.js';
 import { h, section } from './dom.js';
 import { createFacts, createHeader, subjectName, summaryText, titleOf } from './facts.js';
 import * as format from './format.js';
-import { createMissing, createProvenance } from './missing.js';
+import { createMissing, createProvenance, gapSentence } from './missing.js';
 import { createOverview } from './overview.js';
 import { createProcesses } from './processes.js';
+import { openSamples } from './samples.js';
 import { saveBytes, copyText } from './save.js';
 import { indexAt, CAUSES } from './series.js';
 import { createThemeChoice } from './theme.js';
 import { createTimeline } from './timeline.js';
-import { createToolbar } from './toolbar.js';
+import { createToolbar, legend } from './toolbar.js';
 import { createView } from './view.js';
 import { CAUSES as CAUSE_WORDS, kindName, scopeName } from './words.js';
 
@@ -51,15 +53,10 @@ function firstGroup(groups, incident) {
   return groups.find((group) => wanted.includes(group.id)) ?? groups.find((group) => group.scope === 'container') ?? groups[0];
 }
 
-/** @param {Group[]} groups @param {any} incident */
-function extentOf(groups, incident) {
-  let from = incident?.window?.from_us ?? Infinity;
-  let to = incident?.window?.to_us ?? -Infinity;
-  for (const group of groups) {
-    if (!group.t.length) continue;
-    from = Math.min(from, group.t[0]);
-    to = Math.max(to, group.t[group.t.length - 1]);
-  }
+/** @param {Samples | null} samples @param {any} incident */
+function extentOf(samples, incident) {
+  const from = Math.min(incident?.window?.from_us ?? Infinity, samples?.from ?? Infinity);
+  const to = Math.max(incident?.window?.to_us ?? -Infinity, samples?.to ?? -Infinity);
   return Number.isFinite(from) && Number.isFinite(to) ? { from, to } : null;
 }
 
@@ -78,8 +75,8 @@ function chiefEvent(events, incident) {
 async function start() {
   const { document: report, error: documentError } = readDocument(embedded('fgm-data'));
   const { incident } = report;
-  /** @type {Group[]} */
-  let groups = [];
+  /** @type {Samples | null} */
+  let samples = null;
   /** @type {unknown} */
   let samplesError = null;
   /** @type {Uint8Array} */
@@ -87,13 +84,16 @@ async function start() {
   try {
     parquet = fromBase64(embedded('fgm-parquet'));
     // Two buckets may lie between the rows that were kept of each.
-    groups = await readSamples(parquet, (2 * (report.provenance.thinned?.bucket_us ?? 0)) / 1000);
-    if (!groups.length) throw new Error('it holds no rows');
+    samples = await openSamples(parquet, report.cgroups, (2 * (report.provenance.thinned?.bucket_us ?? 0)) / 1000);
+    if (!samples.groups.length) throw new Error('it holds no rows');
+    await samples.read(firstGroup(samples.groups, incident), FIELDS);
   } catch (error) {
+    samples = null;
     samplesError = error;
   }
+  const groups = samples?.groups ?? [];
   const hash = parquet.length ? await sha256(parquet) : null;
-  const extent = extentOf(groups, incident);
+  const extent = extentOf(samples, incident);
   const originUs = incident?.ts_us ?? extent?.from ?? 0;
   // Where the readouts stand while nothing is pointed at: at the event, or at the end of a plain range.
   const restUs = incident?.ts_us ?? extent?.to ?? 0;
@@ -127,6 +127,7 @@ async function start() {
   const charts = section('charts', incident ? 'Before and after' : 'Samples', null);
   const eventList = h('div', { id: 'event-list' });
   const processes = h('div', { id: 'process-table' });
+  const missing = h('div', {}, createMissing(report, samples ? { gaps: [], unread: samples.groups.length } : null));
   const main = h(
     'main',
     { id: 'main' },
@@ -136,8 +137,8 @@ async function start() {
     charts,
     section('events', 'Events', report.events.length ? `${report.events.length} in this window, in time order` : null, eventList),
     section('processes', incident ? `Processes at the ${noun}` : 'Processes', null, processes),
-    section('missing', 'What is missing', null, createMissing(report, samplesError ? null : groups)),
-    section('provenance', 'Where this comes from', null, ...createProvenance(report, { sha256: hash, rows: samplesError ? null : groups.reduce((sum, group) => sum + group.t.length, 0), bytes: parquet.length })),
+    section('missing', 'What is missing', null, missing),
+    section('provenance', 'Where this comes from', null, ...createProvenance(report, { sha256: hash, rows: samples?.rows ?? null, bytes: parquet.length })),
   );
   document.querySelector('.loading')?.remove();
   document.body.prepend(h('a', { class: 'skip', href: '#charts', onclick: jump }, 'Skip to the charts'), top, main);
@@ -146,7 +147,7 @@ async function start() {
   const chief = chiefEvent(events, incident);
   const isIncident = (/** @type {any} */ event) => event === chief;
   createProcesses(processes, { processes: report.processes, victims: incident?.victims ?? [], originUs, manyCgroups: new Set(report.processes.map((/** @type {any} */ row) => String(row.cgroup_id))).size > 1, nameOf, noun });
-  if (samplesError || !extent) {
+  if (!samples || !extent) {
     charts.append(h('p', { class: 'broken', role: 'alert' }, `The samples cannot be shown: ${reason(samplesError)}. The rest of this report does not depend on them${parquet.length ? ', and the embedded file can still be saved' : ''}.`));
     createTimeline({ strip, list: eventList }, { events, isIncident, originUs, nameOf, view: null });
     document.documentElement.dataset.ready = 'broken';
@@ -163,6 +164,25 @@ async function start() {
     for (const part of drawn) part.destroy();
     const scene = { group, incident, events, isIncident, originUs, restUs, view, clock: () => clock, nameOf };
     drawn = [createOverview(overview, scene), createCharts(stack, scene)];
+    stack.dataset.group = group.id;
+  };
+  let chosen = group;
+  const choose = async (/** @type {string} */ id) => {
+    chosen = groups.find((g) => g.id === id) ?? group;
+    const wanted = chosen;
+    try {
+      await samples.read(wanted, FIELDS);
+    } catch (error) {
+      if (chosen !== wanted) return;
+      for (const part of drawn) part.destroy();
+      drawn = [];
+      stack.replaceChildren(h('p', { class: 'broken', role: 'alert' }, `The samples of ${nameOf(wanted.id)} cannot be shown: ${reason(error)}.`));
+      stack.dataset.group = wanted.id;
+    }
+    if (chosen !== wanted || stack.dataset.group === wanted.id) return;
+    group = wanted;
+    draw();
+    tell();
   };
   redraw = () => drawn.forEach((part) => part.redraw());
 
@@ -178,8 +198,9 @@ async function start() {
       cause ? h('span', { class: 'soft', title: CAUSE_WORDS[cause] }, t === group.t[at] ? `a ${cause} sample` : `last sample: ${cause}, ${format.milliseconds((t - group.t[at]) / 1000)} before`) : '',
     );
   };
+  const toolbar = createToolbar({ groups, group, incident, originUs, view, clock, nameOf, setGroup: choose, setClock: (mode) => { clock = mode; redraw(); } });
   charts.append(
-    createToolbar({ groups, group, incident, originUs, view, clock, nameOf, setGroup: (id) => { group = groups.find((g) => g.id === id) ?? group; draw(); tell(); }, setClock: (mode) => { clock = mode; redraw(); } }),
+    toolbar,
     h('div', { class: 'rail' }, overview, strip, now),
     stack,
   );
@@ -189,6 +210,21 @@ async function start() {
   tell();
   document.documentElement.dataset.openedMs = performance.now().toFixed(0);
   document.documentElement.dataset.ready = 'yes';
+
+  // What only the sections below and the legend need, in pieces, so that the page stays the reader's.
+  const pause = () => new Promise((resolve) => { setTimeout(resolve); });
+  const gaps = [];
+  for (const [i, other] of groups.entries()) {
+    await pause();
+    try {
+      gaps.push(gapSentence(await samples.read(other, ['memory_current'], pause)));
+    } catch (error) {
+      gaps.push(`The samples of ${nameOf(other.id)} cannot be read: ${reason(error)}.`);
+    }
+    missing.replaceChildren(createMissing(report, { gaps, unread: groups.length - i - 1 }));
+  }
+  toolbar.querySelector('.cause-legend')?.replaceWith(legend(groups));
+  document.documentElement.dataset.read = 'all';
 }
 
 /** Goes to a section without giving up the theme in the address. @param {Event} event */

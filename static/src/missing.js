@@ -45,19 +45,21 @@ export function gapSentence(group) {
   return `${many} ${many === 1 ? 'gap' : 'gaps'} in the memory readings of ${scopeName(group.scope)} ${subjectName({ ...group, cgroup_path: group.path })}, the longest ${format.milliseconds(longest / 1000)}; the lines stop there.`;
 }
 
-/** @param {any} document @param {Group[] | null} groups null: the Parquet file could not be read */
-export function createMissing(document, groups) {
+/**
+ * @param {any} document
+ * @param {{gaps: (string | null)[], unread: number} | null} samples what their cgroups lack, as far as they were read; null: the file
+ *   could not be
+ */
+export function createMissing(document, samples) {
   const { provenance } = document;
   const sentences = losses(document).map(lossSentence);
   const { thinned } = provenance;
   if (thinned) sentences.push(`This report was thinned to fit: it holds ${format.count(provenance.rows)} of ${format.count(thinned.rows_of)} rows. Of every ${format.milliseconds(thinned.bucket_us / 1000)} those with the lowest and the highest values are here, and all within 2 s of the event; export the same selection as Parquet for all of them.`);
   if (provenance.redacted) sentences.push('Names and labels: they were replaced by stand-ins or left out when this was exported.');
-  for (const group of groups ?? []) {
-    const sentence = gapSentence(group);
-    if (sentence) sentences.push(sentence);
-  }
+  for (const sentence of samples?.gaps ?? []) if (sentence) sentences.push(sentence);
   for (const hook of provenance.hooks ?? []) if (hook.error) sentences.push(`The hook ${hook.hook} (${open(hook.event)}) was not attached: ${hook.error}.`);
-  if (!groups) sentences.push('The samples: the embedded Parquet file could not be read.');
+  if (samples?.unread) sentences.push(`Gaps in the samples: ${format.count(samples.unread)} ${samples.unread === 1 ? 'cgroup is' : 'cgroups are'} still being looked through.`);
+  if (!samples) sentences.push('The samples: the embedded Parquet file could not be read.');
   if (!sentences.length) return h('p', { class: 'all-there' }, 'Nothing is known to be missing.');
   return h('ul', { class: 'missing' }, ...sentences.map((text) => h('li', {}, text)));
 }

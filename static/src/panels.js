@@ -104,7 +104,7 @@ function drawable(traces) {
 
 /** @param {Step[]} steps */
 function limited(steps) {
-  return steps.filter((step) => step.readings.t.length > 0);
+  return steps.filter((step) => step.readings.t.length > 0).map((step) => ({ ...step, readings: series.changes(step.readings) }));
 }
 
 /**

@@ -87,8 +87,9 @@ export function legend(groups) {
   const rates = (/** @type {number} */ cause) => {
     const told = groups.flatMap((group) => group.periods?.[cause] ?? []);
     if (told.length) return Math.min(...told);
-    const periods = groups.flatMap((group) => Array.from(group.periodMs).filter((_, i) => group.cause[i] === cause));
-    return periods.length ? Math.min(...new Set(periods)) : null;
+    let least = Infinity;
+    for (const { periodMs, cause: causes } of groups) for (let i = 0; i < causes.length; i += 1) if (causes[i] === cause && periodMs[i] < least) least = periodMs[i];
+    return Number.isFinite(least) ? least : null;
   };
   const shapes = [
     svg('circle', { cx: 11, cy: 7, r: 3, class: 'hollow' }),

@@ -1,7 +1,8 @@
 /**
  * How long the pages take in Chromium: the viewer over a data folder of any size, and a report. Prints one JSON object of
  * milliseconds and counts; judges nothing (`cargo xtask bench viewer` makes the folder and the report, and does). Not a
- * test. FGM_DATA, FGM_BIN as in serve.mjs, FGM_REPORT a report file:
+ * test. FGM_DATA, FGM_BIN as in serve.mjs, FGM_REPORT a report file (what is
+ * not given is not opened):
  *
  *   FGM_DATA=DIR FGM_BIN=target/release/fgm FGM_REPORT=FILE node test/bench.mjs
  */
@@ -112,12 +113,12 @@ async function ofReport(browser, file) {
   return found;
 }
 
-const [browser, served] = await Promise.all([launch(), view()]);
+const [browser, served] = await Promise.all([launch(), process.env.FGM_DATA ? view() : null]);
 try {
-  const viewer = await ofViewer(browser, served.url);
+  const viewer = served && (await ofViewer(browser, served.url));
   const report = process.env.FGM_REPORT ? await ofReport(browser, process.env.FGM_REPORT) : null;
   console.log(JSON.stringify({ chromium: browser.version(), viewer, report }, null, 2));
 } finally {
   await browser.close();
-  await served.stop();
+  await served?.stop();
 }

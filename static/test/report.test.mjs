@@ -8,6 +8,8 @@ import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { openSamples } from '../src/samples.js';
+import { indexAt } from '../src/series.js';
 import { barriers, coloursOf, documentIn, fixture, launch, openReport, plotBox, SHOTS, writeReport } from './page.mjs';
 
 const TIMEOUT = { timeout: 60_000 };
@@ -160,6 +162,24 @@ test('the_keyboard_reaches_and_works_everything', TIMEOUT, async () => {
   await context.close();
 });
 
+test('a_sample_just_before_the_event_has_a_distance_and_a_sign', TIMEOUT, async () => {
+  const { document, parquet } = await fixture();
+  const samples = await openSamples(parquet);
+  const group = await samples.read(samples.groups.find((g) => g.id === String(document.incident.cgroup_id)), []);
+  const sampleUs = group.t[indexAt(group.t, document.incident.ts_us)];
+  for (const [us, told] of [[300, '0.3 ms'], [40, '40 µs'], [1, '1 µs']]) {
+    const close = structuredClone(document);
+    const chief = close.events.find((event) => event.ts_us === close.incident.ts_us && event.kind === close.incident.kind);
+    chief.ts_us = close.incident.ts_us = sampleUs + us;
+    const { page, context } = await openReport(browser, await make(`close-${us}`, close, parquet));
+    await page.locator('#stack').focus();
+    await page.keyboard.press('ArrowLeft');
+    assert.equal(await page.textContent('#now strong'), `−${told}`);
+    assert.match(await page.textContent('#now'), /a (base|history|burst) sample/);
+    await context.close();
+  }
+});
+
 test('events_show_their_details_and_light_their_row', TIMEOUT, async () => {
   const { page, context } = await openReport(browser, file);
   const mark = page.locator('.event-main').first();
@@ -181,10 +201,14 @@ test('another_cgroup_draws_its_own_samples', TIMEOUT, async (t) => {
     return t.skip('this report holds one cgroup');
   }
   const value = () => page.textContent('[data-panel=memory] [data-value=memory_current]');
+  const choose = async (n) => {
+    await choices.nth(n).check();
+    await page.waitForFunction(([id]) => document.getElementById('stack').dataset.group === id, [await choices.nth(n).inputValue()]);
+  };
   const first = await value();
-  await choices.nth(1).check();
+  await choose(1);
   assert.notEqual(await value(), '–');
-  await choices.nth(0).check();
+  await choose(0);
   assert.equal(await value(), first);
   await page.keyboard.press('Tab');
   assert.deepEqual(errors, []);

@@ -151,3 +151,14 @@ test('joined_lines_run_on_over_foreign_instants_and_stop_in_gaps', () => {
   assert.deepEqual(yb, [7, 8, 9, 9, undefined, undefined]);
   assert.deepEqual(limit, [null, 64, 64, 64, 64, 64]);
 });
+
+test('a_limit_is_where_it_was_set_and_nothing_between', () => {
+  const t = Float64Array.from({ length: 1000 }, (_, i) => i * 1e6);
+  const v = Float64Array.from(t, (_, i) => (i < 400 ? 64 : 128));
+  const limit = { t, v, cause: new Uint8Array(1000), periodMs: new Float64Array(1000).fill(1000) };
+  const kept = series.changes(limit);
+  assert.deepEqual(Array.from(kept.t), [0, 400e6, 999e6]);
+  const times = [0, 399.9e6, 400e6, 998e6, 5000e6];
+  assert.deepEqual(series.carryForward(kept, times), series.carryForward(limit, times), 'what it stands for is the same');
+  assert.equal(series.changes({ ...limit, t: t.subarray(0, 0), v: v.subarray(0, 0) }).t.length, 0);
+});

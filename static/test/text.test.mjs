@@ -51,6 +51,11 @@ test('time_from_the_event_is_signed', () => {
   assert.equal(format.relative(1_400_000), '+1.400 s');
   assert.equal(format.relative(-600_000_000), '−10:00 min');
   assert.equal(format.relative(9000e6), '+2 h 30 min');
+  for (const [us, resolution, text] of [[-300, 1000, '−0.3 ms'], [300, 1000, '+0.3 ms'], [-40, 1000, '−40 µs'], [40, 100, '+40 µs'], [-1, 100, '−1 µs'], [1, 1e6, '+1 µs'], [-499, 1000, '−0.5 ms']]) {
+    assert.equal(format.relative(us, resolution), text, 'beside the event is not at it');
+  }
+  assert.equal(format.milliseconds(0.003), '3 µs');
+  assert.equal(format.milliseconds(0), '0 ms');
 });
 
 test('the_clock_is_utc_to_the_microsecond', () => {
