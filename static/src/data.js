@@ -28,7 +28,7 @@ export const FORMAT = 1;
 
 /** The kernel fields that the page draws; no other column is decoded. */
 export const FIELDS = [
-  'memory_current', 'memory_swap_current', 'memory_max', 'memory_high', 'memory_stat_anon', 'memory_stat_file', 'memory_stat_kernel', 'memory_stat_slab',
+  'memory_current', 'memory_swap_current', 'memory_max', 'memory_stat_anon', 'memory_stat_file', 'memory_stat_kernel', 'memory_stat_slab',
   'cpu_stat_usage_usec', 'cpu_stat_user_usec', 'cpu_stat_system_usec', 'cpu_stat_nr_periods', 'cpu_stat_nr_throttled', 'cpu_max_quota_usec', 'cpu_max_period_usec',
   'memory_pressure_some_total_usec', 'memory_pressure_full_total_usec', 'cpu_pressure_some_total_usec', 'cpu_pressure_full_total_usec',
   'io_pressure_some_total_usec', 'io_pressure_full_total_usec', 'io_stat_rbytes', 'io_stat_wbytes', 'pids_current', 'pids_max',

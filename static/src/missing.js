@@ -91,7 +91,7 @@ export function createProvenance(document, file) {
     ['Clock', format.isNumber(p.clock_offset_ns) ? `monotonic + ${p.clock_offset_ns} ns` : null],
     ['Written', format.isNumber(p.generated_us) ? format.utc(p.generated_us) : null],
     ['Parquet', `${rowText} rows, ${format.bytes(file.bytes)}${format.isNumber(p.schema_version) ? `, schema ${p.schema_version}` : ''}`],
-    ['Whole export', p.thinned && `${format.count(p.thinned.rows_of)} rows, ${format.bytes(p.thinned.full_bytes)}, SHA-256 ${p.thinned.full_sha256}`],
+    ['Whole export', p.thinned && `${format.count(p.thinned.rows_of)} rows, ${p.thinned.full_sha256 ? `${format.bytes(p.thinned.full_bytes)}, SHA-256 ${p.thinned.full_sha256}` : 'too many to be encoded for a report: their bytes and hash are not known'}`],
     ['SHA-256', told && h('span', {}, h('code', { class: 'hash' }, told), h('span', { class: told && file.sha256 && file.sha256 !== told ? 'alarm' : 'soft' }, ` ${check}`))],
   ];
   const hooks = p.hooks ?? [];

@@ -60,6 +60,7 @@ export function detailValue(key, value) {
     if (/_ms$/.test(key)) return format.milliseconds(value);
     if (/_(us|usec)$/.test(key)) return format.milliseconds(value / 1000);
     if (/_percent$/.test(key)) return format.percent(value);
+    if (key === 'bytes_per_second') return format.bytesPerSecond(value);
     return String(value);
   }
   return String(value);
@@ -75,7 +76,7 @@ export function detailPairs(detail, under = '') {
   if (!detail || typeof detail !== 'object') return [];
   return Object.entries(detail).flatMap(([key, value]) => {
     if (value === null || value === undefined) return [];
-    const name = `${under}${open(key.replace(/_(bytes|ms|us|usec|percent)$/, ''))}`;
+    const name = `${under}${key === 'bytes_per_second' ? 'growth' : open(key.replace(/_(bytes|ms|us|usec|percent)$/, ''))}`;
     if (typeof value === 'object' && !Array.isArray(value)) return detailPairs(value, `${name} `);
     return [/** @type {[string, string]} */ ([name, key === 'cgroup_path' ? format.baseName(value) : detailValue(key, value)])];
   });

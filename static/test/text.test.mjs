@@ -92,6 +92,7 @@ test('a_loss_told_twice_is_one_loss', () => {
 
 test('details_have_units_by_their_keys', () => {
   assert.deepEqual(detailPairs({ max_bytes: 2048, window_ms: 500, init: false, odd: null, victim: { anon_bytes: 1024, uid: null, cgroup_path: '/a/b' }, list: [1] }), [['max', '2 KiB'], ['window', '500 ms'], ['init', 'no'], ['victim anon', '1 KiB'], ['victim cgroup path', 'b'], ['list', '[1]']]);
+  assert.deepEqual(detailPairs({ bytes_per_second: 2048 }), [['growth', '2 KiB/s']]);
   assert.deepEqual(detailPairs(null), []);
 });
 

@@ -156,6 +156,34 @@ test('the_keyboard_is_enough', OPTIONS, async () => {
   await context.close();
 });
 
+test('a_list_is_one_stop_of_the_tab_key_and_arrows_go_about_in_it', OPTIONS, async () => {
+  const { page, context } = await open();
+  const here = () => page.evaluate(() => ({ key: document.activeElement.dataset.stop, list: document.activeElement.closest('ul')?.getAttribute('aria-label') }));
+  const keys = await page.$$eval('#container-list [data-key]', (nodes) => nodes.map((n) => n.dataset.key));
+  for (const list of ['#incident-list', '#container-list']) assert.equal(await page.locator(`${list} button:not([tabindex="-1"])`).count(), 1, list);
+  assert.equal(await page.getAttribute('#container-list [tabindex="0"]', 'aria-current'), 'true', 'it is at what is chosen');
+  await page.locator('#container-list [tabindex="0"]').focus();
+  await page.keyboard.press('Home');
+  assert.deepEqual(await here(), { key: keys[0], list: 'Containers' });
+  await page.keyboard.press('ArrowDown');
+  assert.equal((await here()).key, keys[1]);
+  await page.keyboard.press('ArrowRight');
+  assert.equal((await here()).key, `+${keys[1]}`, 'right of it is its comparison');
+  await page.keyboard.press('Enter');
+  await idle(page);
+  assert.equal((await here()).key, `+${keys[1]}`, 'which keeps the focus when the list is drawn anew');
+  await page.keyboard.press('End');
+  assert.equal((await here()).key, `+${keys.at(-1)}`);
+  await page.keyboard.press('ArrowLeft');
+  await page.keyboard.press('PageUp');
+  assert.equal((await here()).key, keys.at(-11) ?? keys[0]);
+  await page.keyboard.press('Tab');
+  assert.notEqual((await here()).list, 'Containers', 'one more and it is left');
+  await page.keyboard.press('Shift+Tab');
+  assert.equal((await here()).key, keys.at(-11) ?? keys[0], 'and comes back to where it was');
+  await context.close();
+});
+
 test('an_incident_can_be_taken_away_as_report_and_as_parquet', OPTIONS, async () => {
   const { page, context, errors } = await open(`#incident=${encodeURIComponent(kill.id)}&containers=${kill.cgroup_id}@${kill.boot_id.replaceAll('-', '').slice(0, 8)}&window=${kill.window.from_us}-${kill.window.to_us}`);
   const take = async (button) => {

@@ -150,8 +150,12 @@ function isChief(event) {
   return Boolean(of) && event.ts_us === of.ts_us && event.kind === of.kind;
 }
 
-/** Asks for what is chosen and draws it. @param {boolean} [quiet] the same view, with newer rows */
-async function load(quiet = false) {
+/**
+ * Asks for what is chosen and draws it.
+ * @param {boolean} [quiet] the same view, with newer rows
+ * @param {Promise<void>} [listed] at the start: the list of containers, which is asked for beside the readings; names come from it
+ */
+async function load(quiet = false, listed) {
   asking?.abort();
   const mine = (asking = new AbortController());
   refining?.abort();
@@ -170,6 +174,7 @@ async function load(quiet = false) {
     const [answer, told] = await Promise.all([
       fetchGroups(whole, 600, mine.signal),
       ask('/api/events', { from: seconds(whole.from), to: seconds(whole.to), containers: state.containers.join(',') }, mine.signal),
+      listed?.then(drawHead),
     ]);
     if (mine.signal.aborted) return;
     tell(null);
@@ -342,11 +347,14 @@ async function start() {
   if (status.degraded) tell(new Refusal(0, `the agent is degraded: ${status.degraded}`));
   await Promise.all([ask('/api/metrics').then((a) => set({ catalogue: a.metrics })), loadIncidents()]);
   chooseFirst();
-  await loadContainers();
-  if (!state.containers.length && containers.length) state.containers = [containers[0].key];
+  const listed = loadContainers();
+  if (!state.containers.length) {
+    await listed;
+    if (containers.length) state.containers = [containers[0].key];
+  }
   keep(false);
   drawLists();
-  await load();
+  await load(false, listed);
   if (state.live) void startLive();
   document.documentElement.dataset.ready = 'yes';
 }
