@@ -227,7 +227,6 @@ fn ended(child: &mut Reaped) -> Result<()> {
     }
 }
 
-/// The floor must read what the agent reads.
 fn all_followed(agent: &Agent, containers: usize) -> Result<()> {
     let deadline = Deadline::after(ALL_FOLLOWED);
     loop {
@@ -242,6 +241,7 @@ fn all_followed(agent: &Agent, containers: usize) -> Result<()> {
     }
 }
 
+/// The floor must read what the agent reads.
 fn check_hot(agent: &Agent) -> Result<()> {
     let all = agent.get("/api/metrics")?;
     let metrics = all["metrics"].as_array().cloned().unwrap_or_default();
