@@ -14,7 +14,7 @@ const USAGE: &str = "usage: workload [--enter CGROUP]… ROLE
   crew      --bytes N --grow N --over S [--after S] [--linger S]
   crash     [--after S] [--code N]
   pipe      [--after S]
-  forks     --children N --for S
+  forks     --children N --for S [--after S]
   burn      --for S [--threads N] [--after S]
   write     --file PATH --bytes N --for S [--after S]
   http      --listen ADDRESS [--upstream ADDRESS] [--bytes N] [--keep N]
@@ -76,6 +76,7 @@ pub enum Role {
     Pour,
     Forks {
         children: usize,
+        after: Duration,
         length: Duration,
     },
     Burn {
@@ -162,6 +163,7 @@ impl Args {
             "pour" => Role::Pour,
             "forks" => Role::Forks {
                 children: options.number("--children")?.ok_or_else(|| missing("--children"))?,
+                after: options.seconds("--after")?.unwrap_or_default(),
                 length: options.time("--for")?,
             },
             "burn" => Role::Burn {

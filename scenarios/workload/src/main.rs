@@ -12,7 +12,7 @@
 //!   crew      --bytes N --grow N --over S [--after S] [--linger S]  a child holds N bytes, another asks for more
 //!   crash     [--after S] [--code N]                         end with this code (1)
 //!   pipe      [--after S]                                    a child that writes to a pipe which nobody reads; ends with 141
-//!   forks     --children N --for S                           start N idle children, as far as the kernel lets us
+//!   forks     --children N --for S [--after S]               start N idle children, as far as the kernel lets us
 //!   burn      --for S [--threads N] [--after S]              use N processors (all there are)
 //!   write     --file PATH --bytes N --for S [--after S]      write N bytes over and over, each piece to the disk
 //!   http      --listen ADDRESS [--upstream ADDRESS] [--bytes N] [--keep N]  answer, after asking the next; keep N bytes a request
@@ -123,7 +123,7 @@ fn play(role: &Role) -> Result<ExitCode, String> {
         }
         Role::Pipe { after } => return processes::pipe(after),
         Role::Pour => return processes::pour(),
-        Role::Forks { children, length } => return processes::forks(children, length),
+        Role::Forks { children, after, length } => return processes::forks(children, after, length),
         Role::Burn { threads, after, length } => work::burn(threads, after, length),
         Role::Write { ref file, bytes, after, length } => {
             say(&format!("writes {bytes} bytes of {} over and over", file.display()));

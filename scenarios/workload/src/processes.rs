@@ -100,9 +100,10 @@ pub fn pour() -> Result<ExitCode, String> {
     }
 }
 
-/// So many idle children, or as many as the kernel allows, again and again until the time is over. 3 when none was refused.
-pub fn forks(children: usize, length: Duration) -> Result<ExitCode, String> {
+/// So many idle children, or as many as the kernel allows, until the time is over. 3 when none was refused.
+pub fn forks(children: usize, after: Duration, length: Duration) -> Result<ExitCode, String> {
     let held = memory::touched(memory::STEADY_BYTES);
+    memory::idle(&held, Some(after));
     let mut living: Vec<Child> = Vec::new();
     let mut refused = 0_u32;
     for _ in 0..children {

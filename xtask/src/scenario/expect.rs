@@ -130,6 +130,11 @@ impl Expect {
         &self.series
     }
 
+    /// So many incidents are to be told.
+    pub fn incidents(&self) -> usize {
+        self.incident.iter().map(|r| r.count.or(r.at_least).unwrap_or(1)).sum()
+    }
+
     /// Every container that a rule names.
     pub fn containers(&self) -> impl Iterator<Item = &str> {
         let kernel = self.kernel.iter().map(|k| k.container.as_str());

@@ -106,7 +106,7 @@ fn one(agent: &mut Agent, workload: &Path, record: &mut Record) -> Result<()> {
         step.update(Some(running.elapsed().as_secs_f64() / f64::from(scenario.climax_s)), "");
         thread::sleep(Duration::from_millis(50));
     }
-    wait(agent, record)?;
+    wait(agent, &mut running, record, expect.incidents())?;
     record.to_us = clock::wall_us();
     for i in running.instances()? {
         let at = record.containers.iter().position(|c| c.name == i.name).unwrap_or_else(|| {
@@ -131,18 +131,25 @@ fn one(agent: &mut Agent, workload: &Path, record: &mut Record) -> Result<()> {
     Ok(())
 }
 
-/// Until all that happened is told and no incident goes on.
-fn wait(agent: &mut Agent, record: &Record) -> Result<()> {
-    thread::sleep(SETTLE);
-    let deadline = Deadline::after(CLOSED);
-    while told(agent, record, "incidents")?.iter().any(|i| i["closed"] != true) {
+/// Until all that happened is told and no incident goes on. Fewer incidents than expected are for the judge to find.
+fn wait(agent: &mut Agent, running: &mut Running<'_>, record: &Record, expected: usize) -> Result<()> {
+    let (settled, deadline) = (Deadline::after(SETTLE), Deadline::after(CLOSED));
+    loop {
         agent.alive()?;
+        running.tend()?;
+        thread::sleep(Duration::from_millis(200));
+        if !settled.passed() {
+            continue;
+        }
+        let incidents = told(agent, record, "incidents")?;
+        let closed = incidents.iter().all(|i| i["closed"] == true);
+        if closed && (incidents.len() >= expected || deadline.passed()) {
+            return Ok(());
+        }
         if deadline.passed() {
             bail!("an incident was not closed within {} s{}", CLOSED.as_secs(), agent.last_words());
         }
-        thread::sleep(Duration::from_millis(500));
     }
-    Ok(())
 }
 
 fn seconds(us: i64) -> String {

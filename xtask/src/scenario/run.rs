@@ -35,7 +35,7 @@ struct Outcome {
     scenario: String,
     #[serde(flatten)]
     verdict: Verdict,
-    /// None where the scenario did not come to its end.
+    /// None where the scenario did not come to its end; a group has no Parquet beside the one in its reports.
     html: Option<PathBuf>,
     parquet: Option<PathBuf>,
 }
@@ -81,7 +81,7 @@ pub fn verb(name: &str, options: &[&str], usage: &str) -> Result<i32> {
     let out = out.unwrap_or_else(|| paths::target().join("scenario").join(&run));
     let programs = demo::build()?;
     let out = play_all(place, &kernel, &out, &programs, &[name])?;
-    let outcome = outcome(&out, &programs.agent, &run, name)?;
+    let outcome = outcome(&out, &programs.agent, &run, name, &["html", "parquet"])?;
     let good = show(&outcome);
     if json {
         println!("{}", serde_json::to_string(&outcome)?);
@@ -116,7 +116,8 @@ pub fn group(names: &[String], kernel: &str) -> Result<Tally> {
     let out = play_all(Place::Vm, kernel, &out, &programs, &words)?;
     let mut tally = Tally::default();
     for name in names {
-        let good = outcome(&out, &programs.agent, &format!("{name}-{run}"), name).map(|o| show(&o));
+        let good =
+            outcome(&out, &programs.agent, &format!("{name}-{run}"), name, &["html"]).map(|o| show(&o));
         match good {
             Ok(true) => tally.passed += 1,
             Ok(false) => tally.failed += 1,
@@ -175,7 +176,7 @@ fn play_all(place: Place, kernel: &str, out: &Path, programs: &Programs, names: 
 }
 
 /// Compare, and export what was recorded of its pods as a user would.
-fn outcome(out: &Path, agent: &Path, run: &str, name: &str) -> Result<Outcome> {
+fn outcome(out: &Path, agent: &Path, run: &str, name: &str, endings: &[&str]) -> Result<Outcome> {
     let path = out.join(format!("{name}.json"));
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let record: Record = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
@@ -183,7 +184,7 @@ fn outcome(out: &Path, agent: &Path, run: &str, name: &str) -> Result<Outcome> {
     let seconds = |us: i64| format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
     let export = |ending: &str| -> Result<Option<PathBuf>> {
         // A record without an end has nothing to export.
-        if record.to_us == 0 {
+        if record.to_us == 0 || !endings.contains(&ending) {
             return Ok(None);
         }
         let file = out.join(format!("{run}.{ending}"));

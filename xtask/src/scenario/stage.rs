@@ -13,7 +13,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -202,15 +202,20 @@ impl<'s> Running<'s> {
         format!("*-pod{}_*", self.mark)
     }
 
-    /// Whether it is over; an error when it failed, was interrupted or takes too long.
-    pub fn poll(&mut self) -> Result<bool> {
+    /// Does what is due: what has ended is started again, removed, or an error.
+    pub fn tend(&mut self) -> Result<()> {
         if self.interrupted.load(Ordering::Relaxed) {
             bail!("interrupted");
         }
         for n in 0..self.parts.len() {
             self.poll_part(n)?;
         }
-        self.start_due()?;
+        self.start_due()
+    }
+
+    /// Whether it is over; an error when it failed, was interrupted or takes too long.
+    pub fn poll(&mut self) -> Result<bool> {
+        self.tend()?;
         if self.deadline.passed() {
             bail!("no end after {} s", self.scenario.timeout_s);
         }
@@ -232,7 +237,7 @@ impl<'s> Running<'s> {
             let Some(status) = part.process.try_wait().context("cannot wait for a container")? else {
                 return Ok(());
             };
-            part.ended = Some(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
+            part.ended = Some(code(status));
             let (name, pod) = (part.name.clone(), part.pod.clone());
             let foreseen =
                 self.scenario.ends_with.as_deref() == Some(&name) || self.expect.foresees_end(&name);
@@ -325,6 +330,11 @@ impl Drop for Running<'_> {
     }
 }
 
+/// As a runtime tells it: 128 + N after signal N.
+fn code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
 /// Stops processes as a runtime does: SIGTERM, and SIGKILL to what does not heed it. Children are the cgroup's to kill.
 fn end(parts: &mut [&mut Part]) {
     for part in parts.iter_mut().filter(|p| p.ended.is_none()) {
@@ -336,7 +346,7 @@ fn end(parts: &mut [&mut Part]) {
     for part in parts.iter_mut().filter(|p| p.ended.is_none()) {
         let _ = child::wait_until(&mut part.process, deadline);
         let _ = part.process.kill();
-        let _ = part.process.wait();
+        part.ended = part.process.wait().ok().map(code);
     }
 }
 
