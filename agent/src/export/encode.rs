@@ -51,6 +51,11 @@ impl Sink {
         Ok(())
     }
 
+    /// Whether the limit was met.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
     pub fn finish(&mut self) -> Result<(), Problem> {
         self.flush().map_err(|e| Problem::internal(format!("the export's file: {e}")))
     }
@@ -112,20 +117,6 @@ impl Way<'_> {
             self.each(|rows| encoder.write(rows).map_err(|e| e.to_string()))
         });
         sink.outcome(result)
-    }
-
-    /// The same of rows that were taken before.
-    pub fn parquet_of(
-        &self,
-        kept: &[RecordBatch],
-        metadata: &[(String, String)],
-    ) -> Result<Vec<u8>, Failure> {
-        let mut sink = Sink::memory(super::MAX_BYTES);
-        let result = self.encode(metadata, &mut sink, |encoder| {
-            kept.iter().try_for_each(|rows| encoder.write(rows)).map_err(|e| Problem::internal(e).into())
-        });
-        sink.outcome(result)?;
-        Ok(sink.into_bytes())
     }
 
     fn encode(
