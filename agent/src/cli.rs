@@ -1,4 +1,5 @@
-//! The command line: `fgm agent | view | export | events | incidents | analyze | inspect | compact | doctor | completions`.
+//! The command line: `fgm agent | view | export | events | incidents | analyze | metrics | inspect | compact | doctor |
+//! completions`.
 //!
 //! Turns arguments into a call of the library and its outcome into an exit code. Output goes to stdout or the named file,
 //! everything else to stderr. `export`, `events` and `incidents` work on a running agent (`--server`) or on a data folder (`--data`),
@@ -11,9 +12,11 @@ mod events;
 mod fetch;
 mod inspect;
 mod local;
+mod metrics;
 mod output;
 mod view;
 
+use crate::clock;
 use crate::config::{Config, ConfigError};
 use crate::discovery::DiscoveryError;
 use crate::export::{self, Format, Problem};
@@ -64,6 +67,8 @@ enum Command {
     Events(events::EventsArgs),
     /// Say whether metrics repeat, where they changed, where they are going and when they will be at their limit.
     Analyze(analyze::AnalyzeArgs),
+    /// List the metrics that can be asked for, with their meaning.
+    Metrics(metrics::MetricsArgs),
     /// Serve the viewer over a data folder or a copy of one; no agent, no root.
     View(ViewArgs),
     /// Print what makes a shell complete our command line, such as `fgm completions bash > /etc/bash_completion.d/fgm`.
@@ -119,13 +124,13 @@ struct ViewArgs {
 /// Which time.
 #[derive(Args)]
 struct TimeRange {
-    /// The time up to now, such as 15m or 1h30m.
+    /// The time up to now, such as 15m or 1h30m; of a data folder (--data) up to its newest reading.
     #[arg(long, conflicts_with_all = ["from", "to"])]
     range: Option<String>,
     /// Start of the range, RFC 3339 or Unix seconds.
     #[arg(long)]
     from: Option<String>,
-    /// End of the range; default: now.
+    /// End of the range; default: now, of a data folder its newest reading.
     #[arg(long)]
     to: Option<String>,
 }
@@ -266,11 +271,65 @@ impl From<anyhow::Error> for Failure {
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
         match problem.status {
-            400 => Self::Usage(problem.to_string()),
-            404 => Self::Nothing(problem.detail),
-            _ => Self::Failed(anyhow::Error::new(problem)),
+            400 => Self::Usage(in_our_words(&problem.to_string())),
+            404 => Self::Nothing(in_our_words(&problem.detail)),
+            _ => Self::Failed(anyhow::Error::msg(in_our_words(&problem.to_string()))),
         }
     }
+}
+
+/// What a problem says of the API's parameters, as the command line has them: `kind=exit` is `--kind exit`.
+fn in_our_words(text: &str) -> String {
+    let mut text = text.replace("/api/metrics", "`fgm metrics`").replace('&', " ");
+    for name in export::PARAMETERS.into_iter().chain(["kind", "metric", "limit", "table"]) {
+        let parameter = format!("{name}=");
+        let mut said = String::new();
+        let mut rest = text.as_str();
+        while let Some((before, after)) = rest.split_once(parameter.as_str()) {
+            said.push_str(before);
+            if before.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '-')) {
+                said.push_str(&parameter);
+            } else {
+                let gap = if after.is_empty() || after.starts_with([')', ',', ' ']) { "" } else { " " };
+                let _ = fmt::Write::write_fmt(&mut said, format_args!("--{name}{gap}"));
+            }
+            rest = after;
+        }
+        said.push_str(rest);
+        text = said;
+    }
+    text
+}
+
+/// Nothing was found: what was looked for, in which time, and which time the data has. `looked` is the time where the
+/// agent said it.
+fn nothing(what: &str, place: &Place, time: &TimeRange, looked: Option<(i64, i64)>) -> Failure {
+    let held = match &place.data {
+        Some(dir) => local::held(dir).ok().flatten(),
+        None => fetch::held(place),
+    };
+    let now_us = match (&place.data, held) {
+        (Some(_), Some((_, newest_us))) => newest_us,
+        _ => clock::wall_us(),
+    };
+    let is_named = time.named().iter().any(|(_, value)| value.is_some());
+    let of = |value: &Option<String>| value.clone();
+    let [range, from, to] = [of(&time.range), of(&time.from), of(&time.to)];
+    let looked = looked.or_else(|| {
+        let range = export::time_range_or_all(range.as_deref(), from.as_deref(), to.as_deref(), now_us);
+        range.ok().filter(|_| is_named)
+    });
+    let at = |us| export::instant(us, 0);
+    let looked = match looked {
+        Some((0, to)) => format!(" up to {}", at(to)),
+        Some((from, to)) => format!(" from {} to {}", at(from), at(to)),
+        None => " has been recorded".to_owned(),
+    };
+    let held = match held {
+        Some((from, to)) => format!("; the data reaches from {} to {}", at(from), at(to)),
+        None => String::new(),
+    };
+    Failure::Nothing(format!("no {what}{looked}{held}"))
 }
 
 /// Runs the command line of this process.
@@ -295,6 +354,7 @@ pub fn main() -> ExitCode {
             log_to_stderr("warn");
             events::run(&args)
         }
+        Command::Metrics(args) => metrics::run(&args),
         Command::View(args) => {
             log_to_stderr("warn");
             view::run(&args)
@@ -395,7 +455,7 @@ fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
         );
     }
     if all.is_empty() {
-        return Err(Failure::Nothing("no incident has been recorded".to_owned()));
+        return Err(nothing("incident", &args.place, &args.time, None));
     }
     Ok(())
 }
@@ -448,6 +508,22 @@ mod tests {
         assert_eq!(text.matches("disk on fire").count(), 1, "{text}");
         let plain = chain(&anyhow::Error::new(source()).context("cannot write x"));
         assert_eq!(plain, "cannot write x: disk on fire");
+    }
+
+    #[test]
+    fn problems_speak_of_flags() {
+        for (said, wanted) in [
+            (
+                "a shorter range, kinds (kind=) or containers (containers=)",
+                "a shorter range, kinds (--kind) or containers (--containers)",
+            ),
+            ("kind=bogus is no kind", "--kind bogus is no kind"),
+            ("accepted: range=15m, from=…&to=…", "accepted: --range 15m, --from … --to …"),
+            ("/api/metrics lists all", "`fgm metrics` lists all"),
+            ("app=cart stays, and so does x_to=y", "app=cart stays, and so does x_to=y"),
+        ] {
+            assert_eq!(in_our_words(said), wanted);
+        }
     }
 
     #[test]

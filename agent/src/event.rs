@@ -304,6 +304,28 @@ pub enum Kind {
 pub const KINDS: usize = Kind::ClockStep as usize + 1;
 
 impl Kind {
+    /// All of them, each at its own place.
+    pub const ALL: [Self; KINDS] = [
+        Self::OomKill,
+        Self::Exit,
+        Self::CgroupStart,
+        Self::CgroupEnd,
+        Self::Kill,
+        Self::Exec,
+        Self::MemoryReclaim,
+        Self::Populated,
+        Self::Frozen,
+        Self::LimitNear,
+        Self::ForecastOom,
+        Self::MemoryHigh,
+        Self::MemoryMax,
+        Self::PsiStall,
+        Self::CpuThrottled,
+        Self::ForkLimit,
+        Self::LimitChange,
+        Self::ClockStep,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::OomKill => "oom_kill",

@@ -8,6 +8,7 @@
 mod choose;
 mod document;
 mod encode;
+mod fit;
 mod labels;
 mod problem;
 mod redact;
@@ -19,8 +20,8 @@ pub use document::{EVENT_COLUMNS, row};
 pub use labels::Labels;
 pub use problem::{MEDIA_TYPE, Problem};
 pub use selection::{
-    Containers, Format, PARAMETERS, Rows, Selection, columns, duration_us, glob, instant, time_range,
-    time_range_or_all,
+    Containers, Format, PARAMETERS, Rows, Selection, columns, duration_us, glob, instant, nearest,
+    time_range, time_range_or_all,
 };
 pub use thin::MAX_REPORT_BYTES;
 
@@ -28,7 +29,6 @@ use crate::incident::{Incident, Lost};
 use crate::ledger::{self, Accounts};
 use crate::names::Table;
 use crate::query::{self, Filter, QueryError};
-use crate::report;
 use crate::schema;
 use crate::store::View;
 use arrow::array::RecordBatch;
@@ -264,7 +264,7 @@ fn attempt(
     match selection.format {
         Format::Parquet => way.parquet(&document()?.metadata(), sink)?,
         Format::Html => {
-            let page = html(&way, document()?, evidence.now_us, &found)?;
+            let page = fit::report(&way, document()?, evidence.now_us, &found)?;
             sink.write_all(&page).map_err(Problem::internal)?;
         }
         Format::Csv => way.csv(sink)?,
@@ -383,56 +383,4 @@ fn provenance(evidence: &Evidence, found: &choose::Found) -> Map<String, Value> 
     all.insert("rows".to_owned(), json!(found.plan.rows));
     all.insert("schema_version".to_owned(), json!(schema::VERSION));
     all
-}
-
-/// The report. What is too large for one is thinned, as far as it takes.
-fn html(
-    way: &Way<'_>,
-    mut document: document::Document,
-    now_us: i64,
-    found: &choose::Found,
-) -> Result<Vec<u8>, Failure> {
-    let mut inside = Sink::memory(MAX_BYTES);
-    way.parquet(&document.metadata(), &mut inside)?;
-    let mut embedded = inside.into_bytes();
-    let whole_sha256 = sha256(&embedded);
-    let beside =
-        report::TEMPLATE.len() + document.metadata().iter().map(|(_, v)| v.len()).sum::<usize>() + 1000;
-    let room = MAX_REPORT_BYTES.saturating_sub(beside) / 4 * 3;
-    let (rows, bytes) = (way.plan.rows, embedded.len());
-    if bytes > room {
-        if room < MAX_REPORT_BYTES / 8 {
-            let narrow = "a shorter range, or format=parquet, which has no such limit";
-            let asked = (beside + bytes) as u64;
-            return Err(
-                Problem::too_large("bytes of a report", MAX_REPORT_BYTES as u64, asked, narrow).into()
-            );
-        }
-        let span_us = found.filter.to_us.saturating_sub(found.filter.from_us).max(1);
-        let wanted = u128::from(rows) * room as u128 / bytes as u128;
-        let buckets =
-            (wanted / u128::from(thin::ROWS_OF_BUCKET * way.plan.keys().len().max(1) as u64)).max(1);
-        let mut bucket_us = (span_us / i64::try_from(buckets).unwrap_or(i64::MAX)).max(1000);
-        let event_us = found.incident.as_ref().map(|i| i.ts_us);
-        while embedded.len() > room {
-            let mut kept = Vec::new();
-            way.each(|rows| thin::thin(rows, bucket_us, event_us).map(|rows| kept.push(rows)))?;
-            let held = kept.iter().map(RecordBatch::num_rows).sum::<usize>();
-            let thinned = json!({"bucket_us": bucket_us, "rows_of": rows, "full_sha256": whole_sha256, "full_bytes": bytes});
-            document.thinned(held, thinned);
-            embedded = way.parquet_of(&kept, &document.metadata())?;
-            bucket_us = bucket_us.saturating_add(bucket_us / 2);
-            if bucket_us > span_us * 2 && embedded.len() > room {
-                return Err(Problem::too_large(
-                    "bytes of a report",
-                    room as u64,
-                    embedded.len() as u64,
-                    NARROW,
-                )
-                .into());
-            }
-        }
-    }
-    let data = document.into_report(now_us, &sha256(&embedded));
-    Ok(report::render(report::TEMPLATE, &data, &embedded).map_err(Problem::internal)?)
 }

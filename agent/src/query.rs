@@ -19,7 +19,7 @@ use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,10 +31,10 @@ const CHUNK_ROWS: usize = 16_384;
 const SLICE_ROWS: usize = 8192;
 /// Rows of a group, beyond which it ends like a slice: with the run that follows it is no more than a row group.
 const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS - RUN_ROWS;
-/// What rows are sorted by.
-const ORDER: [&str; 3] = ["cgroup_id", "ts", "ktime_ns"];
 /// Rows of a run at the most: a page, so that a cgroup of a whole day can be cut.
 const RUN_ROWS: usize = 4096;
+/// Runs whose keys are in memory at once: 262,144 rows, 6 MB.
+const RUNS_AT_ONCE: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
@@ -92,6 +92,11 @@ struct Run {
     to_us: i64,
 }
 
+/// `cgroup_id`, `ts` and `ktime_ns` of a row.
+pub type RowKey = (Option<i64>, i64, i64);
+const ROW_KEY: [&str; 3] = ["cgroup_id", "ts", "ktime_ns"];
+
+#[derive(Clone)]
 enum Source {
     File { path: PathBuf, metadata: ArrowReaderMetadata },
     Batch(RecordBatch),
@@ -106,7 +111,7 @@ pub struct Plan {
     pub rows: u64,
     pub lost: Vec<Lost>,
     /// The files stay while the plan lives.
-    _pin: Pin,
+    pin: Pin,
 }
 
 /// What a piece of a plan gives.
@@ -116,7 +121,7 @@ pub type Chunk = Result<RecordBatch, QueryError>;
 pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result<Plan, QueryError> {
     let lost = view.lost.iter().filter(|l| l.table == table.as_str()).cloned().collect();
     let (sources, runs) = (Vec::new(), Vec::new());
-    let mut plan = Plan { table, sources, runs, rows: 0, lost, _pin: view.pin.clone() };
+    let mut plan = Plan { table, sources, runs, rows: 0, lost, pin: view.pin.clone() };
     for segment in &view.segments {
         let is_wanted = segment.table == table
             && segment.overlaps(filter.from_us, filter.to_us)
@@ -166,12 +171,10 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         Runs { filter, boot, source, counts: &|_| true, found: &mut plan.runs }.add(&keys, &mut (0..));
         plan.sources.push(Source::Batch(loose.batch.clone()));
     }
-    plan.rows = plan.runs.iter().map(|r| r.rows.len() as u64).sum();
+    plan.put_in_order();
     if plan.rows > max_rows {
         return Err(QueryError::TooMany { table: table.as_str(), asked: plan.rows, limit: max_rows });
     }
-    let order = |r: &Run| (r.key.clone(), r.from_us, r.source, r.rows.start);
-    plan.runs.sort_by_cached_key(order);
     Ok(plan)
 }
 
@@ -321,17 +324,91 @@ impl Plan {
         Ok(found)
     }
 
+    /// The same plan, of those rows alone whose keys are named.
+    pub fn only(&self, wanted: &HashSet<RowKey>) -> Result<Plan, QueryError> {
+        let keys = project(self.table, &ROW_KEY);
+        let mut by_source: BTreeMap<usize, Vec<&Run>> = BTreeMap::new();
+        for run in &self.runs {
+            by_source.entry(run.source).or_default().push(run);
+        }
+        let mut found: Vec<Run> = Vec::new();
+        for (source, mut runs) in by_source {
+            runs.sort_by_key(|r| r.rows.start);
+            for some in runs.chunks(RUNS_AT_ONCE) {
+                let ranges: Vec<Range<usize>> = some.iter().map(|r| r.rows.clone()).collect();
+                let mut places = some.iter().flat_map(|run| run.rows.clone().map(|row| (*run, row)));
+                for batch in self.pieces(source, &ranges, &keys)? {
+                    for (i, (run, row)) in (0..batch.num_rows()).zip(places.by_ref()) {
+                        let of = |name| int(&batch, name, i);
+                        let (Some(ts), Some(ktime_ns)) = (of("ts"), of("ktime_ns")) else { continue };
+                        if !wanted.contains(&(of("cgroup_id"), ts, ktime_ns)) {
+                            continue;
+                        }
+                        match found.last_mut() {
+                            Some(r) if r.source == source && r.rows.end == row && r.key == run.key => {
+                                r.rows.end += 1;
+                                (r.from_us, r.to_us) = (r.from_us.min(ts), r.to_us.max(ts));
+                            }
+                            _ => {
+                                let rows = row..row + 1;
+                                found.push(Run {
+                                    key: run.key.clone(),
+                                    source,
+                                    rows,
+                                    from_us: ts,
+                                    to_us: ts,
+                                });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let (sources, lost) = (self.sources.clone(), self.lost.clone());
+        let mut plan = Plan { table: self.table, sources, runs: found, rows: 0, lost, pin: self.pin.clone() };
+        plan.put_in_order();
+        Ok(plan)
+    }
+
+    fn put_in_order(&mut self) {
+        self.rows = self.runs.iter().map(|r| r.rows.len() as u64).sum();
+        self.runs.sort_by_cached_key(|r| (r.key.clone(), r.from_us, r.source, r.rows.start));
+    }
+
+    /// Rows of one source in its order; `ranges` are sorted.
+    fn pieces(
+        &self,
+        source: usize,
+        ranges: &[Range<usize>],
+        columns: &SchemaRef,
+    ) -> Result<Vec<RecordBatch>, QueryError> {
+        match &self.sources[source] {
+            Source::Batch(batch) => {
+                let batch = segment::conform(self.table, batch, columns)?;
+                let rows = ranges.iter().cloned().flatten().map(|r| u32::try_from(r).unwrap_or(u32::MAX));
+                let rows = UInt32Array::from_iter_values(rows);
+                let wrap = |source| SegmentError::Rows { table: self.table.as_str(), source };
+                Ok(vec![take_record_batch(&batch, &rows).map_err(wrap)?])
+            }
+            Source::File { path, metadata } => {
+                let names: Vec<&str> = columns.fields().iter().map(|f| f.name().as_str()).collect();
+                let vanished = |reason| QueryError::Vanished { path: path.clone(), reason };
+                file::rows(path, metadata, ranges, &names).map_err(vanished)
+            }
+        }
+    }
+
     fn read(&self, runs: &[Run], out: &SchemaRef) -> Result<RecordBatch, QueryError> {
         // The sort needs its keys even when they are not asked for.
         let mut names: Vec<&str> = out.fields().iter().map(|f| f.name().as_str()).collect();
-        names.extend(ORDER);
+        names.extend(ROW_KEY);
         let wide = project(self.table, &names);
         let places = places(runs);
         // one file has its rows in order, when they were taken out of it in the order of its rows
         let is_one_file = places.len() == 1
             && matches!(self.sources[runs[0].source], Source::File { .. })
             && runs.is_sorted_by_key(|r| r.rows.start);
-        let pieces = self.pieces(&places, &wide)?;
+        let pieces = self.gathered(&places, &wide)?;
         let rows = if is_one_file {
             segment::joined(self.table, &pieces, out)?
         } else {
@@ -341,25 +418,12 @@ impl Plan {
     }
 
     /// Rows as they stand in their sources; of the same places the same batches, whatever the columns are.
-    fn pieces(&self, places: &Places, wanted: &SchemaRef) -> Result<Vec<RecordBatch>, QueryError> {
-        let names: Vec<&str> = wanted.fields().iter().map(|f| f.name().as_str()).collect();
-        let mut pieces = Vec::new();
+    fn gathered(&self, places: &Places, columns: &SchemaRef) -> Result<Vec<RecordBatch>, QueryError> {
+        let mut all = Vec::new();
         for (source, ranges) in places {
-            match &self.sources[*source] {
-                Source::Batch(batch) => {
-                    let batch = segment::conform(self.table, batch, wanted)?;
-                    let rows = ranges.iter().cloned().flatten().map(|r| u32::try_from(r).unwrap_or(u32::MAX));
-                    let rows = UInt32Array::from_iter_values(rows);
-                    let wrap = |source| SegmentError::Rows { table: self.table.as_str(), source };
-                    pieces.push(take_record_batch(&batch, &rows).map_err(wrap)?);
-                }
-                Source::File { path, metadata } => {
-                    let vanished = |reason| QueryError::Vanished { path: path.clone(), reason };
-                    pieces.extend(file::rows(path, metadata, ranges, &names).map_err(vanished)?);
-                }
-            }
+            all.extend(self.pieces(*source, ranges, columns)?);
         }
-        Ok(pieces)
+        Ok(all)
     }
 }
 
@@ -387,14 +451,14 @@ pub struct Group<'a> {
 
 impl<'a> Group<'a> {
     fn new(plan: &'a Plan, runs: &[Run]) -> Result<Self, QueryError> {
-        let (places, keys) = (places(runs), project(plan.table, &ORDER));
-        let order = segment::order(plan.table, &plan.pieces(&places, &keys)?, &keys)?;
+        let (places, keys) = (places(runs), project(plan.table, &ROW_KEY));
+        let order = segment::order(plan.table, &plan.gathered(&places, &keys)?, &keys)?;
         Ok(Self { plan, places, order })
     }
 
     /// Columns of all its rows.
     pub fn columns(&self, wanted: &SchemaRef) -> Result<RecordBatch, QueryError> {
-        let pieces = self.plan.pieces(&self.places, wanted)?;
+        let pieces = self.plan.gathered(&self.places, wanted)?;
         Ok(segment::ordered(self.plan.table, &pieces, wanted, &self.order)?)
     }
 }

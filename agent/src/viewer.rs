@@ -17,7 +17,8 @@ mod rows;
 mod series;
 
 pub use analyses::Analysis;
-pub use answers::events_of as events;
+pub use answers::{events_of as events, kinds};
+pub use api::metrics;
 pub use page::path_segment;
 
 use crate::clock;

@@ -101,6 +101,90 @@ fn a_wrong_command_line_or_configuration_is_2() {
 }
 
 #[test]
+fn a_kind_that_there_is_not_is_2_and_the_kinds_are_listed() {
+    let dir = data();
+    let path = dir.path().to_str().expect("text");
+    for args in [vec!["events", "-k", "bogus", "--data", path], vec!["events", "-k", "bogus", "--follow"]] {
+        let (code, text) = refused(&args);
+        assert_eq!(code, Some(2), "{text}");
+        assert!(
+            text.contains("bogus") && text.contains("oom_kill, exit") && text.contains("clock_step"),
+            "{text}"
+        );
+        assert!(!text.contains("kind="), "the command line's own words: {text}");
+    }
+}
+
+#[test]
+fn a_misspelt_metric_is_2_with_the_nearest_and_where_all_are() {
+    let dir = data();
+    let path = dir.path().to_str().expect("text");
+    let out = dir.path().join("x.csv");
+    let out = out.to_str().expect("text");
+    for args in [
+        vec!["export", "--data", path, "--from", "1", "-m", "memory_curent", "-o", out],
+        vec!["analyze", "trend", "--data", path, "--from", "1", "-m", "memory_curent"],
+    ] {
+        let (code, text) = refused(&args);
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains("memory_current") && text.contains("`fgm metrics`"), "{text}");
+        assert!(text.len() < 400, "{text}");
+    }
+    let all = String::from_utf8(fgm(&["metrics", "throttled"]).stdout).expect("text");
+    assert!(all.contains("cpu_stat_nr_throttled") && !all.contains("memory_current"), "{all}");
+    assert_eq!(fgm(&["metrics", "no such word"]).status.code(), Some(3));
+}
+
+/// Years after its last reading a copied folder still has a last quarter of an hour.
+#[test]
+fn a_range_over_a_folder_ends_at_its_newest_reading() {
+    let dir = data();
+    let path = dir.path().to_str().expect("text");
+    let out = dir.path().join("x.csv");
+    let out = out.to_str().expect("text");
+    for verb in [vec!["events"], vec!["incidents"], vec!["export", "-o", out], vec!["analyze", "trend"]] {
+        let run = fgm(&[&verb[..], &["--data", path, "--range", "1h"]].concat());
+        assert!(run.status.success(), "{verb:?}: {}", String::from_utf8_lossy(&run.stderr));
+    }
+    let help = String::from_utf8(fgm(&["events", "--help"]).stdout).expect("text");
+    assert!(help.contains("newest reading"), "{help}");
+}
+
+#[test]
+fn nothing_in_a_range_names_it_and_the_range_of_the_data() {
+    let dir = data();
+    let path = dir.path().to_str().expect("text");
+    for (verb, what) in [("events", "no event from"), ("incidents", "no incident from")] {
+        let (code, text) = refused(&[
+            verb,
+            "--data",
+            path,
+            "--from",
+            "2001-01-01T00:00:00Z",
+            "--to",
+            "2001-01-02T00:00:00Z",
+        ]);
+        assert_eq!(code, Some(3), "{text}");
+        assert!(text.contains(what) && text.contains("2001-01-02T00:00:00Z"), "{text}");
+        assert!(text.contains("the data reaches from 20"), "{text}");
+        assert!(!text.contains("recorded"), "what was not looked at is not spoken of: {text}");
+    }
+}
+
+#[test]
+fn of_a_broken_file_what_is_known_is_told_and_no_more() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let broken = dir.path().join("1-a-1.parquet");
+    std::fs::write(&broken, b"PAR1 and then nothing").expect("written");
+    let run = fgm(&["inspect", broken.to_str().expect("text")]);
+    let text = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(1), "{text}");
+    assert!(text.contains("unreadable, 21 bytes") && text.contains("PROBLEM: "), "{text}");
+    assert!(text.contains("1-a-1.parquet has a problem; it is listed above"), "{text}");
+    assert!(!text.contains("null") && !text.contains("1 problems"), "{text}");
+}
+
+#[test]
 fn nothing_found_is_3_and_no_file_is_made() {
     let dir = data();
     let path = dir.path().to_str().expect("text");
@@ -108,7 +192,7 @@ fn nothing_found_is_3_and_no_file_is_made() {
     let out_text = out.to_str().expect("text");
     for args in [
         vec!["export", "--data", path, "--incident", "nope", "-o", out_text],
-        vec!["export", "--data", path, "--range", "5m", "-o", out_text],
+        vec!["export", "--data", path, "--from", "1", "--to", "2", "-o", out_text],
         vec!["export", "--data", path, "--from", "1", "-n", "nowhere", "-o", out_text],
     ] {
         let (code, stderr) = refused(&args);

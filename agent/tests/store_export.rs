@@ -420,15 +420,17 @@ fn long_view(dir: &Path) -> View {
     view
 }
 
-#[test]
-fn a_report_that_would_be_too_large_is_thinned_keeps_the_peaks_and_says_so() {
+/// What a report of the whole of [`long_view`] says of itself, what it embeds, and the export of the same selection.
+fn long_report(metrics: Option<&str>) -> (Value, Vec<u8>, Vec<u8>) {
     let dir = tempfile::tempdir().expect("a folder");
     let view = long_view(dir.path());
     let (from, to) = (KILL_US / 1_000_000 - 1, KILL_US / 1_000_000 + 1601);
-    let range = [("from", from.to_string()), ("to", to.to_string())];
+    let (from, to) = (from.to_string(), to.to_string());
     let ask = |format: &str| {
-        let pairs: Vec<(&str, &str)> =
-            range.iter().map(|(k, v)| (*k, v.as_str())).chain([("format", format)]).collect();
+        let pairs: Vec<(&str, &str)> = [("from", from.as_str()), ("to", to.as_str()), ("format", format)]
+            .into_iter()
+            .chain(metrics.map(|names| ("metrics", names)))
+            .collect();
         self::ask(&view, &pairs).expect("exported").bytes
     };
     let (whole, html) = (ask("parquet"), ask("html"));
@@ -438,26 +440,40 @@ fn a_report_that_would_be_too_large_is_thinned_keeps_the_peaks_and_says_so() {
     let data: Value = serde_json::from_str(between(&html, "id=\"fgm-data\">", "</script>")).expect("JSON");
     let embedded = between(&html, "id=\"fgm-parquet\">", "</script>").trim();
     let embedded = base64::engine::general_purpose::STANDARD.decode(embedded).expect("base64");
-    let hex = export::sha256;
-    let told = &data["provenance"];
-    assert_eq!(told["parquet_sha256"], hex(&embedded), "the hash of what is embedded");
-    assert_eq!(told["thinned"]["full_sha256"], hex(&whole), "and that of the whole export");
+    (data["provenance"].clone(), embedded, whole)
+}
+
+fn has_the_peaks(told: &Value, embedded: Vec<u8>) {
+    assert_eq!(told["parquet_sha256"], export::sha256(&embedded), "the hash of what is embedded");
     assert_eq!(told["thinned"]["rows_of"], LONG_ROWS);
     let (batches, _) = read(embedded);
-    let memory: Vec<i64> = batches
-        .iter()
-        .flat_map(|b| (0..b.num_rows()).filter_map(move |i| query::int(b, "memory_current", i)))
-        .collect();
+    let of = |name: &'static str| -> Vec<i64> {
+        batches.iter().flat_map(|b| (0..b.num_rows()).filter_map(move |i| query::int(b, name, i))).collect()
+    };
+    let memory = of("memory_current");
     assert_eq!(told["rows"], memory.len());
     assert!(memory.contains(&7_000_000_000) && memory.contains(&1), "the peaks are there");
-    let cpu: Vec<i64> = batches
-        .iter()
-        .flat_map(|b| (0..b.num_rows()).filter_map(move |i| query::int(b, "cpu_stat_usage_usec", i)))
-        .collect();
-    assert!(
-        cpu.windows(2).any(|w| w[1] - w[0] > 8_900_000 && w[1] - w[0] < 9_100_000),
-        "the fastest rise, by its two readings"
-    );
+    assert!(of("ts").is_sorted(), "in order");
+    let leap = |w: &[i64]| w[1] - w[0] > 8_900_000 && w[1] - w[0] < 9_100_000;
+    assert!(of("cpu_stat_usage_usec").windows(2).any(leap), "the fastest rise, by its two readings");
+}
+
+#[test]
+fn a_report_that_would_be_too_large_is_thinned_keeps_the_peaks_and_says_so() {
+    let (told, embedded, whole) = long_report(Some("memory_current,memory_stat_*,cpu_stat_usage_usec"));
+    assert_eq!(told["thinned"]["full_sha256"], export::sha256(&whole), "and that of the whole export");
+    assert_eq!(told["thinned"]["full_bytes"], whole.len());
+    has_the_peaks(&told, embedded);
+}
+
+#[test]
+fn of_what_is_far_too_large_the_whole_is_not_encoded_for_its_hash() {
+    let (told, embedded, _) = long_report(None);
+    assert!(told["thinned"]["full_sha256"].is_null() && told["thinned"]["full_bytes"].is_null(), "{told}");
+    let (batches, _) = read(embedded.clone());
+    let columns = batches[0].num_columns();
+    assert!(columns > 150, "all columns are there, not {columns}");
+    has_the_peaks(&told, embedded);
 }
 
 #[test]

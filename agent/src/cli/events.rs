@@ -1,7 +1,8 @@
 //! `fgm events`: what the kernel told, as lines; with `--follow` as it happens.
 
 use super::{Failure, Place, fetch, local, output};
-use crate::export::{Problem, instant};
+use crate::export::instant;
+use crate::viewer;
 use clap::Args;
 use serde_json::Value;
 
@@ -18,6 +19,12 @@ pub struct EventsArgs {
     /// Kinds, comma-separated, such as oom_kill,exit.
     #[arg(short, long, value_name = "KIND")]
     kind: Option<String>,
+    /// Kubernetes namespace.
+    #[arg(short, long, conflicts_with = "follow")]
+    namespace: Option<String>,
+    /// Container names, container ids or globs of cgroup paths, comma-separated.
+    #[arg(short, long, conflicts_with = "follow")]
+    containers: Option<String>,
     /// Print each event as a line of JSON, as the API gives it.
     #[arg(long)]
     json: bool,
@@ -25,11 +32,10 @@ pub struct EventsArgs {
 
 pub fn run(args: &EventsArgs) -> Result<(), Failure> {
     if args.follow {
-        let kinds: Vec<&str> =
-            args.kind.as_deref().unwrap_or_default().split(',').filter(|k| !k.is_empty()).collect();
+        let kinds = viewer::kinds(args.kind.as_deref().unwrap_or_default())?;
         return fetch::follow(&args.place, |name, data| match name {
             "events" => {
-                let wanted = |e: &&Value| kinds.is_empty() || kinds.iter().any(|k| e["kind"] == *k);
+                let wanted = |e: &&Value| kinds.is_empty() || kinds.iter().any(|k| e["kind"] == k.as_str());
                 show(data["events"].as_array().into_iter().flatten().filter(wanted), args.json)
             }
             "lost" => {
@@ -41,16 +47,24 @@ pub fn run(args: &EventsArgs) -> Result<(), Failure> {
             _ => Ok(()),
         });
     }
-    let pairs = super::pairs(args.time.named().into_iter().chain([("kind", &args.kind)]));
-    let events = match &args.place.data {
-        Some(dir) => local::events(dir, &pairs)?,
-        None => match fetch::json(&args.place, &fetch::path("/api/events", &pairs))?["events"].take() {
-            Value::Array(events) => events,
-            _ => return Err(anyhow::anyhow!("{} gave no list of events", args.place.server).into()),
-        },
+    let named = [("kind", &args.kind), ("namespace", &args.namespace), ("containers", &args.containers)];
+    let pairs = super::pairs(args.time.named().into_iter().chain(named));
+    let (events, looked) = if let Some(dir) = &args.place.data {
+        (local::events(dir, &pairs)?, None)
+    } else {
+        let mut answer = fetch::json(&args.place, &fetch::path("/api/events", &pairs))?;
+        let looked = answer["from_us"].as_i64().zip(answer["to_us"].as_i64());
+        let Value::Array(events) = answer["events"].take() else {
+            return Err(anyhow::anyhow!("{} gave no list of events", args.place.server).into());
+        };
+        (events, looked)
     };
     if events.is_empty() {
-        return Err(Problem::not_found("no event in this range").into());
+        let what = match &args.kind {
+            Some(kind) => format!("event of kind {kind}"),
+            None => "event".to_owned(),
+        };
+        return Err(super::nothing(&what, &args.place, &args.time, looked));
     }
     show(events.iter(), args.json)
 }

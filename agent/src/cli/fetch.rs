@@ -96,8 +96,14 @@ fn refused(server: &str, status: u16, body: &[u8]) -> Failure {
     match status {
         400 => Problem::bad_query(detail, &accepted).into(),
         404 => Problem::not_found(detail).into(),
-        _ => anyhow::anyhow!("{server} answered {status}: {detail}").into(),
+        _ => anyhow::anyhow!("{server} answered {status}: {}", super::in_our_words(&detail)).into(),
     }
+}
+
+/// The first and the last instant of which a running agent holds closed rows, where it says so.
+pub fn held(place: &Place) -> Option<(i64, i64)> {
+    let status = json(place, "/api/status").ok()?;
+    status["store"]["from_us"].as_i64().zip(status["store"]["to_us"].as_i64())
 }
 
 /// Calls `take` with the name and the data of each server-sent event, until it fails or the agent goes.

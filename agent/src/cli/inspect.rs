@@ -34,10 +34,20 @@ pub fn inspect(path: &Path, as_json: bool) -> Result<(), Failure> {
     let text = if as_json { format!("{all:#}\n") } else { text(&all) };
     output::print(&text)?;
     if problems > 0 {
-        let detail = format!("{} has {problems} problems; they are listed above", path.display());
+        let these = if problems == 1 { "it is listed" } else { "they are listed" };
+        let detail = format!("{} has {}; {these} above", path.display(), many(problems as u64));
         return Err(anyhow::anyhow!(detail).into());
     }
     Ok(())
+}
+
+fn many(problems: u64) -> String {
+    if problems == 1 { "a problem".to_owned() } else { format!("{problems} problems") }
+}
+
+/// An error and what is behind it.
+fn chain(error: impl Into<anyhow::Error>) -> String {
+    super::chain(&error.into())
 }
 
 /// The segments and journals below a folder.
@@ -72,7 +82,7 @@ fn one(path: &Path) -> Value {
 fn of_journal(path: &Path) -> Value {
     let contents = match fs::read(path) {
         Ok(bytes) => journal::read(&bytes),
-        Err(error) => return json!({"problems": [error.to_string()]}),
+        Err(error) => return json!({"kind": "journal", "problems": [format!("cannot be read: {error}")]}),
     };
     let mut problems = Vec::new();
     for (table, rows) in contents.missing() {
@@ -107,10 +117,13 @@ fn of_journal(path: &Path) -> Value {
 fn of_segment(path: &Path) -> Value {
     let footer = match Footer::read(path) {
         Ok(footer) => footer,
-        Err(error) => return json!({"kind": "parquet", "problems": [error.to_string()]}),
+        Err(error) => {
+            let bytes = fs::metadata(path).ok().map(|m| m.len());
+            return json!({"kind": "parquet", "bytes": bytes, "problems": [chain(error)]});
+        }
     };
     let mut problems = Vec::new();
-    let crc = footer.check_body(path).map_err(|e| problems.push(e.to_string())).is_ok();
+    let crc = footer.check_body(path).map_err(|e| problems.push(chain(e))).is_ok();
     let order = footer.is_in_order(path).unwrap_or_else(|e| {
         problems.push(e);
         false
@@ -186,20 +199,27 @@ fn text(all: &Value) -> String {
     let mut out = String::new();
     for f in all["files"].as_array().into_iter().flatten() {
         let what = match f["kind"].as_str() {
+            // what could not be opened has a length at the most
+            _ if f["rows"].is_null() => {
+                let bytes = f["bytes"].as_u64().map(|n| format!(", {n} bytes")).unwrap_or_default();
+                format!("unreadable{bytes}")
+            }
             Some("journal") => {
                 let rows: u64 =
                     f["rows"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum();
                 format!("journal  {rows} rows in {} frames up to {}", f["frames"], time(&f["to_us"]))
             }
-            _ => format!(
-                "{}  {} rows of {} columns  {} to {}  {} bytes",
-                f["table"].as_str().unwrap_or("exported"),
-                f["rows"],
-                f["columns"],
-                time(&f["from_us"]),
-                time(&f["to_us"]),
-                f["bytes"]
-            ),
+            _ => {
+                let range = f["from_us"].as_i64().zip(f["to_us"].as_i64());
+                let range = range.map_or_else(String::new, |_| {
+                    format!("  {} to {}", time(&f["from_us"]), time(&f["to_us"]))
+                });
+                let table = f["table"].as_str().unwrap_or("exported");
+                format!(
+                    "{table}  {} rows of {} columns{range}  {} bytes",
+                    f["rows"], f["columns"], f["bytes"]
+                )
+            }
         };
         let _ = writeln!(out, "{}\n    {what}", output::printable(f["path"].as_str().unwrap_or_default()));
         for problem in f["problems"].as_array().into_iter().flatten() {
@@ -218,8 +238,11 @@ fn text(all: &Value) -> String {
         };
         let _ = writeln!(out, "ledger of {table}: due {}, written {}, {lost}{rows}", a["due"], a["written"]);
     }
-    let verdict =
-        if all["problems"] == 0 { "all is well".to_owned() } else { format!("{} problems", all["problems"]) };
+    let verdict = if all["problems"] == 0 {
+        "all is well".to_owned()
+    } else {
+        many(all["problems"].as_u64().unwrap_or(0))
+    };
     let _ = writeln!(out, "{verdict}");
     out
 }

@@ -1,9 +1,9 @@
 //! Reading a data folder with no agent: no lock, no root, nothing in it changes.
 
-use super::Failure;
+use super::{Failure, view::reach};
 use crate::clock;
 use crate::config::Config;
-use crate::export::{self, Evidence, Limits, Problem, Selection, time_range_or_all};
+use crate::export::{self, Containers, Evidence, Limits, Problem, Selection, time_range_or_all};
 use crate::incident::Incident;
 use crate::store::{Store, View};
 use crate::viewer::{self, Analysis};
@@ -22,22 +22,33 @@ fn get<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
     pairs.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
 }
 
+/// Of a folder the newest row is now.
+fn now_us(view: &View) -> i64 {
+    reach(view).map_or(0, |(_, newest_us)| newest_us)
+}
+
+/// The first and the last instant of which the folder holds rows.
+pub fn held(dir: &Path) -> Result<Option<(i64, i64)>, Failure> {
+    Ok(reach(&view(dir)?))
+}
+
 /// Those of the whole folder when no range is named.
-fn range(pairs: &[(String, String)]) -> Result<(i64, i64), Problem> {
-    time_range_or_all(get(pairs, "range"), get(pairs, "from"), get(pairs, "to"), clock::wall_us())
+fn range(view: &View, pairs: &[(String, String)]) -> Result<(i64, i64), Problem> {
+    time_range_or_all(get(pairs, "range"), get(pairs, "from"), get(pairs, "to"), now_us(view))
 }
 
 /// As `/api/incidents` has them.
 pub fn incidents(dir: &Path, pairs: &[(String, String)]) -> Result<(Vec<Incident>, usize), Failure> {
-    let all = export::incidents(&view(dir)?, Vec::new())?;
-    Ok(export::listed(all, range(pairs)?, get(pairs, "limit"))?)
+    let view = view(dir)?;
+    let all = export::incidents(&view, Vec::new())?;
+    Ok(export::listed(all, range(&view, pairs)?, get(pairs, "limit"))?)
 }
 
 /// Into a file, from which it is to be read: an export of any length takes little memory.
 pub fn export(dir: &Path, pairs: &[(String, String)], mut file: File) -> Result<File, Failure> {
-    let now_us = clock::wall_us();
-    let selection = Selection::parse(pairs, now_us)?;
     let view = view(dir)?;
+    let selection = Selection::parse(pairs, now_us(&view))?;
+    let now_us = clock::wall_us();
     let incidents = export::incidents(&view, Vec::new())?;
     let evidence = Evidence { view, incidents, provenance: Map::new(), limits: limits(), now_us };
     let into = file.try_clone().context("the export's file")?;
@@ -49,8 +60,7 @@ pub fn export(dir: &Path, pairs: &[(String, String)], mut file: File) -> Result<
 /// As `/api/analyze/…` has it; the newest row is now.
 pub fn analysis(dir: &Path, analysis: Analysis, pairs: Vec<(String, String)>) -> Result<Value, Failure> {
     let view = view(dir)?;
-    let now_us = super::view::newest_us(&view).unwrap_or(0);
-    Ok(analysis.of_folder(&view, pairs, now_us, limits())?)
+    Ok(analysis.of_folder(&view, pairs, now_us(&view), limits())?)
 }
 
 fn limits() -> Limits {
@@ -59,5 +69,8 @@ fn limits() -> Limits {
 }
 
 pub fn events(dir: &Path, pairs: &[(String, String)]) -> Result<Vec<Value>, Failure> {
-    Ok(viewer::events(&view(dir)?, get(pairs, "kind").unwrap_or_default(), range(pairs)?)?)
+    let view = view(dir)?;
+    let containers = Containers::parse(|name| get(pairs, name))?;
+    let kind = get(pairs, "kind").unwrap_or_default();
+    Ok(viewer::events(&view, kind, &containers, range(&view, pairs)?)?)
 }

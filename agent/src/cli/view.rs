@@ -63,7 +63,7 @@ pub fn run(args: &ViewArgs) -> Result<(), Failure> {
     let (dir, listen) = (&args.place, args.listen);
     let store = Store::open_read_only(dir).map_err(anyhow::Error::new)?;
     let view = store.view();
-    let Some(newest_us) = newest_us(&view) else {
+    let Some((_, newest_us)) = reach(&view) else {
         return Err(Failure::Nothing(format!("{} holds no rows", dir.display())));
     };
     let status = status(&view, newest_us).map_err(anyhow::Error::new)?;
@@ -84,13 +84,12 @@ fn tell(url: &str, json: bool) -> Result<(), Failure> {
     super::output::print(&format!("{text}\n"))
 }
 
-/// Of the segments, and of what a journal holds besides.
-pub fn newest_us(view: &View) -> Option<i64> {
-    let loose = view
-        .loose
-        .iter()
-        .flat_map(|l| (0..l.batch.num_rows()).filter_map(|row| query::int(&l.batch, "ts", row)));
-    view.segments.iter().map(|s| s.to_us).chain(loose).max()
+/// The first and the last instant of the segments, and of what a journal holds besides.
+pub fn reach(view: &View) -> Option<(i64, i64)> {
+    let loose = view.journaled.iter().chain(&view.loose);
+    let loose = loose.flat_map(|l| (0..l.batch.num_rows()).filter_map(|row| query::int(&l.batch, "ts", row)));
+    let all = view.segments.iter().map(|s| (s.from_us, s.to_us)).chain(loose.map(|ts| (ts, ts)));
+    all.reduce(|(from, to), (first, last)| (from.min(first), to.max(last)))
 }
 
 /// What the newest files say of the agent that wrote them.

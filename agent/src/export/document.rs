@@ -115,7 +115,7 @@ impl Document {
     }
 
     /// Of the whole so many rows are in it.
-    pub fn thinned(&mut self, rows: usize, how: Value) {
+    pub fn thinned(&mut self, rows: u64, how: Value) {
         self.provenance.insert("rows".to_owned(), json!(rows));
         self.provenance.insert("thinned".to_owned(), how);
     }

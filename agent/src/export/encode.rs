@@ -50,6 +50,11 @@ impl Sink {
         Ok(())
     }
 
+    /// Whether the limit was met.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
     pub fn finish(&mut self) -> Result<(), Problem> {
         self.flush().map_err(|e| Problem::internal(format!("the export's file: {e}")))
     }
@@ -135,22 +140,6 @@ impl Way<'_> {
             Some(redaction) => redaction.rows(&rows).map_err(Problem::internal)?,
             None => rows,
         })
-    }
-
-    /// The same of rows that were taken before.
-    pub fn parquet_of(
-        &self,
-        kept: &[RecordBatch],
-        metadata: &[(String, String)],
-    ) -> Result<Vec<u8>, Failure> {
-        let mut sink = Sink::memory(super::MAX_BYTES);
-        let result = self.encode(metadata, &mut sink, |mut encoder| {
-            kept.iter().try_for_each(|rows| encoder.write(rows)).map_err(Problem::internal)?;
-            encoder.close().map_err(Problem::internal)?;
-            Ok(())
-        });
-        sink.outcome(result)?;
-        Ok(sink.into_bytes())
     }
 
     fn encode(

@@ -294,8 +294,9 @@ pub fn columns(text: &str) -> Result<Vec<&'static str>, Problem> {
         let before = out.len();
         out.extend(catalogue::columns().map(|(_, _, c)| c.name).filter(|name| glob(&pattern, name)));
         if out.len() == before {
-            let all: Vec<&str> = catalogue::columns().map(|(_, _, c)| c.name).collect();
-            return Err(Problem::bad_query(format!("metrics: no column is named {pattern}"), &all));
+            let near = nearest(&pattern, catalogue::columns().map(|(_, _, c)| c.name));
+            let detail = format!("metrics: no column is named {pattern}; /api/metrics lists all");
+            return Err(Problem::bad_query(detail, &near));
         }
     }
     let mut in_order: Vec<(usize, &'static str)> =
@@ -303,6 +304,19 @@ pub fn columns(text: &str) -> Result<Vec<&'static str>, Problem> {
     in_order.sort_unstable();
     in_order.dedup();
     Ok(in_order.into_iter().map(|(_, name)| name).collect())
+}
+
+/// The names that one which is not there may stand for, the likeliest first: so many that they are read.
+pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    const MOST: usize = 5;
+    const ALIKE: f64 = 0.8;
+    let wanted = wanted.replace(['*', '?'], "").to_lowercase();
+    let mut found: Vec<(f64, &str)> = names
+        .map(|name| (strsim::jaro_winkler(&wanted, name), name))
+        .filter(|(like, _)| *like >= ALIKE)
+        .collect();
+    found.sort_by(|a, b| b.0.total_cmp(&a.0));
+    found.into_iter().take(MOST).map(|(_, name)| name).collect()
 }
 
 /// `*` for any run of characters, `?` for one. Linear in time for any pattern.
@@ -397,6 +411,16 @@ mod tests {
             "pids_current",
         ];
         assert_eq!(s.metrics.expect("given"), wanted);
+    }
+
+    #[test]
+    fn a_misspelt_metric_is_answered_with_the_nearest() {
+        let e = columns("memory_curent").expect_err("misspelt");
+        let near = e.more["accepted"].as_array().expect("some").clone();
+        assert_eq!(near[0], "memory_current");
+        assert!(near.len() <= 5, "{near:?}");
+        let far = columns("zzz").expect_err("nothing like it");
+        assert!(far.more.is_empty() && far.detail.contains("/api/metrics"), "{far}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! time those rows stay whose values are the lowest and the highest, and of a counter the two between which it rose fastest.
 //!
 //! Rows stay as they are or go: no value is made up, none is averaged. All rows close to the incident stay. The report
-//! says that it was thinned, from how many rows, and the hash of the whole export. Called by `export`.
+//! says that it was thinned, from how many rows, and, where the whole was small enough to be encoded, its hash. Called by `fit`.
 
 use crate::query;
 use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
@@ -31,6 +31,12 @@ const COUNTERS: [&str; 7] = [
 ];
 /// Set seldom; each change of one stays.
 const LIMITS: [&str; 4] = ["memory_max", "cpu_max_quota_usec", "cpu_max_period_usec", "pids_max"];
+
+/// What [`thin`] decides by, and the keys of the rows.
+pub fn columns() -> Vec<&'static str> {
+    let keys = ["ts", "ktime_ns", "boot_id", "cgroup_id"];
+    keys.into_iter().chain(LEVELS).chain(COUNTERS).chain(LIMITS).collect()
+}
 
 /// The rows of a chunk (whole cgroups, sorted by cgroup and time) that stay.
 pub fn thin(batch: &RecordBatch, bucket_us: i64, event_us: Option<i64>) -> Result<RecordBatch, String> {

@@ -3,6 +3,7 @@
 
 use super::api::{self, Pairs};
 use super::{App, Source, TURN_WITHIN, rows};
+use crate::event::Kind;
 use crate::export::{self, Chooser, Containers, EVENT_COLUMNS, Evidence, MEDIA_TYPE, Problem, Selection};
 use crate::incident::{Incident, Lost};
 use crate::names::Table;
@@ -125,7 +126,7 @@ pub async fn openapi() -> Response {
 pub async fn events<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> Result<Response, Refusal> {
     let asked = api::understood(&api::EVENTS, pairs)?;
     let (from_us, to_us) = asked.range(EVENTS_RANGE, app.now_us())?;
-    let kinds = kinds(asked.get("kind").unwrap_or_default());
+    let kinds = kinds(asked.get("kind").unwrap_or_default())?;
     let containers = Containers::parse(|name| asked.get(name))?;
     let view = look(&app, &[Table::Events], from_us).await?;
     let (events, lost) = on_a_blocking_thread(move || {
@@ -135,14 +136,27 @@ pub async fn events<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> 
     Ok(json_answer(&json!({"from_us": from_us, "to_us": to_us, "events": events, "lost": lost})))
 }
 
-fn kinds(list: &str) -> Vec<String> {
-    list.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_owned).collect()
+/// Kinds of events, comma-separated; one that there is not is an error.
+pub fn kinds(list: &str) -> Result<Vec<String>, Problem> {
+    let kinds: Vec<String> =
+        list.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_owned).collect();
+    match kinds.iter().find(|kind| Kind::ALL.iter().all(|k| k.as_str() != *kind)) {
+        Some(other) => {
+            let known = Kind::ALL.map(Kind::as_str);
+            Err(Problem::bad_query(format!("kind={other} is no kind of event"), &known))
+        }
+        None => Ok(kinds),
+    }
 }
 
 /// The events of a view, as `/api/events` gives them.
-pub fn events_of(view: &View, kind: &str, (from_us, to_us): (i64, i64)) -> Result<Vec<Value>, Problem> {
-    let everything = Containers::default();
-    let filter = EventsFilter { kinds: kinds(kind), containers: &everything };
+pub fn events_of(
+    view: &View,
+    kind: &str,
+    containers: &Containers,
+    (from_us, to_us): (i64, i64),
+) -> Result<Vec<Value>, Problem> {
+    let filter = EventsFilter { kinds: kinds(kind)?, containers };
     filter.read(view, from_us, to_us).map(|(events, _)| events)
 }
 

@@ -335,9 +335,12 @@ pub fn metrics(search: Option<&str>) -> Value {
     let mut add = |table: &str, file: &str, c: &catalogue::Column, tier: &str, name: &str| {
         if has_word([file, name, c.key, c.about]) {
             let key = (!c.key.is_empty()).then_some(c.key);
+            // A row of io_devices is of one.
+            let about =
+                if table == "io_devices" { c.about.trim_end_matches(", all devices") } else { c.about };
             metrics.push(json!({
                 "name": name, "table": table, "file": file, "key": key, "kind": c.kind.as_str(), "unit": c.unit.as_str(),
-                "tier": tier, "since": c.since, "lag": catalogue::lag(file), "about": c.about,
+                "tier": tier, "since": c.since, "lag": catalogue::lag(file), "about": about,
             }));
         }
     };
@@ -364,6 +367,17 @@ mod tests {
     fn the_export_is_described_as_it_is_parsed() {
         let described: std::collections::BTreeSet<&str> = EXPORT.params.iter().map(|p| p.name).collect();
         assert_eq!(described, crate::export::PARAMETERS.into_iter().collect());
+    }
+
+    #[test]
+    fn a_metric_of_one_device_does_not_speak_of_all() {
+        let metrics = metrics(Some("rbytes"));
+        let about = |table: &str| {
+            let of_table = metrics["metrics"].as_array().into_iter().flatten().find(|m| m["table"] == table);
+            of_table.map(|m| m["about"].clone())
+        };
+        assert_eq!(about("io_devices"), Some(json!("Bytes read")));
+        assert_eq!(about("samples"), Some(json!("Bytes read, all devices")));
     }
 
     #[test]

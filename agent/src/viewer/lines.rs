@@ -11,7 +11,7 @@ use super::api::Asked;
 use super::containers::{self, RANGE};
 use super::{App, Source, rows};
 use crate::catalogue::{self, Kind, Unit, node};
-use crate::export::{Chooser, Containers, Limits, Problem, columns, duration_us, glob};
+use crate::export::{Chooser, Containers, Limits, Problem, columns, duration_us, glob, nearest};
 use crate::incident::{Incident, Lost};
 use crate::names::{Cause, Table};
 use crate::query::{self, Filter, Identity, Key};
@@ -271,8 +271,9 @@ fn metrics_of(table: &str, named: &str) -> Result<(Table, Vec<Metric>), Problem>
         for pattern in named.split(',').map(str::trim).filter(|n| !n.is_empty()) {
             let mut found: Vec<Metric> = all.iter().filter(|m| glob(pattern, m.name)).copied().collect();
             if found.is_empty() {
-                let names: Vec<&str> = all.iter().map(|m| m.name).collect();
-                return Err(Problem::bad_query(format!("{table} has no column named {pattern}"), &names));
+                let near = nearest(pattern, all.iter().map(|m| m.name));
+                let detail = format!("{table} has no column named {pattern}; /api/metrics lists all");
+                return Err(Problem::bad_query(detail, &near));
             }
             found.retain(|m| !out.iter().any(|o: &Metric| o.name == m.name));
             out.extend(found);
