@@ -191,7 +191,10 @@ fn events_are_narrowed_by_kind_and_container() {
             .collect()
     };
     assert_eq!(kinds("&kind=oom_kill,exit"), ["oom_kill", "exit"]);
-    assert_eq!(kinds("&kind=nothing"), [""; 0]);
+    assert_eq!(kinds("&kind=exec"), [""; 0]);
+    let (status, _, body) = ask(&router, &format!("/api/events?{}&kind=nothing", window()));
+    assert_eq!(status, 400, "a kind that there is not");
+    assert!(String::from_utf8_lossy(&body).contains("\"oom_kill\""), "with those that there are");
     assert_eq!(kinds("&containers=sidecar&kind=oom_kill"), [""; 0]);
     assert_eq!(kinds("&containers=cart&kind=oom_kill"), ["oom_kill"]);
 }
