@@ -4,12 +4,14 @@
 //! Unknown or wrong keys are refused with file, line and the accepted keys. Reads one file and the environment, at
 //! start-up only; called by `main`.
 
+mod kubernetes;
 mod lane;
 mod place;
 mod range;
 mod upkeep;
 
 use crate::event::Kind;
+pub use kubernetes::Kubernetes;
 pub use lane::{Lane, Period, Source};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
@@ -54,6 +56,7 @@ pub struct Config {
     pub compaction: Compaction,
     pub retention: Retention,
     pub export: Export,
+    pub kubernetes: Kubernetes,
 }
 
 impl Default for Config {
@@ -75,6 +78,7 @@ impl Default for Config {
             compaction: Compaction::default(),
             retention: Retention::default(),
             export: Export::default(),
+            kubernetes: Kubernetes::default(),
         }
     }
 }
@@ -313,6 +317,11 @@ const KEYS: &[(&str, &str)] = &[
     ),
     ("export.max_rows", "rows one export may hold"),
     ("export.max_containers", "containers one export may hold"),
+    ("kubernetes.enabled", "ask the Kubernetes API for the names of this node's pods, where there is one"),
+    (
+        "kubernetes.kubeconfig",
+        "file that says where the API is and who we are; empty = the pod's service account",
+    ),
 ];
 
 /// All keys with their meanings, those of each kind of trigger at the end.

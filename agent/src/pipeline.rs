@@ -32,6 +32,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::discovery::{Rules, Tree};
 use crate::export;
+use crate::kubernetes::Kubernetes;
 use crate::machine::Machine;
 use crate::probes::{self, Kernel, Ladder, Mechanism, Probes, ReclaimTotals};
 use crate::recorder;
@@ -73,7 +74,8 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     for what in &machine.lacks {
         tracing::warn!("{what}");
     }
-    if config.node.is_empty() {
+    let is_host_name = config.node.is_empty();
+    if is_host_name {
         config.node.clone_from(&machine.host);
     }
     let names = NodeNames {
@@ -84,6 +86,8 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let rules = Rules::new(&config.sampling.include, &config.sampling.exclude)?;
     let mut tree = Tree::new(&config.cgroup_root, rules, config.sampling.max_cgroups)?;
     let store = Store::open(&config.data_dir)?;
+    let kubernetes = Kubernetes::start(&config, is_host_name);
+    store.set_pods(kubernetes.pods.clone());
     let series = recorder::install()?;
     let Means { mut probes, lane, notices, ladder, has_events } = Means::find(&config, &mut tree)?;
     log_ladder(&ladder);
@@ -98,8 +102,14 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     store.reserve(config.retention.reserve_bytes);
     let writer = Writer::start(store.clone(), &machine.boot_id)?;
     let metadata = metadata(&config, &names, &machine, &ladder, lane.pace.period_ms());
-    let sealer = Sealer::start(Setup { writer, names: names.clone(), metadata, shared: shared.clone() })
-        .context("cannot start the sealer thread")?;
+    let sealer = Sealer::start(Setup {
+        writer,
+        names: names.clone(),
+        metadata,
+        shared: shared.clone(),
+        pods: kubernetes.pods.clone(),
+    })
+    .context("cannot start the sealer thread")?;
     let (outside, inbox) = inbox::open().context("cannot make an eventfd")?;
     let source = Arc::new(LiveSource::new(
         shared.clone(),
@@ -107,6 +117,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         series.clone(),
         store.clone(),
         names.clone(),
+        kubernetes.view(),
     ));
     let server = viewer::serve(source, store.clone(), &config)?;
     let upkeep = Upkeep::start(store.clone(), &config).context("cannot start the upkeep thread")?;
@@ -116,6 +127,9 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     sampler.keep_at_most(config.sampling.max_descriptors);
     let mut state = State::new(config, names, tree, sampler, series.clone(), lane, has_events);
     state.set_moving(sealer.moving());
+    if kubernetes.is_running() {
+        state.set_pods(kubernetes.pods.clone());
+    }
     state.set_notices(notices);
     if let Some(outage) = outage {
         state.note_outage(outage);
@@ -128,6 +142,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     tracing::info!("closing");
     server.stop();
     upkeep.stop();
+    kubernetes.stop();
     let _ = sealer.give(state.finish());
     sealer.finish().context("the last rows")?;
     tracing::info!("closed");

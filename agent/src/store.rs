@@ -31,6 +31,7 @@ use crate::incident::Lost;
 use crate::journal::{self, JournalName};
 use crate::ledger::Accounts;
 use crate::names::Table;
+use crate::pods::Pods;
 use crate::segment::{Io, Segment, SegmentError};
 use arrow::array::RecordBatch;
 use compacting::Doomed;
@@ -41,7 +42,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 const RECENT: &str = "recent";
 const MERGED: &str = "v1";
@@ -209,6 +210,8 @@ pub struct Store {
     /// Held for the lifetime of the store; `None` when it was opened to read only.
     lock: Option<File>,
     state: Mutex<State>,
+    /// Names for rows that were written before they were known.
+    pods: OnceLock<Pods>,
 }
 
 impl Store {
@@ -240,7 +243,19 @@ impl Store {
             believed: 0,
             opened: 0,
         };
-        Self { dir: dir.to_owned(), lock, state: Mutex::new(state) }
+        Self { dir: dir.to_owned(), lock, state: Mutex::new(state), pods: OnceLock::new() }
+    }
+
+    /// Where the writer finds names for rows that have none. Set once, before it is needed.
+    pub fn set_pods(&self, pods: Pods) {
+        let _ = self.pods.set(pods);
+    }
+
+    fn named(&self, batches: Vec<RecordBatch>) -> Vec<RecordBatch> {
+        match self.pods.get() {
+            Some(pods) => batches.into_iter().map(|batch| pods.fill(batch)).collect(),
+            None => batches,
+        }
     }
 
     pub fn dir(&self) -> &Path {

@@ -4,6 +4,7 @@
 //! is called so. `pipeline` feeds it and has each revision written before it is announced.
 
 mod counted;
+mod named;
 mod restart;
 mod summary;
 
@@ -13,6 +14,7 @@ use crate::event::{Event, Exit, Kill, OomKill};
 use crate::incident::{ExitStatus, Incident, Killer, LimitChange, LimitHit, Lost, Trigger, Victim, Window};
 use crate::lane::MemoryAt;
 use crate::names::CgroupId;
+use crate::pods::Pods;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -62,15 +64,22 @@ struct Open {
     blame: Option<Blame>,
     more_victims: u64,
     more_events: u64,
+    /// Where its names come from.
+    pods: Pods,
 }
 
 pub struct Story {
     names: NodeNames,
     window_ns: u64,
     open: BTreeMap<CgroupId, Open>,
-    /// Closed, and kept for a while: a container may take the place of theirs.
+    /// Closed, and kept for a while: a container may take the place of theirs, and Kubernetes may tell more of them.
     waiting: VecDeque<Open>,
     places: restart::Places,
+    pods: Pods,
+    /// Somebody tells them: an incident may wait for its names.
+    names_may_come: bool,
+    /// How much of `pods` the incidents know.
+    learnt: u64,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
@@ -102,6 +111,7 @@ impl Open {
 
     fn revise(&mut self) {
         self.incident.revision += 1;
+        self.learn();
         self.incident.summary = summary::write(self);
     }
 }
@@ -115,7 +125,16 @@ impl Story {
             open: BTreeMap::new(),
             waiting: VecDeque::new(),
             places: restart::Places::default(),
+            pods: Pods::default(),
+            names_may_come: false,
+            learnt: 0,
         }
+    }
+
+    /// Where names of pods come from.
+    pub fn set_pods(&mut self, pods: Pods) {
+        self.pods = pods;
+        self.names_may_come = true;
     }
 
     /// An OOM kill in a container (or pod, or whatever owns the victim): a new incident, or more of the open one.
@@ -214,7 +233,7 @@ impl Story {
 
     /// The open incident of a container, or a new one of this kind that begins with this event.
     fn begin(&mut self, owner: &Arc<Meta>, event: &Event, kind: &str, evidence: &Evidence) -> &mut Open {
-        let (names, window_ns) = (&self.names, self.window_ns);
+        let (names, window_ns, pods) = (&self.names, self.window_ns, &self.pods);
         let before = |r: &MemoryAt| event.ktime_ns.saturating_sub(r.ktime_ns);
         let open = self.open.entry(owner.id).or_insert_with(|| {
             let id = &owner.identity;
@@ -249,6 +268,7 @@ impl Story {
                 blame: None,
                 more_victims: 0,
                 more_events: 0,
+                pods: pods.clone(),
             }
         });
         let first = open.incident.ktime_ns;
@@ -308,11 +328,14 @@ impl Story {
         let due: Vec<_> =
             self.open.iter().filter(|(_, o)| o.deadline_ns <= now_ns).map(|(id, _)| *id).collect();
         // one whose container lives on may still see it end; it waits from its own last event on
-        self.waiting.retain(|o| now_ns < o.deadline_ns.saturating_add(restart::WITHIN_NS));
+        let names_may_come = self.names_may_come;
+        self.waiting.retain(|o| {
+            now_ns < o.deadline_ns.saturating_add(restart::WITHIN_NS) || (names_may_come && o.is_unnamed())
+        });
         let mut closed = Vec::new();
         for mut open in due.into_iter().filter_map(|id| self.open.remove(&id)) {
             closed.push(open.close());
-            if open.incident.restart.is_none() && open.incident.scope == "container" {
+            if open.incident.pod_uid.is_some() || open.incident.scope == "container" {
                 self.waiting.truncate(restart::MAX_WAITING - 1);
                 self.waiting.push_front(open);
             }

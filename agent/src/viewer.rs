@@ -22,9 +22,10 @@ pub use page::path_segment;
 
 use crate::clock;
 use crate::config::Config;
-use crate::export::{Limits, Problem};
+use crate::export::{Containers, Limits, Problem};
 use crate::incident::Incident;
 use crate::names::Table;
+use crate::pods::Pods;
 use crate::priority::{self, Work};
 use crate::store::Store;
 use arrow::array::RecordBatch;
@@ -69,6 +70,14 @@ pub trait Source: Send + Sync + 'static {
     fn status(&self) -> Value;
     /// `Err` = why not.
     fn ready(&self) -> Result<(), String>;
+    /// What to know besides, of one that is ready; may be empty.
+    fn notes(&self) -> String {
+        String::new()
+    }
+    /// What Kubernetes has told so far.
+    fn pods(&self) -> Pods {
+        Pods::default()
+    }
     /// Prometheus text.
     fn metrics(&self) -> String;
     /// False for a folder that nobody writes.
@@ -113,6 +122,13 @@ pub struct App<S> {
 }
 
 impl<S: Source> App<S> {
+    /// Which pods have the labels that are asked for, as far as Kubernetes has told.
+    fn know(&self, containers: &mut Containers) {
+        if !containers.labels.is_empty() {
+            containers.pods = self.source.pods().labelled(|has| containers.labels.hold(has));
+        }
+    }
+
     /// Reads the token, if there is to be one.
     pub fn new(source: Arc<S>, store: Arc<Store>, config: &Config) -> Result<Arc<Self>, ServeError> {
         let limits =

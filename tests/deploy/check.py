@@ -18,6 +18,7 @@ CASES = {
     "default": {},
     "privileged": {"privileged": True},
     "ptrace": {"sysPtrace": True},
+    "no names": {"kubernetes": {"enabled": False}},
     "everything": {
         "cluster": "c1",
         "env": {"FGM_BUDGET_ROWS_PER_SECOND": "2000"},
@@ -86,6 +87,20 @@ def privilege(case, docs, capabilities, privileged):
     check(f"{case}: only the data folder is writable", [m["name"] for m in mounts if not m.get("readOnly")] == ["data"])
 
 
+def rights(case, docs, wanted):
+    # what the agent may do with the API, and whether it has a token for it
+    roles = [d for d in docs if d["kind"] == "ClusterRole"]
+    rules = [(r["apiGroups"], r["resources"], r["verbs"]) for d in roles for r in d["rules"]]
+    check(f"{case}: the API may be used for {wanted}", rules == wanted, rules)
+    bound = [(d["roleRef"]["name"], d["subjects"][0]) for d in docs if d["kind"] == "ClusterRoleBinding"]
+    account = {"kind": "ServiceAccount", "name": "fgm", "namespace": "fgm"}
+    check(f"{case}: bound to the agent's account alone", bound == [("fgm", account)] * len(wanted), bound)
+    pod = next(d for d in docs if d["kind"] == "DaemonSet")["spec"]["template"]["spec"]
+    check(f"{case}: a token only where it is used", pod["automountServiceAccountToken"] is bool(wanted))
+    others = {"Role", "RoleBinding"} & {d["kind"] for d in docs}
+    check(f"{case}: no other right", not others, others)
+
+
 def main():
     if sys.argv[1:] == ["--write"]:
         MANIFEST.write_text(plain())
@@ -98,6 +113,8 @@ def main():
     privilege("default", render({}), ["BPF", "PERFMON"], False)
     privilege("ptrace", render({"sysPtrace": True}), ["BPF", "PERFMON", "SYS_PTRACE"], False)
     privilege("privileged", render({"privileged": True}), None, True)
+    rights("default", render({}), [([""], ["pods"], ["list", "watch"])])
+    rights("no names", render({"kubernetes": {"enabled": False}}), [])
     kinds = {d["kind"] for d in render(CASES["everything"])}
     check("optional resources appear when asked for", {"NetworkPolicy", "PodMonitor"} <= kinds, kinds)
     check("and only then", not {"NetworkPolicy", "PodMonitor"} & {d["kind"] for d in render({})})

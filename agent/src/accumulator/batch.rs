@@ -65,7 +65,7 @@ fn common(rows: &[(Stamp, Option<&Meta>)], names: &NodeNames) -> Vec<ArrayRef> {
         int(metas().map(|m| m.map(|m| m.id.as_i64()))),
         int(metas().map(|m| Some(m?.parent_id?.as_i64()))),
         text(metas().map(|m| m.map(|m| m.path.as_str()))),
-        // names come from Kubernetes, which nothing asks yet
+        // names are filled in when they are known (`pods`)
         text(std::iter::repeat_n(None, n)),
         text(std::iter::repeat_n(None, n)),
         text(std::iter::repeat_n(None, n)),
@@ -152,6 +152,9 @@ pub(super) fn incidents(rows: &[Incident], names: &NodeNames) -> Result<RecordBa
     columns[8] = text(rows.iter().map(|i| i.qos.as_deref()));
     columns[9] = int(rows.iter().map(|i| i.cgroup_id));
     columns[11] = text(rows.iter().map(|i| i.cgroup_path.as_deref()));
+    columns[12] = text(rows.iter().map(|i| i.namespace.as_deref()));
+    columns[13] = text(rows.iter().map(|i| i.pod.as_deref()));
+    columns[14] = text(rows.iter().map(|i| i.container.as_deref()));
     columns.extend([
         text(rows.iter().map(|i| Some(i.id.as_str()))),
         int(rows.iter().map(|i| Some(i.revision))),

@@ -81,7 +81,7 @@ fn nothing(view: &View, from_us: i64, to_us: i64, containers: &Containers) -> Pr
     let labels = if containers.labels.is_empty() {
         ""
     } else {
-        "; labels are known only of pods that an incident names"
+        "; labels are known of pods that Kubernetes told this agent of, and of those that an incident names"
     };
     let (from, to) = (instant(from_us, 0), instant(to_us, 0));
     Problem::not_found(format!("no sample from {from} to {to} matches; {store}{labels}"))
@@ -145,7 +145,7 @@ pub struct Chooser<'a> {
 
 impl<'a> Chooser<'a> {
     pub fn new(containers: &'a Containers, incidents: &[Incident]) -> Self {
-        let mut labelled = BTreeSet::new();
+        let mut labelled: BTreeSet<String> = containers.pods.iter().cloned().collect();
         for incident in incidents.iter().filter(|_| !containers.labels.is_empty()) {
             if incident.labels.as_ref().is_some_and(|has| containers.labels.hold(has)) {
                 labelled.extend(incident.pod_uid.clone());

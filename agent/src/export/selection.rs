@@ -87,6 +87,8 @@ pub enum Rows {
 pub struct Containers {
     pub namespace: Option<String>,
     pub labels: Labels,
+    /// UIDs of pods that are known to have these labels, besides those that an incident names.
+    pub pods: Vec<String>,
     /// Key as the API gives it, container name, container id (12 characters or more of it), or a glob of cgroup paths.
     pub names: Vec<String>,
 }
@@ -96,6 +98,7 @@ impl Containers {
         Ok(Self {
             namespace: get("namespace").map(str::to_owned),
             labels: get("labels").map_or_else(|| Ok(Labels::default()), Labels::parse)?,
+            pods: Vec::new(),
             names: get("containers").map(list).unwrap_or_default(),
         })
     }

@@ -9,6 +9,7 @@ use crate::accumulator::{NodeNames, Pending, Stamp};
 use crate::incident::Incident;
 use crate::ledger::Accounts;
 use crate::names::Table;
+use crate::pods::Pods;
 use crate::priority::{self, Work};
 use crate::store::{Chunk, DropReason, Kept, SealResult, ShutdownError, Writer};
 use arrow::array::RecordBatch;
@@ -98,6 +99,8 @@ pub struct Setup {
     /// Metadata that is the same in each segment of the run.
     pub metadata: Vec<(String, String)>,
     pub shared: Arc<Shared>,
+    /// Names for the rows.
+    pub pods: Pods,
 }
 
 impl Sealer {
@@ -197,7 +200,7 @@ impl AtWork {
         let mut out = Vec::new();
         for table in Table::ALL {
             match job.pending.batch(table, &self.setup.names) {
-                Ok(batch) => out.push((table, batch)),
+                Ok(batch) => out.push((table, self.setup.pods.fill(batch))),
                 Err(error) => {
                     let rows = job.account.of(table).and_then(|a| u64::try_from(a.written).ok()).unwrap_or(0);
                     tracing::error!(%error, table = table.as_str(), rows, "rows could not be made into columns; they are lost");

@@ -4,7 +4,9 @@ use super::inbox::{Input, Outside};
 use super::shared::Shared;
 use crate::accumulator::NodeNames;
 use crate::incident::Incident;
+use crate::kubernetes;
 use crate::names::Table;
+use crate::pods::Pods;
 use crate::recorder::Series;
 use crate::store::Store;
 use crate::viewer::Source;
@@ -23,6 +25,7 @@ pub struct LiveSource {
     series: Series,
     store: Arc<Store>,
     names: NodeNames,
+    kubernetes: kubernetes::View,
 }
 
 impl LiveSource {
@@ -32,8 +35,9 @@ impl LiveSource {
         series: Series,
         store: Arc<Store>,
         names: NodeNames,
+        kubernetes: kubernetes::View,
     ) -> Self {
-        Self { shared, outside, series, store, names }
+        Self { shared, outside, series, store, names, kubernetes }
     }
 }
 
@@ -55,7 +59,8 @@ impl Source for LiveSource {
         };
         // a fault of ours in one of them is logged by the sealer; the rows on disk are served all the same
         let batches = pending.iter().filter_map(|p| p.batch(table, &self.names).ok());
-        Ok(batches.filter(|b| b.num_rows() > 0).collect())
+        let batches = batches.filter(|b| b.num_rows() > 0);
+        Ok(batches.map(|b| self.kubernetes.pods.fill(b)).collect())
     }
 
     fn incidents(&self) -> Vec<Incident> {
@@ -66,6 +71,7 @@ impl Source for LiveSource {
         let mut status = self.shared.status().unwrap_or_else(|| json!({}));
         if let Some(map) = status.as_object_mut() {
             map.insert("store".to_owned(), self.store.status());
+            map.insert("kubernetes".to_owned(), self.kubernetes.json());
         }
         status
     }
@@ -75,6 +81,14 @@ impl Source for LiveSource {
             .status()
             .map(|_| ())
             .ok_or_else(|| "the first round of sampling is not done yet".to_owned())
+    }
+
+    fn notes(&self) -> String {
+        self.kubernetes.line()
+    }
+
+    fn pods(&self) -> Pods {
+        self.kubernetes.pods.clone()
     }
 
     fn metrics(&self) -> String {

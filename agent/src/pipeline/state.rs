@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::discovery::{Change, Tree};
 use crate::ledger::Ledger;
 use crate::names::{Cause, CgroupId, Scope, Table};
+use crate::pods::Pods;
 use crate::probes::{KindLoss, Losses};
 use crate::recorder::Series;
 use crate::sampler::{Network, Node, Plan, Sampler, Vanished};
@@ -218,6 +219,9 @@ impl State {
     pub fn tick(&mut self, now: u64) -> Option<Job> {
         if self.next.offset <= now {
             self.measure_clock(now);
+            for incident in self.story.learn() {
+                self.revise(incident);
+            }
             self.next.offset = now + SECOND;
         }
         self.lane_if_due();
@@ -460,6 +464,11 @@ impl State {
         for id in std::mem::take(&mut self.vanished) {
             self.cgroup_gone(id);
         }
+    }
+
+    /// Where names of pods come from.
+    pub fn set_pods(&mut self, pods: Pods) {
+        self.story.set_pods(pods);
     }
 
     pub fn set_moving(&mut self, moving: Moving) {

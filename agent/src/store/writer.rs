@@ -290,7 +290,7 @@ fn write_all(store: &Store, io: &dyn Io, forget: &dyn Fn(JournalName)) {
             let _ = std::fs::create_dir_all(&dir);
         }
         let batches = match item.read() {
-            Ok(batches) => batches,
+            Ok(batches) => store.named(batches),
             Err(error) => {
                 degrade(store, &format!("cannot read back the journal: {error}"), error.raw_os_error());
                 return;

@@ -1,6 +1,6 @@
 //! The paragraph of an incident, in plain English, from the evidence alone.
 
-use super::Open;
+use super::{Open, named};
 use crate::event::Sent;
 use crate::incident::{Incident, LimitHit, Victim};
 use std::fmt::Write as _;
@@ -345,6 +345,7 @@ pub(super) fn write(open: &Open) -> String {
         end(&mut out, open);
         before(&mut out, open);
         gone_and_missing(&mut out, open);
+        named::say(&mut out, i);
         return out;
     }
     victims(&mut out, i, open.more_victims);
@@ -353,5 +354,6 @@ pub(super) fn write(open: &Open) -> String {
     trigger(&mut out, i);
     before(&mut out, open);
     after(&mut out, open);
+    named::say(&mut out, i);
     out
 }

@@ -15,11 +15,11 @@ fn owner() -> Arc<Meta> {
     Arc::new(Meta { id: CgroupId(7), parent_id: Some(CgroupId(1)), identity: identify(&path), path })
 }
 
-fn names() -> NodeNames {
+pub(super) fn names() -> NodeNames {
     NodeNames { cluster: None, node: "n1".into(), boot_id: "b".into() }
 }
 
-fn event(ktime_ns: u64) -> Event {
+pub(super) fn event(ktime_ns: u64) -> Event {
     Event {
         event_id: format!("e{ktime_ns}"),
         kind: Kind::OomKill,
@@ -36,11 +36,11 @@ fn event(ktime_ns: u64) -> Event {
     }
 }
 
-fn task(pid: u32, comm: &str) -> Task {
+pub(super) fn task(pid: u32, comm: &str) -> Task {
     Task { pid: Some(pid), comm: comm.into(), cgroup_id: Some(CgroupId(7)) }
 }
 
-fn kill(victim: u32, trigger: u32) -> OomKill {
+pub(super) fn kill(victim: u32, trigger: u32) -> OomKill {
     OomKill {
         victim: task(victim, "hog"),
         uid: Some(0),
@@ -57,7 +57,7 @@ fn kill(victim: u32, trigger: u32) -> OomKill {
     }
 }
 
-fn evidence() -> Evidence {
+pub(super) fn evidence() -> Evidence {
     Evidence {
         limit: Some(LimitHit {
             cgroup_id: Some(7),

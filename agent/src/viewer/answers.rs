@@ -3,7 +3,9 @@
 
 use super::api::{self, Pairs};
 use super::{App, Source, TURN_WITHIN, rows};
-use crate::export::{self, Chooser, Containers, EVENT_COLUMNS, Evidence, MEDIA_TYPE, Problem, Selection};
+use crate::export::{
+    self, Chooser, Containers, EVENT_COLUMNS, Evidence, MEDIA_TYPE, Problem, Rows, Selection,
+};
 use crate::incident::{Incident, Lost};
 use crate::names::Table;
 use crate::query::{self, Filter, QueryError};
@@ -64,8 +66,9 @@ pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
-pub async fn readyz<S: Source>(State(app): State<Arc<App<S>>>) -> Result<&'static str, Refusal> {
-    app.source.ready().map(|()| "ready\n").map_err(|why| Problem::unavailable(why).into())
+pub async fn readyz<S: Source>(State(app): State<Arc<App<S>>>) -> Result<String, Refusal> {
+    let ready = || ["ready", &app.source.notes()].map(str::trim).join("\n").trim().to_owned() + "\n";
+    app.source.ready().map(|()| ready()).map_err(|why| Problem::unavailable(why).into())
 }
 
 pub async fn metrics<S: Source>(State(app): State<Arc<App<S>>>) -> impl IntoResponse {
@@ -126,7 +129,8 @@ pub async fn events<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> 
     let asked = api::understood(&api::EVENTS, pairs)?;
     let (from_us, to_us) = asked.range(EVENTS_RANGE, app.now_us())?;
     let kinds = kinds(asked.get("kind").unwrap_or_default());
-    let containers = Containers::parse(|name| asked.get(name))?;
+    let mut containers = Containers::parse(|name| asked.get(name))?;
+    app.know(&mut containers);
     let view = look(&app, &[Table::Events], from_us).await?;
     let (events, lost) = on_a_blocking_thread(move || {
         EventsFilter { kinds, containers: &containers }.read(&view, from_us, to_us)
@@ -221,7 +225,10 @@ impl Watched {
 
 pub async fn export<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> Result<Response, Refusal> {
     let now_us = app.now_us();
-    let selection = Selection::parse(&api::understood(&api::EXPORT, pairs)?.0, now_us)?;
+    let mut selection = Selection::parse(&api::understood(&api::EXPORT, pairs)?.0, now_us)?;
+    if let Rows::Range { containers, .. } = &mut selection.rows {
+        app.know(containers);
+    }
     let Ok(Ok(turn)) = tokio::time::timeout(TURN_WITHIN, app.exports.clone().acquire_owned()).await else {
         return Err(Problem::unavailable("other exports are being made; try again in some seconds").into());
     };

@@ -37,7 +37,7 @@ const TO: Param = p("to", "End of the range; default: now.", "2026-01-31T12:15:0
 const NAMESPACE: Param = p("namespace", "Kubernetes namespace.", "shop");
 const LABELS: Param = p(
     "labels",
-    "Kubernetes label selector: a=b, a!=b, a in (b,c), a notin (b), a, !a. Labels are known only of pods that an incident names.",
+    "Kubernetes label selector: a=b, a!=b, a in (b,c), a notin (b), a, !a. Labels are known of pods that Kubernetes told this agent of since its start, and of those that an incident names.",
     "app=cart,tier in (web,api)",
 );
 const CONTAINERS: Param = p(
@@ -185,7 +185,11 @@ const fn plain(path: &'static str, about: &'static str, answers: &'static [&'sta
 pub static PLAIN: [Endpoint; 7] = [
     plain("/", "The viewer.", &["text/html"]),
     plain("/healthz", "Alive.", TEXT),
-    plain("/readyz", "Ready: the first round of sampling is done.", TEXT),
+    plain(
+        "/readyz",
+        "Ready: the first round of sampling is done. What it lacks besides (names from Kubernetes) is said in further lines.",
+        TEXT,
+    ),
     plain("/metrics", "Prometheus exposition.", TEXT),
     plain("/api/status", "Instance, ladder, rates, cost, ledger totals, store size.", JSON),
     plain("/api/incidents/{id}", "One incident; `latest` is the newest.", JSON),

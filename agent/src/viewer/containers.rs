@@ -10,13 +10,14 @@ use super::api::{self, Asked, Pairs};
 use super::{App, Source, rows};
 use crate::export::{Chooser, Containers, Problem};
 use crate::names::Table;
+use crate::pods::Pods;
 use crate::query::{self, Filter, Identity, Key};
 use crate::store::View;
 use crate::timeseries::GAP_PERIODS;
 use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -71,12 +72,14 @@ pub async fn list<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> Re
         asked.get(name).is_none_or(|w| value.as_deref().is_some_and(|v| v.eq_ignore_ascii_case(w)))
     };
     let (found, (from_us, to_us)) = gather(&app, &asked).await?;
+    let pods = app.source.pods();
     let shown: Vec<Value> = found
         .iter()
         .filter(|one| state.is_none_or(|live| one.told.is_live == live))
         .filter(|one| same("scope", &one.who.scope) && same("qos", &one.who.qos) && has_word(&one.who, &word))
         .map(|one| {
             let mut all = rows::who(&one.key, &one.who);
+            all.extend(told_of(&pods, &one.who));
             if let Value::Object(told) = json!(one.told) {
                 all.extend(told);
             }
@@ -84,6 +87,24 @@ pub async fn list<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> Re
         })
         .collect();
     Ok(json_answer(&json!({"from_us": from_us, "to_us": to_us, "of": found.len(), "containers": shown})))
+}
+
+/// What Kubernetes says of it now; null where it says nothing. No part of its rows.
+fn told_of(pods: &Pods, who: &Identity) -> Map<String, Value> {
+    let found = pods.who(who.pod_uid.as_deref(), who.container_id.as_deref());
+    let pod = found.as_ref().map(|w| &w.pod);
+    let container = found.as_ref().and_then(|w| w.container());
+    [
+        ("labels", json!(pod.map(|p| &p.labels))),
+        ("owner", json!(pod.and_then(|p| p.owner.as_ref()).map(|o| json!({"kind": o.kind, "name": o.name})))),
+        ("image", json!(container.and_then(|c| c.image.as_ref()))),
+        ("restart_count", json!(container.map(|c| c.restart_count))),
+        ("cpu_limit", json!(container.and_then(|c| c.cpu_limit.as_ref()))),
+        ("memory_limit", json!(container.and_then(|c| c.memory_limit.as_ref()))),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into_iter()
+    .collect()
 }
 
 pub async fn filters<S: Source>(State(app): State<Arc<App<S>>>, pairs: Pairs) -> Result<Response, Refusal> {
@@ -118,7 +139,8 @@ fn has_word(who: &Identity, word: &str) -> bool {
 
 async fn gather<S: Source>(app: &App<S>, asked: &Asked) -> Result<(Vec<One>, (i64, i64)), Problem> {
     let (from_us, to_us) = asked.range(RANGE, app.now_us())?;
-    let containers = Containers::parse(|name| asked.get(name))?;
+    let mut containers = Containers::parse(|name| asked.get(name))?;
+    app.know(&mut containers);
     let incidents = if containers.labels.is_empty() { Vec::new() } else { known_incidents(app).await? };
     let _turn = app.query_turn().await?;
     let view = look(app, &[Table::Samples, Table::Events], from_us).await?;

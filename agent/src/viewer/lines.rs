@@ -78,6 +78,7 @@ impl Wanted {
     /// The question, with what the incidents know of labels.
     pub async fn of<S: Source>(app: &App<S>, asked: &Asked) -> Result<Self, Problem> {
         let mut wanted = Self::parse(asked, app.now_us(), app.limits)?;
+        app.know(&mut wanted.containers);
         if !wanted.containers.labels.is_empty() {
             wanted.incidents = known_incidents(app).await?;
         }

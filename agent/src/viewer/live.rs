@@ -111,7 +111,9 @@ impl<S: Source> Client<S> {
     async fn look(&mut self, is_first: bool) -> Result<(), Problem> {
         let now_us = self.app.now_us();
         let view = look(&self.app, &[Table::Samples, Table::Events], self.sent_us).await?;
-        let (containers, metrics) = (self.containers.clone(), self.metrics.clone());
+        let (mut containers, metrics) = (Containers::clone(&self.containers), self.metrics.clone());
+        // a pod with these labels may have come since
+        self.app.know(&mut containers);
         let (sent_us, told) = (self.sent_us, self.told.clone());
         let seen = on_a_blocking_thread(move || {
             let chooser = Chooser::new(&containers, &[]);

@@ -1,0 +1,248 @@
+//! The watch over pods against an API server that has bad days, and the names on their way into closed files.
+//!
+//! Needs no cluster and no privilege: the API server is a small one on loopback, the rows are made up. The agent as a whole, with
+//! real containers, is in `kernel_names.rs`.
+
+#[path = "support/api_server.rs"]
+mod api_server;
+#[path = "support/rows.rs"]
+mod rows;
+
+use api_server::{ApiServer, Mode, NODE, TOKEN, pod, restarted};
+use fgm::config::{Config, Kubernetes as Settings};
+use fgm::kubernetes::Kubernetes;
+use fgm::names::Table;
+use fgm::query;
+use fgm::store::{SealResult, Store, Writer};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let end = fgm::clock::ktime_ns() + u64::try_from(LIMIT.as_nanos()).expect("short");
+    while !done() {
+        assert!(fgm::clock::ktime_ns() < end, "{what} did not come within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+struct Watching {
+    names: Option<Kubernetes>,
+    _dir: tempfile::TempDir,
+}
+
+impl Watching {
+    fn of(server: &ApiServer, token: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let kubeconfig = server.kubeconfig(dir.path(), token);
+        let config = Config {
+            node: NODE.to_owned(),
+            kubernetes: Settings { enabled: true, kubeconfig },
+            ..Config::default()
+        };
+        Self { names: Some(Kubernetes::start(&config, false)), _dir: dir }
+    }
+
+    fn names(&self) -> &Kubernetes {
+        self.names.as_ref().expect("until it is dropped")
+    }
+
+    fn status(&self) -> Value {
+        self.names().view().json()
+    }
+
+    fn is(&self, state: &str) -> bool {
+        self.status()["state"] == state
+    }
+
+    fn knows(&self, uid: &str) -> bool {
+        self.names().pods.who(Some(uid), None).is_some()
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        if let Some(names) = self.names.take() {
+            names.stop();
+        }
+    }
+}
+
+#[test]
+fn pods_are_listed_and_followed_and_a_quiet_watch_goes_on_where_it_was() {
+    let server = ApiServer::start();
+    for n in 0..120 {
+        server.apply(pod(&format!("u{n}"), "cart", &format!("c{n}")));
+    }
+    let w = Watching::of(&server, TOKEN);
+    wait("the list", || w.is("synced") && w.status()["pods"] == 120);
+    server.apply(pod("late", "late", "cl"));
+    server.delete(pod("u0", "cart", "c0"));
+    wait("two changes", || w.knows("late") && w.status()["pods_gone"] == 1);
+    server.bookmark();
+    server.end_watches();
+    server.apply(pod("later", "later", "cm"));
+    wait("a change after the watch ended", || w.knows("later"));
+    let asked = server.asked();
+    let lists = asked.iter().filter(|a| a.starts_with("list")).count();
+    assert_eq!(lists, 3, "120 pods in pages of 50, once: {asked:?}");
+    assert!(asked.iter().all(|a| a.contains("spec.nodeName=vm")), "{asked:?}");
+}
+
+#[test]
+fn a_connection_that_breaks_in_an_object_loses_none() {
+    let server = ApiServer::start();
+    let w = Watching::of(&server, TOKEN);
+    wait("the list", || w.is("synced"));
+    assert!(w.status()["advice"].as_str().is_some_and(|a| a.contains("FGM_NODE")), "an empty node is odd");
+    server.apply_and_break(pod("half", "half", "c1"));
+    wait("the object that was cut", || w.knows("half"));
+    wait("the state", || w.is("synced"));
+    server.apply(pod("whole", "whole", "c2"));
+    wait("the next", || w.knows("whole"));
+    assert_eq!(w.status()["lists"], 1, "{}", w.status());
+}
+
+#[test]
+fn an_expired_history_and_an_unreadable_event_are_mended_by_a_list() {
+    let server = ApiServer::start();
+    let here = pod("here", "here", "c1");
+    server.apply(here.clone());
+    let w = Watching::of(&server, TOKEN);
+    wait("the list", || w.knows("here") && w.is("synced"));
+    server.change_unseen(here, false);
+    server.change_unseen(pod("unseen", "unseen", "c2"), true);
+    server.expire();
+    wait("the list after 410", || w.knows("unseen") && w.status()["pods_gone"] == 1);
+    server.change_unseen(pod("garbled", "garbled", "c3"), true);
+    server.garbage();
+    wait("the list after garbage", || w.knows("garbled") && w.is("synced"));
+    assert!(w.status()["lists"].as_u64() >= Some(3), "{}", w.status());
+}
+
+#[test]
+fn an_outage_is_said_and_what_happened_in_it_comes_after_it() {
+    let mut server = ApiServer::start();
+    let gone = pod("gone", "gone", "c1");
+    server.apply(gone.clone());
+    let w = Watching::of(&server, TOKEN);
+    wait("the list", || w.knows("gone") && w.is("synced"));
+    server.down();
+    wait("the outage", || w.is("unreachable"));
+    let status = w.status();
+    assert!(status["why"].as_str().is_some_and(|t| t.contains("cannot be reached")), "{status}");
+    assert!(w.knows("gone"), "what was known stays");
+    server.delete(gone);
+    server.apply(pod("new", "new", "c2"));
+    server.up();
+    wait("the end of the outage", || w.is("synced") && w.knows("new"));
+    wait("the deletion", || w.status()["pods_gone"] == 1);
+    assert!(w.knows("gone") && w.status()["last_error"]["text"].is_string());
+}
+
+#[test]
+fn a_refusal_is_named_with_the_mend_and_ends_when_it_is_mended() {
+    let server = ApiServer::start();
+    server.apply(pod("here", "here", "c1"));
+    let stranger = Watching::of(&server, "expired");
+    wait("401", || stranger.is("denied"));
+    let why = stranger.status()["why"].clone();
+    assert!(why.as_str().is_some_and(|t| t.contains("401") && t.contains("expired")), "{why}");
+    assert!(stranger.names().view().line().contains("denied since 2"), "{}", stranger.names().view().line());
+
+    let forbidden = "pods is forbidden: User \"system:serviceaccount:fgm:fgm\" cannot list resource \"pods\" in API group \"\" at the cluster scope";
+    server.set(Mode::Refuses(403, forbidden.to_owned()));
+    let w = Watching::of(&server, TOKEN);
+    wait("403", || w.is("denied"));
+    let why = w.status()["why"].clone();
+    let words = ["may not list pods", "system:serviceaccount:fgm:fgm", "ClusterRole", "list and watch"];
+    assert!(words.iter().all(|x| why.as_str().is_some_and(|t| t.contains(x))), "{why}");
+    assert!(!w.knows("here"));
+    server.set(Mode::Well);
+    wait("the right", || w.is("synced") && w.knows("here"));
+}
+
+#[test]
+fn what_is_no_api_server_is_told_and_a_slow_one_is_waited_for() {
+    let server = ApiServer::start();
+    server.apply(pod("here", "here", "c1"));
+    server.set(Mode::Garbage);
+    let w = Watching::of(&server, TOKEN);
+    wait("garbage", || w.is("unreachable"));
+    let why = w.status()["why"].clone();
+    assert!(why.as_str().is_some_and(|t| t.contains("no list of pods")), "{why}");
+    server.set(Mode::Slow(Duration::from_millis(200)));
+    wait("the slow list", || w.is("synced") && w.knows("here"));
+}
+
+#[test]
+fn the_end_of_a_container_is_kept_when_its_pod_goes() {
+    let server = ApiServer::start();
+    let w = Watching::of(&server, TOKEN);
+    server.apply(pod("u", "cart", "aaa"));
+    wait("the pod", || w.knows("u"));
+    server.delete(restarted(pod("u", "cart", "aaa"), "OOMKilled", 137, "bbb"));
+    wait("its end", || w.status()["pods_gone"] == 1);
+    let who = w.names().pods.who(Some("u"), Some("aaa")).expect("kept");
+    let end = who.ended("aaa").expect("told with the deletion");
+    assert_eq!((end.reason.as_deref(), end.exit_code), (Some("OOMKilled"), 137));
+}
+
+fn rss_kib() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("status");
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[test]
+fn five_thousand_pods_are_known_in_bounded_memory() {
+    let server = ApiServer::start();
+    for n in 0..5000 {
+        let mut p = pod(&format!("u{n}"), &format!("cart-{n}"), &format!("{n:064x}"));
+        // as much again and again that is not kept: what a real object is made of
+        let text = "x".repeat(4000);
+        p["metadata"]["managedFields"] =
+            json!([{"manager": "kubelet", "fieldsV1": {"f:status": {"f:x": text}}}]);
+        server.change_unseen(p, true);
+    }
+    let before = rss_kib();
+    let w = Watching::of(&server, TOKEN);
+    wait("5,000 pods", || w.is("synced") && w.status()["pods"] == 5000);
+    let grown = rss_kib().saturating_sub(before);
+    println!("5,000 pods: {grown} KiB of RSS, the pages of server and client included");
+    assert!(grown < 96 << 10, "{grown} KiB");
+    let who = w.names().pods.who(Some("u4999"), Some(&format!("{:064x}", 4999)));
+    assert_eq!(who.map(|w| w.pod.name.clone()).as_deref(), Some("cart-4999"));
+}
+
+#[test]
+fn rows_that_were_written_before_a_name_was_known_have_it_in_the_closed_file() {
+    let server = ApiServer::start();
+    let w = Watching::of(&server, TOKEN);
+    wait("the list", || w.is("synced"));
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = Store::open(dir.path()).expect("opens");
+    store.set_pods(w.names().pods.clone());
+    let writer = Writer::start(store.clone(), rows::BOOT_ID).expect("starts");
+    let mut row = rows::base(rows::QUIET, rows::KILL_US);
+    for name in ["namespace", "pod", "container"] {
+        row.remove(name);
+    }
+    let before = rows::batch(Table::Samples, &[row]);
+    let (uid, id) = (query::text(&before, "pod_uid", 0), query::text(&before, "container_id", 0));
+    server.apply(pod(uid.expect("a pod's row"), "cart-0", id.expect("a container's row")));
+    wait("the pod", || w.status()["pods"] == 1);
+    let (tell, told) = crossbeam_channel::unbounded();
+    writer.seal(1, vec![(Table::Samples, before)], rows::metadata(), Some(tell));
+    let Ok(SealResult::Stored { files, .. }) = told.recv_timeout(LIMIT) else { panic!("not stored") };
+    let file = std::fs::File::open(&files[0].path).expect("a file");
+    let reader =
+        parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).expect("Parquet");
+    let batch = reader.build().expect("readable").next().expect("a batch").expect("rows");
+    let name = |column| query::text(&batch, column, 0);
+    assert_eq!(
+        (name("namespace"), name("pod"), name("container")),
+        (Some("shop"), Some("cart-0"), Some("app"))
+    );
+}
