@@ -109,7 +109,7 @@ pub struct Plan {
     pub rows: u64,
     pub lost: Vec<Lost>,
     /// The files stay while the plan lives.
-    _pin: Pin,
+    pin: Pin,
 }
 
 /// What a piece of a plan gives.
@@ -119,7 +119,7 @@ pub type Chunk = Result<RecordBatch, QueryError>;
 pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result<Plan, QueryError> {
     let lost = view.lost.iter().filter(|l| l.table == table.as_str()).cloned().collect();
     let (sources, runs) = (Vec::new(), Vec::new());
-    let mut plan = Plan { table, sources, runs, rows: 0, lost, _pin: view.pin.clone() };
+    let mut plan = Plan { table, sources, runs, rows: 0, lost, pin: view.pin.clone() };
     for segment in &view.segments {
         let is_wanted = segment.table == table
             && segment.overlaps(filter.from_us, filter.to_us)
@@ -354,8 +354,7 @@ impl Plan {
             }
         }
         let (sources, lost) = (self.sources.clone(), self.lost.clone());
-        let mut plan =
-            Plan { table: self.table, sources, runs: found, rows: 0, lost, _pin: self._pin.clone() };
+        let mut plan = Plan { table: self.table, sources, runs: found, rows: 0, lost, pin: self.pin.clone() };
         plan.put_in_order();
         Ok(plan)
     }

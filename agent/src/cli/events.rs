@@ -49,15 +49,14 @@ pub fn run(args: &EventsArgs) -> Result<(), Failure> {
     }
     let named = [("kind", &args.kind), ("namespace", &args.namespace), ("containers", &args.containers)];
     let pairs = super::pairs(args.time.named().into_iter().chain(named));
-    let (events, looked) = match &args.place.data {
-        Some(dir) => (local::events(dir, &pairs)?, None),
-        None => {
-            let mut answer = fetch::json(&args.place, &fetch::path("/api/events", &pairs))?;
-            let looked = answer["from_us"].as_i64().zip(answer["to_us"].as_i64());
-            match answer["events"].take() {
-                Value::Array(events) => (events, looked),
-                _ => return Err(anyhow::anyhow!("{} gave no list of events", args.place.server).into()),
-            }
+    let (events, looked) = if let Some(dir) = &args.place.data {
+        (local::events(dir, &pairs)?, None)
+    } else {
+        let mut answer = fetch::json(&args.place, &fetch::path("/api/events", &pairs))?;
+        let looked = answer["from_us"].as_i64().zip(answer["to_us"].as_i64());
+        match answer["events"].take() {
+            Value::Array(events) => (events, looked),
+            _ => return Err(anyhow::anyhow!("{} gave no list of events", args.place.server).into()),
         }
     };
     if events.is_empty() {
