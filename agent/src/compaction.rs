@@ -8,9 +8,7 @@
 
 use crate::names::Table;
 use crate::schema;
-use crate::segment::{
-    self, ColumnEncoder, Encoder, Footer, Io, Merging, ROW_GROUP_ROWS, SegmentError, Temporary,
-};
+use crate::segment::{self, Encoder, Footer, Io, Merging, ROW_GROUP_ROWS, SegmentError, Temporary};
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::{concat_batches, interleave};
 use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
@@ -268,7 +266,7 @@ impl<'a> Merger<'a> {
         &self,
         table: Table,
         mut order: Order,
-        encoder: &mut ColumnEncoder<File>,
+        encoder: &mut Encoder<File>,
         encode: &dyn Fn(ParquetError) -> SegmentError,
     ) -> Result<(), MergeError> {
         let giving: Vec<usize> = (0..self.inputs.len()).filter(|i| !order.ranges[*i].is_empty()).collect();
@@ -321,9 +319,7 @@ pub fn merge(
     let (temporary, file) = Temporary::create(io, path)?;
     let own = temporary.path().to_owned();
     let encode = |source| SegmentError::Encode { path: own.clone(), source };
-    let mut encoder = Encoder::new(file, &schema::of(what.table), ndv, what.metadata)
-        .and_then(Encoder::into_columns)
-        .map_err(encode)?;
+    let mut encoder = Encoder::new(file, &schema::of(what.table), ndv, what.metadata).map_err(encode)?;
     let mut rows = 0;
     loop {
         let order = merger.order()?;

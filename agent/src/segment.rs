@@ -12,7 +12,7 @@
 mod encoder;
 mod footer;
 
-pub use encoder::{ColumnEncoder, Encoder, distinct, few};
+pub use encoder::{Encoder, distinct, few};
 pub use footer::{Footer, load};
 
 use crate::names::Table;
@@ -427,8 +427,7 @@ pub fn write(
     let (temporary, file) = Temporary::create(io, &path)?;
     let encode = |source| SegmentError::Encode { path: temporary.path.clone(), source };
     let ndv = (distinct(batches, "container_id"), distinct(batches, "pod_uid"));
-    let mut encoder =
-        Encoder::new(file, &schema, ndv, &pairs).and_then(Encoder::into_columns).map_err(encode)?;
+    let mut encoder = Encoder::new(file, &schema, ndv, &pairs).map_err(encode)?;
     // one column at a time: all of them would be as much memory again as the rows
     for rows in order.chunks(ROW_GROUP_ROWS) {
         let mut group = encoder.row_group().map_err(encode)?;

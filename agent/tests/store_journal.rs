@@ -339,7 +339,10 @@ fn inspect_says_what_is_well_and_what_is_not() {
     let path = copy.path().join("exported.parquet");
     let sink = fs::File::create(&path).expect("create");
     let mut encoder = Encoder::new(sink, &disorder.schema(), (1, 1), &rows::metadata()).expect("an encoder");
-    encoder.write(&disorder).and_then(|()| encoder.close()).expect("written");
+    let mut group = encoder.row_group().expect("a row group");
+    disorder.columns().iter().for_each(|column| group.column(column).expect("written"));
+    group.close().expect("written");
+    encoder.close().expect("written");
     let (code, found) = inspect(&path);
     assert_eq!((code, &found["files"][0]["is_in_order"]), (Some(1), &false.into()), "{found}");
 }

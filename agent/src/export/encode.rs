@@ -113,17 +113,18 @@ pub struct Way<'a> {
 impl Way<'_> {
     /// A row group at a time, and of that a few columns: a writer of whole rows keeps a compressor of each column.
     pub fn parquet(&self, metadata: &[(String, String)], sink: &mut Sink) -> Result<(), Failure> {
-        let result = self.encode(metadata, sink, |encoder| self.groups(encoder));
+        let containers = self.plan.keys().len() as u64;
+        let schema = self.plan.schema(self.columns)?;
+        let encoder = Encoder::new(&mut *sink, &schema, (containers, containers), metadata);
+        let result = encoder.map_err(|e| Problem::internal(e).into()).and_then(|e| self.groups(e, &schema));
         sink.outcome(result)
     }
 
-    fn groups(&self, encoder: Encoder<&mut Sink>) -> Result<(), Failure> {
-        let mut encoder = encoder.into_columns().map_err(Problem::internal)?;
-        let schema = self.plan.schema(self.columns)?;
+    fn groups(&self, mut encoder: Encoder<&mut Sink>, schema: &Schema) -> Result<(), Failure> {
         for group in self.plan.groups() {
             let group = group?;
             let mut out = encoder.row_group().map_err(Problem::internal)?;
-            for wanted in segment::few(&schema) {
+            for wanted in segment::few(schema) {
                 (self.go_on)()?;
                 for column in self.redacted(group.columns(&wanted)?)?.columns() {
                     out.column(column).map_err(Problem::internal)?;
@@ -140,19 +141,6 @@ impl Way<'_> {
             Some(redaction) => redaction.rows(&rows).map_err(Problem::internal)?,
             None => rows,
         })
-    }
-
-    fn encode(
-        &self,
-        metadata: &[(String, String)],
-        sink: &mut Sink,
-        write: impl FnOnce(Encoder<&mut Sink>) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let containers = self.plan.keys().len() as u64;
-        let schema = self.plan.schema(self.columns)?;
-        let encoder =
-            Encoder::new(sink, &schema, (containers, containers), metadata).map_err(Problem::internal)?;
-        write(encoder)
     }
 
     pub fn csv(&self, sink: &mut Sink) -> Result<(), Failure> {

@@ -1,11 +1,11 @@
-//! Rows into Parquet, with the settings of every file we make: by whole rows, or column by column for what is too much for
-//! the memory. Counts and checksums what it writes. Knows no path; `segment`, `compaction` and `export` give it a sink.
+//! Rows into Parquet, with the settings of every file we make, column by column. Counts and checksums what it writes. Knows no path;
+//! `segment`, `compaction` and `export` give it a sink.
 
 use super::{BODY_CRC, ROW_GROUP_ROWS, TAIL_CRC, UNSTAMPED, footer};
 use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, FieldRef, Int32Type, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
+use parquet::arrow::arrow_writer::{ArrowColumnWriter, compute_leaves};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, SortingColumn};
@@ -136,10 +136,12 @@ impl<W: Write> Write for Checked<W> {
     }
 }
 
-/// Rows into Parquet with the settings of every file we make. The rows must come sorted.
+/// Rows into Parquet with the settings of every file we make: row groups, column by column, so that none need be in memory as a
+/// whole. The rows must come sorted.
 pub struct Encoder<W: Write + Send> {
-    writer: ArrowWriter<Checked<W>>,
+    writer: SerializedFileWriter<Checked<W>>,
     schema: SchemaRef,
+    ndv: [(&'static str, u64); 2],
 }
 
 impl<W: Write + Send> Encoder<W> {
@@ -151,50 +153,16 @@ impl<W: Write + Send> Encoder<W> {
         metadata: &[(String, String)],
     ) -> Result<Self, ParquetError> {
         let pairs = metadata.iter().map(|(k, v)| KeyValue::new(k.clone(), v.clone())).collect();
-        let p = properties(schema, [("container_id", ndv.0), ("pod_uid", ndv.1)], pairs);
-        let schema = schema.clone();
-        Ok(Self { writer: ArrowWriter::try_new(Checked::new(sink), schema.clone(), Some(p))?, schema })
+        let ndv = [("container_id", ndv.0), ("pod_uid", ndv.1)];
+        let properties = properties(schema, ndv, pairs);
+        let writer = ArrowWriter::try_new(Checked::new(sink), schema.clone(), Some(properties))?;
+        let (writer, _) = writer.into_serialized_writer()?;
+        Ok(Self { writer, schema: schema.clone(), ndv })
     }
 
-    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
-        self.writer.write(batch)
-    }
-
-    /// Bytes given to the sink so far.
-    pub fn bytes(&self) -> u64 {
-        self.writer.inner().bytes
-    }
-
-    /// The same file, to be given column by column: a row group need not be in memory as a whole.
-    pub fn into_columns(self) -> Result<ColumnEncoder<W>, ParquetError> {
-        let (writer, factory) = self.writer.into_serialized_writer()?;
-        Ok(ColumnEncoder { writer, factory, schema: self.schema, groups: 0 })
-    }
-
-    /// Writes the footer and gives the sink back.
-    pub fn close(mut self) -> Result<W, ParquetError> {
-        self.writer.flush()?;
-        self.writer.sync()?;
-        for pair in self.writer.inner_mut().body_ends() {
-            self.writer.append_key_value_metadata(pair);
-        }
-        self.writer.into_inner()?.finish()
-    }
-}
-
-/// An [`Encoder`] that is given row groups, and these column by column.
-pub struct ColumnEncoder<W: Write + Send> {
-    writer: SerializedFileWriter<Checked<W>>,
-    factory: ArrowRowGroupWriterFactory,
-    schema: SchemaRef,
-    groups: usize,
-}
-
-impl<W: Write + Send> ColumnEncoder<W> {
     pub fn row_group(&mut self) -> Result<RowGroup<'_, W>, ParquetError> {
-        let columns = self.factory.create_column_writers(self.groups)?.into_iter();
-        self.groups += 1;
-        Ok(RowGroup { writer: self.writer.next_row_group()?, columns, schema: self.schema.clone(), next: 0 })
+        let schema = self.schema.clone();
+        Ok(RowGroup { writer: self.writer.next_row_group()?, schema, ndv: self.ndv, next: 0 })
     }
 
     /// Adds to the metadata what is known at the end alone.
@@ -215,8 +183,8 @@ impl<W: Write + Send> ColumnEncoder<W> {
 /// A row group that waits for its next column.
 pub struct RowGroup<'a, W: Write + Send> {
     writer: SerializedRowGroupWriter<'a, Checked<W>>,
-    columns: std::vec::IntoIter<ArrowColumnWriter>,
     schema: SchemaRef,
+    ndv: [(&'static str, u64); 2],
     next: usize,
 }
 
@@ -227,13 +195,24 @@ impl<W: Write + Send> RowGroup<'_, W> {
         let field = schema.fields().get(self.next);
         let field = field.ok_or_else(|| ParquetError::General("a column too many".to_owned()))?;
         self.next += 1;
+        let mut writers = self.writers(field)?.into_iter();
         for leaf in compute_leaves(field, values)? {
-            let column = self.columns.next();
+            let column = writers.next();
             let mut column = column.ok_or_else(|| ParquetError::General("a leaf too many".to_owned()))?;
             column.write(&leaf)?;
             column.close()?.append_to_row_group(&mut self.writer)?;
         }
         Ok(())
+    }
+
+    /// The writers of one column, as those of a file that has no other: all at once have a compressor and a decompressor
+    /// each, 16 MB of them.
+    fn writers(&self, field: &FieldRef) -> Result<Vec<ArrowColumnWriter>, ParquetError> {
+        let alone = Arc::new(Schema::new(vec![field.clone()]));
+        let properties = properties(&alone, self.ndv, Vec::new());
+        let (_, factory) =
+            ArrowWriter::try_new(Vec::new(), alone, Some(properties))?.into_serialized_writer()?;
+        factory.create_column_writers(0)
     }
 
     pub fn close(self) -> Result<(), ParquetError> {

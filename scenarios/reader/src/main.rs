@@ -7,7 +7,7 @@
 //! reader sit CGROUP                joins CGROUP and sleeps until it is killed
 //! reader beat CGROUP               joins CGROUP and computes a little, ten times a second
 //! ```
-//! A reader's last line is a JSON object: reads, bytes, and allocations, counted by its own allocator after the first second.
+//! A reader says when all is open and its first second is over. Its last line is a JSON object: reads, bytes, and allocations, counted by its own allocator after the first second.
 //! Exit codes: 0 done, 1 the system refused something, 2 wrong arguments.
 #![expect(unsafe_code, reason = "an allocator that counts is one by an unsafe trait")]
 
@@ -121,6 +121,7 @@ fn rounds(seconds: u64, mut round: impl FnMut() -> Result<(u64, u64), String>) -
     for n in 0..=seconds {
         let (r, b) = round()?;
         if n == 0 {
+            println!("{{\"is_open\":true}}");
             before = ALLOCATIONS.load(Relaxed);
         } else {
             (reads, bytes) = (reads + r, bytes + b);

@@ -122,7 +122,15 @@ impl Stage<'_> {
         let script = inside(self.temp, &cgroup, &self.reader)?;
         let mut c = programs::reader(&script, name, docker, length, &output)?;
         let mut child = Reaped(c.spawn().context("cannot start the reader")?);
-        thread::sleep(Duration::from_millis(2500));
+        // twenty thousand files are not opened in a moment
+        let deadline = Deadline::after(ALL_FOLLOWED);
+        while fs::read_to_string(&output).unwrap_or_default().is_empty() {
+            if deadline.passed() || child.0.try_wait().context("cannot wait")?.is_some() {
+                bail!("{name} does not begin to read; see {}", output.display());
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        thread::sleep(Duration::from_millis(1500));
         let (from, cpu) = (ktime_ns(), programs::cpu_us(&cgroup)?);
         thread::sleep(Duration::from_secs(SECONDS));
         let (to, cpu) = (ktime_ns(), programs::cpu_us(&cgroup)? - cpu);
