@@ -462,8 +462,13 @@ impl Agent {
         std::thread::sleep(Duration::from_secs(2));
         let status: Value = serde_json::from_slice(&self.get_ok("/api/status")).expect("JSON");
         let taken = status["ledger"][table]["written"].as_u64().expect("a count");
-        let closed = || self.stored(table).iter().map(|b| b.num_rows() as u64).sum::<u64>();
-        wait("all rows in segments", Duration::from_secs(150), || closed() >= taken);
+        wait("all rows in segments", Duration::from_secs(150), || {
+            let closed = self.stored(table).iter().map(|b| b.num_rows() as u64).sum::<u64>();
+            if closed < taken {
+                println!("{closed} of {taken} rows of {table} are in segments");
+            }
+            closed >= taken
+        });
     }
 
     /// (cgroup id, kind, exit code) of all events in closed segments.
