@@ -207,11 +207,16 @@ impl Ledger {
         period.rows(stamp)
     }
 
-    /// Totals since the start.
-    pub fn totals(&self) -> Value {
+    /// All since the start.
+    pub fn account(&self) -> Accounts {
         let mut all = self.before.clone();
         all.add(&self.period);
-        all.to_json()
+        all
+    }
+
+    /// The same for `/api/status`.
+    pub fn totals(&self) -> Value {
+        self.account().to_json()
     }
 }
 

@@ -403,6 +403,12 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
     metrics::gauge!("fgm_followed_cgroups")
         .set(f64::from(u32::try_from(state.tree.followed()).unwrap_or(u32::MAX)));
     metrics::counter!("fgm_cpu_nanoseconds_total").absolute(cpu);
+    let account = state.ledger.account();
+    for (table, reason, rows) in account.losses() {
+        let reason = reason.to_owned();
+        metrics::counter!("fgm_lost_rows_total", "table" => table.as_str(), "reason" => reason)
+            .absolute(rows);
+    }
     let (kept, may, hot) = state.sampler.descriptors();
     about.shared.set_status(json!({
         "agent_version": env!("CARGO_PKG_VERSION"),
@@ -454,6 +460,6 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
         "bytes_in_memory": state.pending.bytes(),
         "clock_offset_ns": state.offset.as_ns(),
         "clock_steps": state.clock_steps.status(),
-        "ledger": state.ledger.totals(),
+        "ledger": account.to_json(),
     }));
 }

@@ -94,6 +94,8 @@ pub struct Watch {
     grew_high: Option<u64>,
     grew_max: Option<u64>,
     grew_pids: Option<u64>,
+    /// The last reading of pids.events, a slow file: most rows are without it.
+    refused: Option<u64>,
     reclaimed: Option<u64>,
 }
 
@@ -167,6 +169,7 @@ impl Watch {
     /// A base row, of the instant at which it was read.
     pub fn base(&mut self, now_ns: u64, now: Counters, mut warn: impl FnMut(Warning)) {
         self.inactive_file = now.inactive_file.unwrap_or(0);
+        let refused = now.pids_events_max.and_then(|n| Some(n.saturating_sub(self.refused.replace(n)?)));
         let Some((then_ns, then)) = self.before.replace((now_ns, now)) else { return };
         let elapsed_usec = now_ns.saturating_sub(then_ns) / 1000;
         let growth = |get: fn(&Counters) -> Option<u64>| Some(get(&now)?.saturating_sub(get(&then)?));
@@ -174,7 +177,7 @@ impl Watch {
         let events = [
             (Kind::MemoryHigh, growth(|c| c.events_high), &mut self.grew_high),
             (Kind::MemoryMax, growth(|c| c.events_max), &mut self.grew_max),
-            (Kind::ForkLimit, growth(|c| c.pids_events_max), &mut self.grew_pids),
+            (Kind::ForkLimit, refused, &mut self.grew_pids),
         ];
         for (kind, grew, last) in events {
             let Some(grew) = grew.filter(|g| *g > 0) else { continue };
@@ -294,6 +297,16 @@ mod tests {
         assert!(base(&mut w, 1, Counters { events_max: Some(5), ..Counters::default() }).is_empty());
         assert!(base(&mut w, 2, Counters::default()).is_empty());
         assert!(base(&mut w, 3, Counters { events_max: Some(6), ..Counters::default() }).is_empty());
+    }
+
+    #[test]
+    fn refused_forks_are_told_though_most_rows_are_without_them() {
+        let mut w = Watch::default();
+        let c = |n| Counters { pids_events_max: n, ..Counters::default() };
+        let rows = [Some(0), None, None, Some(13), None, Some(13), None, Some(14)];
+        let says: Vec<_> = rows.iter().enumerate().map(|(s, n)| base(&mut w, s as u64, c(*n))).collect();
+        assert_eq!(says[3], [Kind::ForkLimit]);
+        assert_eq!(says.concat().len(), 1, "and no more until it was quiet for a while");
     }
 
     proptest! {

@@ -149,7 +149,7 @@ pub fn workload() -> Result<PathBuf> {
 }
 
 const USAGE: &str = "cargo xtask scenario list [--json] | build | manifests [--write] | \
-                     run --all [--kernel SERIES] | \
+                     judge RUN-FOLDER | run --all [--kernel SERIES] | \
                      run NAME [--on vm|host] [--kernel SERIES] [--out DIR] [--json]";
 
 pub fn verb(args: &[OsString]) -> Result<i32> {
@@ -176,9 +176,10 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
         ["--play", out, agent, workload, names @ ..] => {
             play::play(Path::new(out), Path::new(agent), Path::new(workload), names)?;
         }
+        ["judge", out] => return run::judge(Path::new(out)),
         ["run", "--all", options @ ..] => return run::all(options, USAGE),
         ["run", name, options @ ..] if !name.starts_with('-') => return run::verb(name, options, USAGE),
-        _ => return Err(usage::wrong("neither list, build, manifests nor run NAME", USAGE)),
+        _ => return Err(usage::wrong("neither list, build, manifests, judge nor run", USAGE)),
     }
     Ok(0)
 }

@@ -153,6 +153,9 @@ impl State {
     /// A revision of an incident: a row, which is announced once it is on disk. One that is not handed over yet gives
     /// way to its successor, which says all that it said: a storm of kills makes no more revisions than flushes.
     pub(super) fn revise(&mut self, incident: Incident) {
+        if incident.revision == 1 {
+            metrics::counter!("fgm_incidents_total", "kind" => incident.kind.clone()).increment(1);
+        }
         if let Some(earlier) = self.pending.incidents.iter_mut().find(|i| i.id == incident.id) {
             *earlier = incident;
         } else {

@@ -218,6 +218,8 @@ fn a_storm_of_kills_makes_one_revision_a_rotation() {
         assert_eq!(got, [499]);
         assert_eq!(s.state.ledger.totals()["incidents"]["written"], 1);
         assert_eq!(s.events(Kind::OomKill), 499);
+        let metrics = s.state.series.render();
+        assert!(metrics.contains("fgm_incidents_total{kind=\"oom_kill\"} 1\n"), "one incident: {metrics}");
     });
 }
 

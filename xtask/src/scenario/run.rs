@@ -82,7 +82,7 @@ pub fn verb(name: &str, options: &[&str], usage: &str) -> Result<i32> {
     let programs = demo::build()?;
     let out = play_all(place, &kernel, &out, &programs, &[name])?;
     let outcome = outcome(&out, &programs.agent, &run, name, &["html", "parquet"])?;
-    let good = show(&outcome);
+    let good = show(name, &outcome.verdict);
     if json {
         println!("{}", serde_json::to_string(&outcome)?);
     } else {
@@ -116,8 +116,8 @@ pub fn group(names: &[String], kernel: &str) -> Result<Tally> {
     let out = play_all(Place::Vm, kernel, &out, &programs, &words)?;
     let mut tally = Tally::default();
     for name in names {
-        let good =
-            outcome(&out, &programs.agent, &format!("{name}-{run}"), name, &["html"]).map(|o| show(&o));
+        let good = outcome(&out, &programs.agent, &format!("{name}-{run}"), name, &["html"])
+            .map(|o| show(name, &o.verdict));
         match good {
             Ok(true) => tally.passed += 1,
             Ok(false) => tally.failed += 1,
@@ -128,6 +128,29 @@ pub fn group(names: &[String], kernel: &str) -> Result<Tally> {
         }
     }
     Ok(tally)
+}
+
+/// Compares what was recorded before with what is expected now.
+pub fn judge(out: &Path) -> Result<i32> {
+    let mut tally = Tally::default();
+    for name in names() {
+        if out.join(format!("{name}.json")).exists() {
+            tally += if show(&name, &verdict(out, &name)?.1) { Tally::PASSED } else { Tally::FAILED };
+        }
+    }
+    if tally == Tally::default() {
+        bail!("{} has no scenario's record", out.display());
+    }
+    println!("{tally}");
+    Ok(i32::from(!tally.good()))
+}
+
+fn verdict(out: &Path, name: &str) -> Result<(Record, Verdict)> {
+    let path = out.join(format!("{name}.json"));
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let record: Record = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let verdict = Scenario::load(name)?.expect()?.judge(&record);
+    Ok((record, verdict))
 }
 
 fn chosen(place: Option<Place>, name: &str) -> Result<Place> {
@@ -177,10 +200,7 @@ fn play_all(place: Place, kernel: &str, out: &Path, programs: &Programs, names: 
 
 /// Compare, and export what was recorded of its pods as a user would.
 fn outcome(out: &Path, agent: &Path, run: &str, name: &str, endings: &[&str]) -> Result<Outcome> {
-    let path = out.join(format!("{name}.json"));
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let record: Record = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    let verdict = Scenario::load(name)?.expect()?.judge(&record);
+    let (record, verdict) = verdict(out, name)?;
     let seconds = |us: i64| format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
     let export = |ending: &str| -> Result<Option<PathBuf>> {
         // A record without an end has nothing to export.
@@ -200,10 +220,10 @@ fn outcome(out: &Path, agent: &Path, run: &str, name: &str, endings: &[&str]) ->
 }
 
 /// For a person; says whether it is as it should be.
-fn show(outcome: &Outcome) -> bool {
-    let Verdict { met, missing, unexpected } = &outcome.verdict;
-    let good = outcome.verdict.is_good();
-    say(&format!("{} {}: {} met", if good { "✓" } else { "✗" }, outcome.scenario, met.len()));
+fn show(name: &str, verdict: &Verdict) -> bool {
+    let Verdict { met, missing, unexpected } = verdict;
+    let good = verdict.is_good();
+    say(&format!("{} {name}: {} met", if good { "✓" } else { "✗" }, met.len()));
     for (word, list) in [("missing", missing), ("unexpected", unexpected)] {
         for what in list {
             say(&format!("    {word}: {what}"));
