@@ -24,7 +24,10 @@ fn child_role() {
 
 fn agent(server: &ApiServer, dir: &std::path::Path) -> Agent {
     let kubeconfig = server.kubeconfig(dir, TOKEN);
-    Agent::start_with("names", &format!("[kubernetes]\nkubeconfig = \"{}\"\n", kubeconfig.display()))
+    // an emulated CPU takes ten seconds to close the segments of two
+    let config =
+        format!("[rotation]\nevery_s = 20\n[kubernetes]\nkubeconfig = \"{}\"\n", kubeconfig.display());
+    Agent::start_with("names", &config)
 }
 
 fn incident_of(agent: &Agent, container: &str, what: &str, good: impl Fn(&Value) -> bool) -> Value {
