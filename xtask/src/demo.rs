@@ -101,7 +101,7 @@ fn run(place: Place, kernel: &str, out: Option<PathBuf>) -> Result<Outcome> {
 }
 
 fn play_in_vm(out: &Path, programs: &Programs, kernel: &str) -> Result<()> {
-    let own = std::env::current_exe().context("cannot tell my own path")?;
+    let own = paths::own()?;
     let (agent, workload) = (programs.agent.clone(), programs.workload.clone());
     let words: [OsString; 6] =
         [own.into(), "demo".into(), "--play".into(), out.into(), agent.into(), workload.into()];

@@ -33,3 +33,11 @@ pub fn which(program: &str) -> Option<PathBuf> {
         .map(|d| d.join(program))
         .find(|p| p.is_file())
 }
+
+/// This program, to be run again. `cargo test` may have put another build of the same sources in its place meanwhile; the kernel then
+/// calls the one that runs deleted.
+pub fn own() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("cannot tell my own path")?;
+    let text = path.to_string_lossy();
+    Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from))
+}

@@ -57,7 +57,7 @@ pub fn bench(options: &Options<'_>) -> Result<i32> {
 }
 
 fn in_vm(out: &Path, programs: &Programs, options: &Options<'_>) -> Result<()> {
-    let own = std::env::current_exe().context("cannot tell my own path")?;
+    let own = crate::paths::own()?;
     // one of them takes an emulated machine a minute
     let node_kills = if options.kills >= 200 { 2 } else { 1 };
     let mut words: Vec<OsString> = vec![own.into(), "bench".into(), "--play".into(), "evidence".into()];

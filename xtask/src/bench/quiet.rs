@@ -56,7 +56,7 @@ pub fn bench(place: Place, kernel: &str, minutes: usize, json_file: Option<&Path
     if place == Place::Host {
         play(&out, &programs.agent, &programs.workload, minutes)?;
     } else {
-        let own = std::env::current_exe().context("cannot tell my own path")?;
+        let own = crate::paths::own()?;
         let mut words: Vec<OsString> = vec![own.into(), "bench".into(), "--play".into(), "quiet".into()];
         words.extend([&out, &programs.agent, &programs.workload].map(OsString::from));
         words.push(minutes.to_string().into());

@@ -167,7 +167,7 @@ pub fn bench(options: &Options) -> Result<i32> {
 }
 
 fn in_vm(options: &Options, programs: &Programs, out: &Path) -> Result<Vec<Row>> {
-    let own = std::env::current_exe().context("cannot tell my own path")?;
+    let own = crate::paths::own()?;
     let mut words: Vec<OsString> = vec![own.into(), "bench".into(), "--play".into(), "sampler".into()];
     words.extend([out, &programs.agent, &programs.reader, &programs.alone].map(OsString::from));
     words.push(options.load.clone().into());

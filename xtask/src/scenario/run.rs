@@ -175,7 +175,7 @@ fn play_all(place: Place, kernel: &str, out: &Path, programs: &Programs, names: 
         play::play(&out, &programs.agent, &programs.workload, names)?;
         return Ok(out);
     }
-    let own = std::env::current_exe().context("cannot tell my own path")?;
+    let own = paths::own()?;
     let mut words: Vec<OsString> = vec![own.into(), "scenario".into(), "--play".into()];
     words.extend([&out, &programs.agent, &programs.workload].map(OsString::from));
     words.extend(names.iter().map(OsString::from));
