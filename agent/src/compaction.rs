@@ -104,7 +104,7 @@ impl<'a> Input<'a> {
             return Ok(None);
         }
         let rows = RowSelection::from_consecutive_ranges(std::iter::once(rows), self.rows);
-        next(&mut read(self.path, &self.metadata, &["cgroup_id", "ts", "ktime_ns"], Some(rows), KEYS)?)
+        next(&mut read(self.path, &self.metadata, &segment::ROW_KEY, Some(rows), KEYS)?)
     }
 
     /// The key and the place of the next row of the hour.

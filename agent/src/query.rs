@@ -13,7 +13,7 @@ pub use identity::{Identity, int, text};
 use crate::incident::Lost;
 use crate::names::Table;
 use crate::schema;
-use crate::segment::{self, SegmentError};
+use crate::segment::{self, ROW_KEY, SegmentError};
 use crate::store::{Pin, View};
 use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
@@ -94,7 +94,6 @@ struct Run {
 
 /// `cgroup_id`, `ts` and `ktime_ns` of a row.
 pub type RowKey = (Option<i64>, i64, i64);
-const ROW_KEY: [&str; 3] = ["cgroup_id", "ts", "ktime_ns"];
 
 #[derive(Clone)]
 enum Source {

@@ -36,6 +36,8 @@ use std::sync::Arc;
 /// Rows of a row group at the most: bounds what writer and reader hold of a column. What a footer says of a group costs a reader some
 /// 100 KB whatever its length, and pages are the grain of pruning.
 pub const ROW_GROUP_ROWS: usize = 262_144;
+/// What rows are sorted by, and known by.
+pub const ROW_KEY: [&str; 3] = ["cgroup_id", "ts", "ktime_ns"];
 /// Ending of a file that is still being written. It does not match `*.parquet`.
 pub const TEMPORARY: &str = "parquet.tmp";
 /// Key of the journal that held the file's rows.
@@ -306,7 +308,7 @@ pub fn order(
     }
     let options = Some(SortOptions { descending: false, nulls_first: true });
     let mut keys = Vec::new();
-    for field in ["cgroup_id", "ts", "ktime_ns"].iter().filter_map(|k| schema.field_with_name(k).ok()) {
+    for field in ROW_KEY.iter().filter_map(|k| schema.field_with_name(k).ok()) {
         let values = in_order(table, batches, field, &places)?;
         keys.push(SortColumn { values, options });
     }
