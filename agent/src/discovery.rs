@@ -160,9 +160,23 @@ impl Tree {
         if self.nodes.contains_key(&id) {
             return None;
         }
-        let parent = &self.nodes.get(&parent_id)?.meta.path;
-        let path = if parent == "/" { format!("/{name}") } else { format!("{parent}/{name}") };
+        let path = self.path_below(parent_id, name)?;
         self.add(id, Some(parent_id), path)
+    }
+
+    fn path_below(&self, parent_id: CgroupId, name: &str) -> Option<String> {
+        let parent = &self.nodes.get(&parent_id)?.meta.path;
+        Some(if parent == "/" { format!("/{name}") } else { format!("{parent}/{name}") })
+    }
+
+    /// One that has gone and was never in the tree, as it would have been followed; `None` when it lies outside the root (or below
+    /// another stranger), when the rules pass it over, and when there was no room for it, which [`Tree::cut`] has counted.
+    pub fn stranger(&self, id: CgroupId, parent_id: Option<CgroupId>, name: &str) -> Option<Arc<Meta>> {
+        let has_room =
+            self.followed < self.max_followed && self.nodes.len() < self.max_followed * KNOWN_PER_FOLLOWED;
+        let path = self.path_below(parent_id.filter(|_| self.walked && has_room)?, name)?;
+        let identity = identify(&path);
+        self.rules.follow(&path, &identity).then(|| Arc::new(Meta { id, parent_id, path, identity }))
     }
 
     /// A directory was removed.

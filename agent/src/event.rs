@@ -248,7 +248,7 @@ pub struct KernelEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     OomKill(Box<OomKill>),
-    /// `path` is as the kernel has it, from the hierarchy's root, cut at the length of the ABI.
+    /// `path`, of births and ends, is as the kernel has it, from the hierarchy's root, cut at the length of the ABI.
     CgroupStart {
         cgroup_id: CgroupId,
         parent_id: Option<CgroupId>,
@@ -256,6 +256,7 @@ pub enum What {
     },
     CgroupEnd {
         cgroup_id: CgroupId,
+        parent_id: Option<CgroupId>,
         path: String,
     },
     Exit(Exit),

@@ -222,7 +222,7 @@ fn cgroups_are_told_with_their_inode() {
         let ended: Vec<_> = events
             .iter()
             .filter_map(|e| match &e.what {
-                What::CgroupEnd { cgroup_id, path } if *cgroup_id == id => Some((e.source, path)),
+                What::CgroupEnd { cgroup_id, path, .. } if *cgroup_id == id => Some((e.source, path)),
                 _ => None,
             })
             .collect();

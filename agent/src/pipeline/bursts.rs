@@ -11,11 +11,13 @@ use crate::lane::VALUES;
 use crate::names::{Cause, CgroupId, Scope, Severity, Table};
 use crate::sampler::Plan;
 use crate::trigger::{Decision, KindSettings, Request, Settings, Suppressed};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
+/// The lane of a burst's cgroups reads again when the burst has left out its turn: a row's age in periods.
+const ROWS_AGE: u64 = 2;
 
 /// A burst that runs: its id in the rows, and the cgroups that it samples.
 pub(super) struct Running {
@@ -56,10 +58,20 @@ pub(super) fn settings(config: &Config) -> Settings {
 }
 
 impl State {
-    /// The cgroups whose lane rests, since a burst reads the same value at least as often, into the table.
-    pub(super) fn resting_lanes(&self) -> BTreeSet<CgroupId> {
-        let fast = |id: &CgroupId| self.in_place_of_lane(self.trigger.period_ns(*id));
-        self.bursts.iter().filter(|(id, _)| fast(id)).flat_map(|(_, b)| b.members.iter().copied()).collect()
+    /// The cgroups whose lane rests while a burst reads the same value at least as often, into the table; and how old a row may be for that:
+    /// a burst that is behind, as many at a time are on a small machine, would leave a gap where somebody looks for the last reading.
+    pub(super) fn resting_lanes(&self) -> BTreeMap<CgroupId, u64> {
+        let mut resting = BTreeMap::new();
+        for (id, running) in &self.bursts {
+            let Some(period) = self.trigger.period_ns(*id).filter(|p| self.in_place_of_lane(Some(*p))) else {
+                continue;
+            };
+            for member in &running.members {
+                let age = resting.entry(*member).or_insert(ROWS_AGE * period);
+                *age = (*age).min(ROWS_AGE * period);
+            }
+        }
+        resting
     }
 
     fn in_place_of_lane(&self, period_ns: Option<u64>) -> bool {
@@ -92,6 +104,10 @@ impl State {
             self.burst_lost(d.cgroup, Suppressed::TooManyBursts.as_str(), d.budget * members);
             for &member in &running.members {
                 let Some(period) = d.period_ns else { break };
+                if d.late > 0 {
+                    // what the lane read in place of the rows left out
+                    self.history(member, (d.late + 1) * period, now, now, &running.id);
+                }
                 let plan = self.burst_plan(period, &running.id);
                 let stamp = self.sample(member, plan);
                 rows += 1;
@@ -149,7 +165,7 @@ impl State {
             _ => id,
         };
         for meta in &members {
-            self.history(meta, settings.history_ns, ktime_ns, now, &id);
+            self.history(meta.id, settings.history_ns, ktime_ns, now, &id);
             self.look_if_due();
         }
         match decision {
@@ -203,8 +219,8 @@ impl State {
     }
 
     /// The window is that before the event, and all up to now.
-    fn history(&mut self, meta: &Arc<Meta>, history_ns: u64, ktime_ns: u64, now: u64, burst: &str) {
-        let Some(target) = self.targets.get_mut(&meta.id) else { return };
+    fn history(&mut self, id: CgroupId, history_ns: u64, ktime_ns: u64, now: u64, burst: &str) {
+        let Some(target) = self.targets.get_mut(&id) else { return };
         let mut values = Vec::with_capacity(VALUES);
         let (offset, samples) = (self.offset, &mut self.pending.samples);
         let window = history_ns + now.saturating_sub(ktime_ns);
@@ -212,7 +228,7 @@ impl State {
             let at = Stamp { ktime_ns: r.ktime_ns, wall_us: offset.wall_us(r.ktime_ns) };
             values.clear();
             values.extend(r.columns());
-            samples.history(meta, at, u32::from(r.period_ms), burst, &values, r.files_read());
+            samples.history(&target.meta, at, u32::from(r.period_ms), burst, &values, r.files_read());
         });
         self.ledger.written(Table::Samples, given as u64);
     }

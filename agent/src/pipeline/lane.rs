@@ -14,7 +14,7 @@ use crate::probes::{Hook, Kernel, Walk};
 use crate::sampler::{Target, Vanished};
 use agent_ebpf::LaneDue;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 const SECOND: u64 = 1_000_000_000;
 const MS: u64 = 1_000_000;
@@ -205,7 +205,7 @@ impl State {
         look_ns
     }
 
-    fn walk_look(&mut self, now: u64, resting: &BTreeSet<CgroupId>, seen: &mut Seen) {
+    fn walk_look(&mut self, now: u64, resting: &BTreeMap<CgroupId, u64>, seen: &mut Seen) {
         let Some(walk) = &mut self.lane.walk else { return };
         let targets = &mut self.targets;
         let last_walk_ns = self.lane.last_walk_ns.replace(now);
@@ -221,7 +221,7 @@ impl State {
             let id = look.id();
             // one that we do not follow, or not yet
             let Some(target) = targets.get_mut(&id) else { return };
-            let is_resting = !resting.is_empty() && resting.contains(&id);
+            let is_resting = rests(resting, target, now);
             if let Some(since_ns) = look.same_since_ns
                 && !is_resting
                 && target.ring.repeat(since_ns, look.ktime_ns(), period_ms)
@@ -275,9 +275,9 @@ impl State {
         }
     }
 
-    fn pread_look(&mut self, now: u64, resting: &BTreeSet<CgroupId>, seen: &mut Seen) {
+    fn pread_look(&mut self, now: u64, resting: &BTreeMap<CgroupId, u64>, seen: &mut Seen) {
         for (id, target) in &mut self.targets {
-            if resting.contains(id) {
+            if rests(resting, target, now) {
                 continue;
             }
             match self.sampler.lane(target, self.lane.pace.period_ms()) {
@@ -290,6 +290,11 @@ impl State {
             }
         }
     }
+}
+
+/// Whether a burst has just read it, or is about to.
+fn rests(resting: &BTreeMap<CgroupId, u64>, target: &Target, now: u64) -> bool {
+    !resting.is_empty() && resting.get(&target.meta.id).is_some_and(|age| now < target.last_row_ns + age)
 }
 
 /// What looks at all cgroups brought up, to be dealt with when nothing else is under way.

@@ -262,7 +262,8 @@ impl State {
             if fs::metadata(self.tree.path(&meta)).is_ok_and(|m| m.ino() == meta.id.0) {
                 continue;
             }
-            let what = What::CgroupEnd { cgroup_id: meta.id, path: meta.path.clone() };
+            let what =
+                What::CgroupEnd { cgroup_id: meta.id, parent_id: Some(parent), path: meta.path.clone() };
             self.react(KernelEvent { ktime_ns: now, source: "inotify", what });
         }
     }

@@ -24,6 +24,9 @@ const LOOK_BACK: u64 = 30 * SECOND;
 /// A kill in a cgroup whose birth was not told (a full ring) is worth a walk; kills outside the root not one each.
 const RESCAN_FOR_A_KILL: u64 = SECOND / 10;
 
+/// The kernel's own word about a cgroup that was found gone is looked for among so many.
+const FOUND_GONE: usize = 256;
+
 /// The last component of a path as the kernel has it.
 fn last(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
@@ -46,7 +49,11 @@ impl State {
                 Some(parent) => self.cgroup_start(ktime_ns, source, cgroup_id, parent, &path),
                 None => self.rescan_wanted = true,
             },
-            What::CgroupEnd { cgroup_id, .. } => self.cgroup_end(ktime_ns, source, cgroup_id),
+            What::CgroupEnd { cgroup_id, parent_id, path } => {
+                if !self.cgroup_end(ktime_ns, source, cgroup_id) {
+                    self.strangers_end(ktime_ns, source, cgroup_id, parent_id, &path);
+                }
+            }
             What::Exit(exit) => self.exit(ktime_ns, source, &exit),
             What::OomKill(kill) => self.oom_kill(ktime_ns, source, &kill),
             other => self.told(ktime_ns, source, &other),
@@ -167,14 +174,38 @@ impl State {
         self.record(event, Some(meta));
     }
 
-    fn cgroup_end(&mut self, ktime_ns: u64, source: &'static str, id: CgroupId) {
-        let Some(node) = self.tree.removed(id) else { return };
+    /// False when the cgroup is not known.
+    fn cgroup_end(&mut self, ktime_ns: u64, source: &'static str, id: CgroupId) -> bool {
+        let Some(node) = self.tree.removed(id) else { return false };
         if node.followed {
-            let mut event = self.event(Kind::CgroupEnd, Severity::Info, ktime_ns, source, json!({}));
-            event.cgroup_id = Some(id);
-            self.record(event, Some(node.meta.clone()));
-            self.story.container_ended(&node.meta, ktime_ns);
+            self.end_told(ktime_ns, source, &node.meta);
             self.unfollow(id, ktime_ns);
+        }
+        true
+    }
+
+    fn end_told(&mut self, ktime_ns: u64, source: &'static str, meta: &Arc<Meta>) {
+        let mut event = self.event(Kind::CgroupEnd, Severity::Info, ktime_ns, source, json!({}));
+        event.cgroup_id = Some(meta.id);
+        self.record(event, Some(meta.clone()));
+        self.story.container_ended(meta, ktime_ns);
+    }
+
+    /// The end of one whose birth was lost and that no walk has met: all that will ever be told of it.
+    fn strangers_end(
+        &mut self,
+        ktime_ns: u64,
+        source: &'static str,
+        id: CgroupId,
+        parent: Option<CgroupId>,
+        path: &str,
+    ) {
+        if path.len() >= PATH_LEN - 1 || self.found_gone.contains(&id) {
+            return;
+        }
+        match self.tree.stranger(id, parent, last(path)) {
+            Some(meta) => self.end_told(ktime_ns, source, &meta),
+            None => self.outside += 1,
         }
     }
 
@@ -187,7 +218,12 @@ impl State {
 
     /// Forgets a cgroup whose files say that it has gone and whose end no probe reported.
     pub(super) fn cgroup_gone(&mut self, id: CgroupId) {
-        self.cgroup_end(clock::ktime_ns(), "files", id);
+        if self.cgroup_end(clock::ktime_ns(), "files", id) {
+            if self.found_gone.len() == FOUND_GONE {
+                self.found_gone.pop_front();
+            }
+            self.found_gone.push_back(id);
+        }
     }
 
     /// The followed cgroup that a person would name for this one. One that is not known is looked for by a walk, unless

@@ -105,6 +105,8 @@ pub struct State {
     pub(super) seen: Seen,
     pub(super) spent: Spent,
     pub(super) vanished: Vec<CgroupId>,
+    /// The latest whose end their files told: the kernel's word about it, should it come late, tells nothing new.
+    pub(super) found_gone: VecDeque<CgroupId>,
     /// While the kernel's events are behind the clock: the instant of the last that was reacted to.
     pub(super) heard_ns: Option<u64>,
     pub(super) notices: Notices,
@@ -188,6 +190,7 @@ impl State {
             seen: Seen::default(),
             spent: Spent::default(),
             vanished: Vec::new(),
+            found_gone: VecDeque::new(),
             heard_ns: None,
             notices: Notices::default(),
             to_follow: VecDeque::new(),

@@ -74,6 +74,33 @@ impl Stage {
         self.state.react(KernelEvent { ktime_ns, source: "test", what });
     }
 
+    /// Instants, in µs as the table's ts has them, and causes of all rows of a cgroup but its base rows.
+    fn fast_rows(&self, path: &Path) -> Vec<(i64, String)> {
+        let id = Some(id_of(path).as_i64());
+        let mut rows = Vec::new();
+        for pending in &self.handed_over {
+            let batch = pending.batch(Table::Samples, &self.state.names).expect("builds");
+            let int = |name: &str| {
+                let column = batch.column_by_name(name).expect("column").as_primitive::<Int64Type>().clone();
+                column.into_iter().collect::<Vec<_>>()
+            };
+            let cause = batch.column_by_name("cause").expect("cause").as_dictionary::<Int32Type>();
+            let cause = cause.downcast_dict::<StringArray>().expect("text");
+            for (row, (cgroup, at)) in int("cgroup_id").into_iter().zip(int("ktime_ns")).enumerate() {
+                if cgroup == id && cause.value(row) != "base" {
+                    rows.push((at.expect("an instant") / 1000, cause.value(row).to_owned()));
+                }
+            }
+        }
+        rows.sort_unstable();
+        rows
+    }
+
+    fn tell_end(&mut self, id: CgroupId, path: &str) {
+        let parent_id = Some(self.state.tree.root());
+        self.tell(What::CgroupEnd { cgroup_id: id, parent_id, path: path.to_owned() });
+    }
+
     fn tell_start(&mut self, path: &Path) {
         let parent = id_of(path.parent().expect("a parent"));
         let rest = path.strip_prefix(self.dir.path()).expect("below the root");
@@ -135,7 +162,7 @@ fn a_walk_that_is_faster_than_the_events_loses_none_of_them() {
         fs::remove_dir_all(&path).expect("rmdir");
         s.state.rescan(ktime_ns());
         // the kernel's word arrives before the end of the round
-        s.tell(What::CgroupEnd { cgroup_id: id, path: "/a.service".into() });
+        s.tell_end(id, "/a.service");
         s.state.forget_vanished();
         assert_eq!((s.events(Kind::CgroupEnd), s.state.targets.len()), (1, 1));
         assert_eq!(s.state.pending.events.last().map(|(e, _)| e.source), Some("test"));
@@ -152,6 +179,32 @@ fn without_events_an_end_found_by_the_walk_is_told() {
         s.state.forget_vanished();
         assert_eq!(s.events(Kind::CgroupEnd), 1);
         assert_eq!(s.state.pending.events.last().map(|(e, _)| e.source), Some("files"));
+    });
+}
+
+#[test]
+fn the_end_of_one_whose_birth_was_lost_is_told_once_and_of_no_other() {
+    on_stage(100, true, |s| {
+        s.turn(ktime_ns());
+        let (lost, outside) = (CgroupId(1 << 60), CgroupId(1 << 61));
+        s.tell_end(lost, "/a.service");
+        let (event, meta) = s.state.pending.events.last().cloned().expect("its end");
+        assert_eq!((event.kind, event.cgroup_id), (Kind::CgroupEnd, Some(lost)));
+        assert_eq!(meta.map(|m| m.path.clone()), Some("/a.service".to_owned()));
+        // another root's, and one that the rules pass over
+        let parent_id = Some(CgroupId(1 << 62));
+        s.tell(What::CgroupEnd { cgroup_id: outside, parent_id, path: "/elsewhere/b.service".into() });
+        s.tell_end(CgroupId((1 << 61) + 1), "/no-container");
+        assert_eq!((s.events(Kind::CgroupEnd), s.state.outside), (1, 2));
+        // the files were faster than the kernel's word
+        let path = s.make("c.service");
+        let id = id_of(&path);
+        s.tell_start(&path);
+        fs::remove_dir_all(&path).expect("rmdir");
+        s.state.rescan(ktime_ns());
+        s.state.forget_vanished();
+        s.tell_end(id, "/c.service");
+        assert_eq!(s.events(Kind::CgroupEnd), 2);
     });
 }
 
@@ -281,7 +334,7 @@ fn all_lane_rings_together_stay_within_their_budget() {
                 let path = alive.pop().expect("one is left");
                 let id = id_of(&path);
                 fs::remove_dir_all(&path).expect("rmdir");
-                s.tell(What::CgroupEnd { cgroup_id: id, path: String::new() });
+                s.tell_end(id, "");
             }
             while alive.len() < wave {
                 let path = s.make(&format!("s{}.service", alive.len()));
@@ -414,7 +467,7 @@ fn churn_returns_to_baseline() {
             }
             fs::remove_dir_all(&path).expect("rmdir");
             if n % 2 == 0 {
-                s.tell(What::CgroupEnd { cgroup_id: id, path: "/web.service".into() });
+                s.tell_end(id, "/web.service");
             } else {
                 // nobody tells: a read finds out
                 let plan = crate::sampler::Plan { slow: true, ..s.state.base_plan() };
@@ -486,30 +539,38 @@ fn history_and_bursts_join_without_a_gap_and_without_repetition() {
             std::thread::yield_now();
         }
         s.handed_over.push(Arc::new(s.state.pending.clone()));
-        let mut instants = Vec::new();
-        for pending in &s.handed_over {
-            let batch = pending.batch(Table::Samples, &s.state.names).expect("builds");
-            let int = |name: &str| {
-                let column = batch.column_by_name(name).expect("column").as_primitive::<Int64Type>().clone();
-                column.into_iter().collect::<Vec<_>>()
-            };
-            let cause = batch.column_by_name("cause").expect("cause").as_dictionary::<Int32Type>();
-            let cause = cause.downcast_dict::<StringArray>().expect("text");
-            let id = Some(id_of(&path).as_i64());
-            for (row, (cgroup, at)) in int("cgroup_id").into_iter().zip(int("ktime_ns")).enumerate() {
-                if cgroup == id && cause.value(row) != "base" {
-                    // as the table's ts has them, in µs
-                    instants.push(at.expect("an instant") / 1000);
-                }
-            }
-        }
-        instants.sort_unstable();
+        let instants: Vec<_> = s.fast_rows(&path).into_iter().map(|(at, _)| at).collect();
         let count = instants.len();
         let gaps: Vec<_> = instants.windows(2).map(|w| w[1] - w[0]).collect();
         assert!(gaps.iter().all(|gap| *gap > 0), "an instant stands twice");
         // a busy machine may hold a turn up; one missing burst or history would be 200 ms or more
         assert!(gaps.iter().all(|gap| *gap < 190_000), "{gaps:?}");
         assert!((20..=90).contains(&count), "{count} rows in 700 ms at 100 Hz");
+    });
+}
+
+/// Where bursts come too late for their turns, the lane goes on reading, and what it read is in the table.
+#[test]
+fn the_lane_reads_for_a_burst_that_is_behind() {
+    on_stage(100, true, |s| {
+        const MS: u64 = 1_000_000;
+        let path = s.make(&format!("docker/{CID}"));
+        s.state.lane.pace = crate::lane::Pace::new(10, 100.0, ktime_ns());
+        s.turn(ktime_ns());
+        s.tell(kill(1, id_of(&path)));
+        let behind = ktime_ns();
+        while ktime_ns() < behind + 200 * MS {
+            s.state.lane_if_due();
+            std::thread::yield_now();
+        }
+        s.turn(ktime_ns());
+        s.handed_over.push(Arc::new(s.state.pending.clone()));
+        let rows = s.fast_rows(&path);
+        let behind_us = i64::try_from(behind / 1000).expect("in range");
+        let read = rows.iter().filter(|(at, cause)| *at > behind_us && cause == "history").count();
+        assert!((5..=20).contains(&read), "{rows:?}");
+        assert!(rows.windows(2).all(|w| w[0].0 < w[1].0), "an instant stands twice: {rows:?}");
+        assert_eq!(rows.last().map(|(_, cause)| cause.as_str()), Some("burst"), "{rows:?}");
     });
 }
 

@@ -52,7 +52,11 @@ pub fn decode(bytes: &[u8], hooks: ScopeHooks) -> Result<KernelEvent, Undecodabl
         }
         kind::CGROUP_END => {
             let r = record::<CgroupRecord>(bytes)?;
-            What::CgroupEnd { cgroup_id: CgroupId(r.cgroup_id), path: path(&r) }
+            What::CgroupEnd {
+                cgroup_id: CgroupId(r.cgroup_id),
+                parent_id: cgroup(r.parent_id),
+                path: path(&r),
+            }
         }
         kind::EXIT => What::Exit(exit(&record(bytes)?)),
         kind::KILL => What::Kill(Box::new(kill(&record(bytes)?))),
