@@ -13,7 +13,7 @@ pub use identity::{Identity, int, text};
 use crate::incident::Lost;
 use crate::names::Table;
 use crate::schema;
-use crate::segment::{self, ROW_KEY, SegmentError};
+use crate::segment::{self, Origin, ROW_KEY, SegmentError};
 use crate::store::{Pin, View};
 use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
@@ -97,7 +97,7 @@ pub type RowKey = (Option<i64>, i64, i64);
 
 #[derive(Clone)]
 enum Source {
-    File { path: PathBuf, metadata: ArrowReaderMetadata },
+    File { origin: Origin, metadata: ArrowReaderMetadata },
     Batch(RecordBatch),
 }
 
@@ -136,9 +136,10 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         let (mut runs, source) = (Vec::new(), plan.sources.len());
         let boot: Arc<str> = segment.name.boot.as_str().into();
         let mut found = Runs { filter, boot, source, counts: &|ts| segment.counts(ts), found: &mut runs };
-        match file::keys(&segment.path, &mut found) {
+        let origin = segment.origin();
+        match file::keys(&origin, &mut found) {
             Ok(metadata) => {
-                plan.sources.push(Source::File { path: segment.path.clone(), metadata });
+                plan.sources.push(Source::File { origin, metadata });
                 plan.runs.extend(runs);
             }
             Err(reason) => {
@@ -389,10 +390,10 @@ impl Plan {
                 let wrap = |source| SegmentError::Rows { table: self.table.as_str(), source };
                 Ok(vec![take_record_batch(&batch, &rows).map_err(wrap)?])
             }
-            Source::File { path, metadata } => {
+            Source::File { origin, metadata } => {
                 let names: Vec<&str> = columns.fields().iter().map(|f| f.name().as_str()).collect();
-                let vanished = |reason| QueryError::Vanished { path: path.clone(), reason };
-                file::rows(path, metadata, ranges, &names).map_err(vanished)
+                let vanished = |reason| QueryError::Vanished { path: origin.path.clone(), reason };
+                file::rows(origin, metadata, ranges, &names).map_err(vanished)
             }
         }
     }

@@ -11,9 +11,11 @@
 
 mod encoder;
 mod footer;
+mod origin;
 
 pub use encoder::{Encoder, distinct, few};
-pub use footer::{Footer, load};
+pub use footer::{Footer, load, load_from};
+pub use origin::{Distant, Far, Origin, Reader};
 
 use crate::names::Table;
 use crate::schema;
@@ -152,6 +154,8 @@ pub struct Segment {
     pub taken: Vec<Taken>,
     /// The version of its columns.
     pub schema: u32,
+    /// Where its bytes are, when it is not on the disk.
+    pub far: Option<Distant>,
 }
 
 /// What a file of `v1/` was made of.
@@ -182,6 +186,10 @@ pub fn hour_of(ts_us: i64) -> i64 {
 }
 
 impl Segment {
+    pub fn origin(&self) -> Origin {
+        Origin { path: self.path.clone(), far: self.far.clone() }
+    }
+
     pub fn file_name(&self) -> &str {
         self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default()
     }
@@ -459,6 +467,7 @@ pub fn write(
         merged,
         taken,
         schema,
+        far: None,
     })
 }
 
@@ -544,6 +553,7 @@ fn inspect(table: Table, path: &Path) -> Result<(Segment, Footer), SegmentError>
         merged,
         taken,
         schema,
+        far: None,
     };
     Ok((segment, footer))
 }
