@@ -92,7 +92,9 @@ fn show<'a>(events: impl Iterator<Item = &'a Value>, json: bool) -> Result<(), F
             (None, Some(pid)) => format!("pid {pid}"),
             (None, None) => "-".to_owned(),
         };
-        let line = format!("{:14}  {}  {}", text("kind"), who, text("cgroup_path"));
+        // of a bucket, whose events are of many nodes
+        let node = event["node"].as_str().map_or_else(String::new, |node| format!("{node}  "));
+        let line = format!("{node}{:14}  {}  {}", text("kind"), who, text("cgroup_path"));
         let at = instant(event["ts_us"].as_i64().unwrap_or(0), 3);
         let severity = output::severity(text("severity"), 8);
         output::print(&format!("{at}  {severity}  {}\n", output::printable(&line)))?;

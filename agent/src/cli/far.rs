@@ -26,6 +26,8 @@ use std::fs::File;
 use std::io::{Seek, Write as _};
 
 const ALL: (i64, i64) = (i64::MIN, i64::MAX);
+/// Events of one answer.
+const MOST_EVENTS: usize = 100_000;
 /// The row of a minute of the ledger stands at its end.
 const MINUTE_US: i64 = 60_000_000;
 /// What an incident list reads.
@@ -184,7 +186,19 @@ impl Far {
         let files = self.fleet.files(Table::Events, range, &self.who)?;
         let mut out = Vec::new();
         for some in files.chunks(FILES_AT_ONCE) {
-            out.extend(viewer::events(&self.fleet.view(some, None)?, kind, &containers, range)?);
+            let view = self.fleet.view(some, None)?;
+            for (file, segment) in some.iter().zip(view.segments) {
+                let one = View { segments: vec![segment], ..View::default() };
+                for mut event in viewer::events(&one, kind, &containers, range)? {
+                    event["cluster"] = json!(file.cluster);
+                    event["node"] = json!(file.node);
+                    out.push(event);
+                }
+            }
+            if out.len() > MOST_EVENTS {
+                let detail = "more than 100000 events: name a shorter time, kinds (--kind), a cluster or a node";
+                return Err(Failure::Usage(detail.to_owned()));
+            }
         }
         // over nodes and boots the time since a boot says nothing
         out.sort_by_key(|e| e["ts_us"].as_i64());

@@ -1,11 +1,12 @@
 //! One look at what is new, and its way into the bucket: incidents first, then the files of `v1/`, the oldest first.
 //!
-//! What fails ends the pass and goes to the end of the next one, so that one object which a store does not take holds up no
-//! other. Every step may be the last of the process: nothing is noted that the bucket does not have.
+//! What fails comes last in the next pass, and a third failure ends this one: an object that a store never takes holds up no other,
+//! and a dead store costs three requests. Every step may be the last of the process: nothing is noted that the bucket does not have.
 
 use super::{Incidents, Status, bundle, lock};
 use crate::bucket::{Bucket, BucketError, Put};
 use crate::config::Ship as Settings;
+use crate::fleet::BUNDLES;
 use crate::incident::Incident;
 use crate::names::Table;
 use crate::segment::{Disk, Segment};
@@ -16,6 +17,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+/// Failures that end a pass.
+const FAILURES: u32 = 3;
 /// After the end of its window an incident waits so long for its last rows to reach the store.
 const SETTLE_US: i64 = 2_000_000;
 /// The note is put on the disk after so many files, and at the end of each pass.
@@ -48,7 +51,7 @@ pub struct Shipper {
     shipped: Arc<Mutex<Shipped>>,
     pub(super) status: Status,
     bucket: Option<Bucket>,
-    /// Names that failed, with how often: these come last.
+    /// Names that failed, with how often: these come last. Of those that are not due any more none stays.
     failed: BTreeMap<String, u32>,
     /// Incidents of which no bundle can be made.
     unmade: HashSet<(String, u32)>,
@@ -98,6 +101,9 @@ impl Shipper {
         let left = due.iter().filter(|(name, _)| !lock(&self.shipped).has(name));
         let (files, bytes) = left.fold((0, 0), |(n, sum), (_, s)| (n + 1, sum + s.bytes));
         self.status.backlog(files, bytes);
+        if outcome.is_ok() {
+            self.status.rests();
+        }
         outcome
     }
 
@@ -129,9 +135,12 @@ impl Shipper {
         now_us: i64,
         noted: &mut usize,
     ) -> Result<(), String> {
+        let mut errors: Vec<String> = Vec::new();
         for incident in self.due_incidents(incidents, now_us) {
-            if self.put_bundle(bucket, &incident, now_us).await? {
-                *noted += 1;
+            let name = bundle::name(&incident);
+            match self.put_bundle(bucket, &name, &incident, now_us).await {
+                Ok(is_there) => *noted += usize::from(is_there),
+                Err(error) => self.note_failure(&name, error.to_string(), &mut errors)?,
             }
         }
         for (name, segment) in due {
@@ -144,19 +153,26 @@ impl Shipper {
                         self.write_note()?;
                     }
                 }
-                Err(error) => {
-                    *self.failed.entry(name.clone()).or_default() += 1;
-                    // retention took it, or the disk: others can be read
-                    if error.is_of_the_file() {
+                // retention took it, or the disk: others can be read
+                Err(error) if error.is_of_the_file() => {
+                    let failures = self.failed.entry(name.clone()).or_default();
+                    *failures += 1;
+                    if *failures == 1 {
                         tracing::warn!(%error, "left a file out that was to be shipped");
-                        continue;
                     }
-                    return Err(error.to_string());
                 }
+                Err(error) => self.note_failure(name, error.to_string(), &mut errors)?,
             }
         }
-        self.failed.retain(|name, _| due.iter().any(|(n, _)| n == name));
-        Ok(())
+        self.failed.retain(|name, _| name.starts_with(BUNDLES) || due.iter().any(|(n, _)| n == name));
+        errors.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// An error when there were enough of them.
+    fn note_failure(&mut self, name: &str, error: String, errors: &mut Vec<String>) -> Result<(), String> {
+        *self.failed.entry(name.to_owned()).or_default() += 1;
+        errors.push(error);
+        if errors.len() < FAILURES as usize { Ok(()) } else { Err(errors.swap_remove(0)) }
     }
 
     fn write_note(&self) -> Result<(), String> {
@@ -175,7 +191,7 @@ impl Shipper {
             let shipped = lock(&self.shipped);
             named.filter(|(name, _)| !shipped.has(name)).collect()
         };
-        due.sort_by_key(|(name, s)| (self.failed.get(name).copied().unwrap_or(0), s.from_us));
+        due.sort_by_key(|(name, s)| (self.failures(name), s.from_us));
         due
     }
 
@@ -187,12 +203,22 @@ impl Shipper {
                 && !shipped.has_bundle(&i.id, i.revision)
                 && !self.unmade.contains(&(i.id.clone(), i.revision))
         });
-        all.sort_by(|a, b| (a.ts_us, &a.id).cmp(&(b.ts_us, &b.id)));
+        all.sort_by_cached_key(|i| (self.failures(&bundle::name(i)), i.ts_us, i.id.clone()));
         all
     }
 
+    fn failures(&self, name: &str) -> u32 {
+        self.failed.get(name).copied().unwrap_or(0)
+    }
+
     /// Whether there is one now.
-    async fn put_bundle(&mut self, bucket: &Bucket, incident: &Incident, now_us: i64) -> Result<bool, String> {
+    async fn put_bundle(
+        &mut self,
+        bucket: &Bucket,
+        name: &str,
+        incident: &Incident,
+        now_us: i64,
+    ) -> Result<bool, BucketError> {
         let bytes = match bundle::make(self.store.view(), incident, now_us) {
             Ok(bytes) => bytes,
             Err(problem) => {
@@ -203,7 +229,8 @@ impl Shipper {
             }
         };
         let length = bytes.len() as u64;
-        let put = bucket.create(&bundle::name(incident), bytes.into()).await.map_err(|e| e.to_string())?;
+        let put = bucket.create(name, bytes.into()).await?;
+        self.failed.remove(name);
         lock(&self.shipped).note_bundle(&incident.id, incident.revision);
         self.status.put_bundle(length, put == Put::Exists);
         self.status.went_well(now_us);

@@ -78,6 +78,11 @@ impl Status {
     pub(super) fn went_well(&self, now_us: i64) {
         let mut state = lock(&self.0);
         state.last_success_us = Some(now_us);
+    }
+
+    /// Nothing is left that fails.
+    pub(super) fn rests(&self) {
+        let mut state = lock(&self.0);
         state.pause_ms = None;
         if std::mem::take(&mut state.is_failing) {
             tracing::info!(url = state.url, "shipping goes on");

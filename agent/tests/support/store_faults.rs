@@ -36,6 +36,8 @@ type Plan = Arc<dyn Fn(u64) -> Fault + Send + Sync>;
 pub struct Faulty {
     inner: Arc<InMemory>,
     plan: Arc<Mutex<Plan>>,
+    /// A name that is never put.
+    refused: Arc<Mutex<String>>,
     pub operations: Arc<AtomicU64>,
     pub lists: Arc<AtomicU64>,
     pub gets: Arc<AtomicU64>,
@@ -49,6 +51,7 @@ impl Default for Faulty {
         Self {
             inner: Arc::new(InMemory::new()),
             plan: Arc::new(Mutex::new(none)),
+            refused: Arc::default(),
             operations: Arc::default(),
             lists: Arc::default(),
             gets: Arc::default(),
@@ -79,6 +82,11 @@ impl Faulty {
     pub fn plan(&self, plan: impl Fn(u64) -> Fault + Send + Sync + 'static) {
         *self.plan.lock().expect("no panic") = Arc::new(plan);
         self.operations.store(0, Ordering::SeqCst);
+    }
+
+    /// From now on nothing can be put under that name.
+    pub fn refuse(&self, name: &str) {
+        name.clone_into(&mut self.refused.lock().expect("no panic"));
     }
 
     fn next(&self) -> Fault {
@@ -146,6 +154,9 @@ impl MultipartUpload for Parts {
 impl ObjectStore for Faulty {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         self.puts.fetch_add(1, Ordering::SeqCst);
+        if location.as_ref() == *self.refused.lock().expect("no panic") {
+            return Err(error());
+        }
         self.at(self.inner.put_opts(location, payload, opts)).await
     }
 
