@@ -29,8 +29,9 @@ const CHUNK_ROWS: usize = 16_384;
 /// Rows of a slice, beyond which it ends where a run does that no other overlaps; they are in memory three times while they
 /// are put in order.
 const SLICE_ROWS: usize = 8192;
-/// Rows of a group, beyond which it ends like a slice: with the run that follows it is no more than a row group.
-const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS - RUN_ROWS;
+/// Rows of a group, beyond which it ends like a slice: with the run that follows it is no more than a row group. Their keys and
+/// their order take 80 bytes a row.
+const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS * 3 / 4 - RUN_ROWS;
 /// Rows of a run at the most: a page, so that a cgroup of a whole day can be cut.
 const RUN_ROWS: usize = 4096;
 /// Runs whose keys are in memory at once: 262,144 rows, 6 MB.
@@ -199,6 +200,11 @@ struct Runs<'a> {
 }
 
 impl Runs<'_> {
+    /// Rows noted so far.
+    fn rows(&self) -> usize {
+        self.found.iter().map(|r| r.rows.len()).sum()
+    }
+
     /// Takes what is wanted of some rows; `places` says where each stands in its source.
     fn add(&mut self, keys: &RecordBatch, places: &mut impl Iterator<Item = usize>) {
         let ids = keys.column_by_name("cgroup_id").and_then(|c| c.as_primitive_opt::<Int64Type>());

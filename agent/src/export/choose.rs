@@ -81,7 +81,7 @@ fn nothing(view: &View, from_us: i64, to_us: i64, containers: &Containers) -> Pr
     let labels = if containers.labels.is_empty() {
         ""
     } else {
-        "; labels are known of pods that Kubernetes told this agent of, and of those that an incident names"
+        "; labels are known of pods that Kubernetes told the agent of (table `containers`), and of those that an incident names"
     };
     let (from, to) = (instant(from_us, 0), instant(to_us, 0));
     Problem::not_found(format!("no sample from {from} to {to} matches; {store}{labels}"))

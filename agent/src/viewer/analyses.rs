@@ -11,6 +11,7 @@ use crate::analyze::{self, Grid};
 use crate::catalogue;
 use crate::export::{self, Limits, Problem};
 use crate::names::Table;
+use crate::pods::Pods;
 use crate::query::{self, Filter, Identity, Key};
 use crate::store::View;
 use crate::timeseries::Point;
@@ -83,6 +84,9 @@ impl Analysis {
     ) -> Result<Value, Problem> {
         let mut wanted = Wanted::parse(&api::understood(self.endpoint(), Ok(Query(pairs)))?, now_us, limits)?;
         wanted.incidents = export::incidents(view, Vec::new())?;
+        if !wanted.containers.labels.is_empty() {
+            wanted.containers.know(&Pods::of_store(view).map_err(of_query)?);
+        }
         make(view, &wanted, &Watched::default(), self)
     }
 }

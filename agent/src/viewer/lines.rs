@@ -57,7 +57,7 @@ pub struct Wanted {
     pub is_rate: bool,
     max_rows: u64,
     max_containers: usize,
-    containers: Containers,
+    pub containers: Containers,
     pub incidents: Vec<Incident>,
 }
 
