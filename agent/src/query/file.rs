@@ -16,8 +16,6 @@ use std::ops::Range;
 use std::path::Path;
 
 const KEYS: [&str; 2] = ["cgroup_id", "ts"];
-/// Places of pages are kept when less than this part of a file's rows is wanted.
-const PLACES_FOR: usize = 8;
 
 /// Notes the wanted rows; gives what is needed to read them.
 pub fn keys(path: &Path, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, String> {
@@ -38,8 +36,7 @@ pub fn keys(path: &Path, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, St
         }
         start = end;
     }
-    // places of pages help who leaves most of them out; for all files of a large export they would take as much memory as its rows
-    if found.rows() >= start / PLACES_FOR { segment::without_pages(&metadata) } else { Ok(metadata) }
+    Ok(metadata)
 }
 
 /// Rows by their place in the file; `ranges` are sorted.

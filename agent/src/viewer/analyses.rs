@@ -232,10 +232,7 @@ fn above(view: &View, wanted: &Wanted, all: &[OfOne]) -> Result<BTreeMap<Key, Ab
     let is_wanted = |who: &Identity| {
         who.cgroup_path.as_deref().is_some_and(|path| paths.iter().any(|own| is_at_or_above(path, own)))
     };
-    let ids: BTreeSet<i64> =
-        identities.iter().filter(|(_, who)| is_wanted(who)).filter_map(|(key, _)| key.cgroup_id).collect();
-    let filter = Filter { cgroups: Some(ids), ..wide };
-    let plan = query::plan(view, Table::Samples, &filter, u64::MAX).map_err(of_query)?;
+    let plan = plan.of(|key| identities.get(key).is_some_and(is_wanted));
     let mut names = vec!["ts", "cgroup_id", "boot_id", "files_read", "cpu_max_period_usec"];
     names.extend(LIMITED.iter().flat_map(|(metric, limit, _)| [*metric, *limit]));
     let mut out = BTreeMap::new();
