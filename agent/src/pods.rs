@@ -228,7 +228,7 @@ impl Known {
             }
             let ended = c.ended.iter().filter(|e| was.is_none_or(|w| !w.ended.contains(e)));
             let mut ids: Vec<&String> = ended.map(|e| &e.container_id).collect();
-            ids.extend(c.ids.last().filter(|last| !ids.contains(last)).into_iter());
+            ids.extend(c.ids.last().filter(|last| !ids.contains(last)));
             told.extend(ids.into_iter().map(|id| Some((place, id.clone()))));
         }
         for container in told {

@@ -18,7 +18,7 @@ use crate::timeseries::Point;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Lines analysed for one answer: each takes up to 20 ms.

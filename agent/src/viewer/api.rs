@@ -316,6 +316,7 @@ fn operation(endpoint: &Endpoint) -> Value {
             "403": problem("Another host or origin."),
             "404": problem("No such thing."),
             "413": problem("More than a limit allows; nothing was sent."),
+            "414": problem("The address is longer than is read."),
             "503": problem("Not now; Retry-After says when."),
         },
     })
