@@ -3,7 +3,7 @@
 //! The same questions as of a folder, over the same query layer; what is not of the time, the cluster or the node that is asked for is
 //! left out by its name. How many requests and bytes it took is said on stderr, and in what `--json` prints.
 
-use super::{Failure, output};
+use super::{Failure, local, output};
 use crate::bucket::Bucket;
 use crate::clock;
 use crate::config::{Config, Ship};
@@ -208,7 +208,7 @@ impl Far {
     /// Into a file, from which it is to be read.
     pub fn export(&self, pairs: &[(String, String)], mut file: File) -> Result<File, Failure> {
         let now_us = clock::wall_us();
-        let selection = Selection::parse(pairs, now_us)?;
+        let mut selection = Selection::parse(pairs, now_us)?;
         let mut incidents = Vec::new();
         let (range, node, boot) = match &selection.rows {
             Rows::Incident { id, before_us, after_us } => {
@@ -224,6 +224,9 @@ impl Far {
         };
         let who = Who { cluster: self.who.cluster.clone(), node };
         let view = self.evidence(range, &who)?;
+        if let Rows::Range { containers, .. } = &mut selection.rows {
+            local::know(&view, containers)?;
+        }
         let has_samples = view.segments.iter().any(|s| s.table == Table::Samples);
         if let (true, false, Some(incident)) = (boot, has_samples, incidents.first()) {
             return self.bundle(incident, selection.format, file);
@@ -238,11 +241,11 @@ impl Far {
     /// All that an export of a time draws on.
     fn evidence(&self, (from_us, to_us): (i64, i64), who: &Who) -> Result<View, Failure> {
         let mut files: Vec<Found> = Vec::new();
-        for table in [Table::Samples, Table::Events, Table::Processes, Table::Ledger] {
+        for table in [Table::Samples, Table::Events, Table::Processes, Table::Containers, Table::Ledger] {
             let to_us = if table == Table::Ledger { to_us.saturating_add(MINUTE_US) } else { to_us };
             files.extend(self.fleet.files(table, (from_us, to_us), who)?);
         }
-        if files.len() > 4 * FILES_AT_ONCE {
+        if files.len() > 5 * FILES_AT_ONCE {
             return Err(Failure::Usage(format!(
                 "that time is in {} files of the bucket: name a shorter one, or a node with --node",
                 files.len()
