@@ -52,14 +52,15 @@ def duckdb(v1, definition, questions):
     c.execute("SET TimeZone = 'UTC'")
     for table in TABLES:
         c.execute(of(definition, v1, table))
-    return {n: c.execute(sql).fetchall() for n, sql in questions.items()}
+    return {n: [tuple(row.values()) for row in c.sql(sql).to_arrow_table().to_pylist()] for n, sql in questions.items()}
 
 
 def datafusion(v1, definition, questions):
     import datafusion as engine
 
     c = engine.SessionContext()
-    c.sql("SET datafusion.execution.listing_table_ignore_subdirectory = false").collect()
+    for name in ("listing_table_ignore_subdirectory", "listing_table_factory_infer_partitions"):
+        c.sql(f"SET datafusion.execution.{name} = false").collect()
     for table in TABLES:
         c.sql(of(definition, v1, table)).collect()
     return {n: [tuple(row.values()) for batch in c.sql(sql).collect() for row in batch.to_pylist()] for n, sql in questions.items()}
