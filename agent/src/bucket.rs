@@ -57,10 +57,7 @@ impl BucketError {
     }
 
     fn is_there_already(&self) -> bool {
-        matches!(
-            self,
-            Self::Request { source: Error::AlreadyExists { .. } | Error::Precondition { .. }, .. }
-        )
+        matches!(self, Self::Request { source: Error::AlreadyExists { .. } | Error::Precondition { .. }, .. })
     }
 
     /// Not the store that failed: the file cannot be read, and another may.
@@ -88,7 +85,9 @@ fn words(error: &Error) -> String {
         "the bucket is not there: make it, or name another with ship.url"
     } else if names(error, "RequestTimeTooSkewed") {
         "this machine's clock is off by more than 15 min: set it (chronyc makestep)"
-    } else if names(error, "ExpiredToken") || names(error, "InvalidAccessKeyId") || names(error, "SignatureDoesNotMatch")
+    } else if names(error, "ExpiredToken")
+        || names(error, "InvalidAccessKeyId")
+        || names(error, "SignatureDoesNotMatch")
     {
         "the credentials are expired or wrong: renew them in the agent's environment, or give its workload an identity"
     } else {
@@ -232,9 +231,10 @@ impl Bucket {
                 if !settings.region.is_empty() {
                     s3 = s3.with_region(&settings.region);
                 }
-                for (key, value) in
-                    [("aws_server_side_encryption", &settings.sse), ("aws_sse_kms_key_id", &settings.sse_kms_key)]
-                {
+                for (key, value) in [
+                    ("aws_server_side_encryption", &settings.sse),
+                    ("aws_sse_kms_key_id", &settings.sse_kms_key),
+                ] {
                     if let (false, Ok(key)) = (value.is_empty(), key.parse()) {
                         s3 = s3.with_config(key, value);
                     }
@@ -349,7 +349,9 @@ impl Bucket {
             while left > 0 {
                 let mut part = vec![0; usize::try_from(left.min(self.part_bytes)).unwrap_or(usize::MAX)];
                 open.read_exact(&mut part).map_err(|source| match source.kind() {
-                    std::io::ErrorKind::UnexpectedEof => BucketError::Short { at: file.display().to_string() },
+                    std::io::ErrorKind::UnexpectedEof => {
+                        BucketError::Short { at: file.display().to_string() }
+                    }
                     _ => BucketError::File { path: file.to_owned(), source },
                 })?;
                 left -= part.len() as u64;
@@ -408,8 +410,7 @@ impl Bucket {
     /// The folders that are in a folder, named from the prefix on.
     pub async fn folders(&self, folder: &str) -> Result<Vec<String>, BucketError> {
         let path = self.path(folder)?;
-        let found =
-            self.store.list_with_delimiter(Some(&path)).await.map_err(self.failed("list", folder))?;
+        let found = self.store.list_with_delimiter(Some(&path)).await.map_err(self.failed("list", folder))?;
         let entries = (found.common_prefixes.len() + found.objects.len()) as u64;
         count(&self.counters.lists, entries.div_ceil(LISTED_AT_ONCE).max(1));
         Ok(found.common_prefixes.iter().filter_map(|p| self.named(p)).collect())
@@ -428,7 +429,8 @@ fn count(counter: &AtomicU64, n: u64) {
 /// As the providers' tools have it, for a server of one's own.
 fn allows_http() -> bool {
     let of = |name| std::env::var(name).unwrap_or_default();
-    of("AWS_ALLOW_HTTP") == "true" || ["AWS_ENDPOINT_URL", "AWS_ENDPOINT"].iter().any(|n| of(n).starts_with("http://"))
+    of("AWS_ALLOW_HTTP") == "true"
+        || ["AWS_ENDPOINT_URL", "AWS_ENDPOINT"].iter().any(|n| of(n).starts_with("http://"))
 }
 
 #[cfg(test)]

@@ -524,7 +524,8 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
     output::write(&args.output, format == Format::Parquet, &mut made)?;
     if args.json {
         let (bytes, sha256) = made.told();
-        let mut told = json!({"file": args.output, "format": format.as_str(), "bytes": bytes, "sha256": sha256});
+        let mut told =
+            json!({"file": args.output, "format": format.as_str(), "bytes": bytes, "sha256": sha256});
         if let Some(far) = &far {
             told["requests"] = far.took();
         }

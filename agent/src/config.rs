@@ -14,8 +14,8 @@ mod upkeep;
 use crate::event::Kind;
 pub use kubernetes::Kubernetes;
 pub use lane::{Lane, Period, Source};
-pub use ship::Ship;
 use serde::{Deserialize, Serialize};
+pub use ship::Ship;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -323,9 +323,15 @@ const KEYS: &[(&str, &str)] = &[
         "ship.url",
         "where finished hours and incidents are copied to: s3://, gs:// or az://bucket/prefix, file:///folder; empty = nowhere. Credentials come from the environment or the workload's identity",
     ),
-    ("ship.what", "\"all\": every finished hour, and incidents at once; \"incidents\": these and their windows only"),
+    (
+        "ship.what",
+        "\"all\": every finished hour, and incidents at once; \"incidents\": these and their windows only",
+    ),
     ("ship.endpoint", "URL of the server, where it is none of the provider's own; empty = the provider's"),
-    ("ship.region", "region of the bucket, where the environment does not say; empty = the provider's default"),
+    (
+        "ship.region",
+        "region of the bucket, where the environment does not say; empty = the provider's default",
+    ),
     ("ship.ca_file", "file of certificates (PEM) to trust besides the system's; empty = the system's alone"),
     ("ship.sse", "server-side encryption on S3: \"AES256\", \"aws:kms\"; empty = as the bucket has it"),
     ("ship.sse_kms_key", "id of the key for \"aws:kms\"; empty = the bucket's default key"),

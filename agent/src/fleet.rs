@@ -157,7 +157,11 @@ impl Fleet {
     }
 
     /// These files, their ends in memory. `columns` are those that will be asked for; `None` = all of a file that is small.
-    pub fn view(&self, files: &[Found], columns: Option<&'static [&'static str]>) -> Result<View, FleetError> {
+    pub fn view(
+        &self,
+        files: &[Found],
+        columns: Option<&'static [&'static str]>,
+    ) -> Result<View, FleetError> {
         let far = self.warmed(files.iter().map(|f| (&f.object, f.table)), columns)?;
         let segments = files.iter().zip(far).filter_map(|(f, far)| segment(f, far)).collect();
         Ok(View { segments, ..View::default() })
@@ -207,7 +211,8 @@ impl Fleet {
     /// The ends of some bundles, to read their footers by.
     pub fn ends(&self, bundles: &[Bundle]) -> Result<Vec<Origin>, FleetError> {
         let far = self.warmed(bundles.iter().map(|b| (&b.object, Table::Samples)), Some(&[]))?;
-        let origin = |(b, far): (&Bundle, Distant)| Origin { path: PathBuf::from(&b.object.name), far: Some(far) };
+        let origin =
+            |(b, far): (&Bundle, Distant)| Origin { path: PathBuf::from(&b.object.name), far: Some(far) };
         Ok(bundles.iter().zip(far).map(origin).collect())
     }
 
@@ -278,7 +283,8 @@ fn days(cluster: &str, (from_us, to_us): (i64, i64)) -> Vec<String> {
     if from_us <= 0 || last - first > DAYS {
         return vec![cluster.to_owned()];
     }
-    let date = |day| jiff::Timestamp::from_microsecond(day * DAY_US).map(|t| t.strftime("%Y-%m-%d").to_string());
+    let date =
+        |day| jiff::Timestamp::from_microsecond(day * DAY_US).map(|t| t.strftime("%Y-%m-%d").to_string());
     (first..=last).filter_map(|day| Some(format!("{cluster}/date={}", date(day).ok()?))).collect()
 }
 

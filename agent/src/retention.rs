@@ -182,7 +182,11 @@ mod tests {
         let files = [held(0), held(100), file(Table::Samples, 200, 10), file(Table::Samples, 300, 10)];
         let chosen = |limits: &Limits, max_held| choose(&files, &[], 500, limits, max_held);
         let small = Limits { max_bytes: 25, ..NONE };
-        assert_eq!(chosen(&small, 20), [(2, Reason::Bytes), (3, Reason::Bytes)], "the oldest is not there yet");
+        assert_eq!(
+            chosen(&small, 20),
+            [(2, Reason::Bytes), (3, Reason::Bytes)],
+            "the oldest is not there yet"
+        );
         let none = Limits { max_bytes: 0, ..NONE };
         assert_eq!(chosen(&none, 20), [(2, Reason::Bytes), (3, Reason::Bytes)]);
         let beyond = [(2, Reason::Bytes), (3, Reason::Bytes), (0, Reason::ShipBacklog)];

@@ -247,7 +247,13 @@ impl Store {
             believed: 0,
             opened: 0,
         };
-        Self { dir: dir.to_owned(), lock, state: Mutex::new(state), pods: OnceLock::new(), hold: OnceLock::new() }
+        Self {
+            dir: dir.to_owned(),
+            lock,
+            state: Mutex::new(state),
+            pods: OnceLock::new(),
+            hold: OnceLock::new(),
+        }
     }
 
     /// Where the writer finds names for rows that have none. Set once, before it is needed.

@@ -35,7 +35,10 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 fn name(table: Table, cluster: &str, hour: i64, node: &str) -> String {
     let at = jiff::Timestamp::from_microsecond(DAY + hour * HOUR_US).expect("a time");
     let (date, hour) = (at.strftime("%Y-%m-%d"), at.strftime("%H"));
-    format!("prod/v1/table={}/cluster={cluster}/date={date}/hour={hour}/node={node}/b-00000001.parquet", table.as_str())
+    format!(
+        "prod/v1/table={}/cluster={cluster}/date={date}/hour={hour}/node={node}/b-00000001.parquet",
+        table.as_str()
+    )
 }
 
 async fn put(to: &Faulty, name: &str, bytes: Vec<u8>) {
@@ -69,7 +72,8 @@ fn fleet() -> (Faulty, u64) {
             let mut row = rows::incident_row(&incident);
             row.insert("node", text(node(n)));
             let batch = rows::batch(Table::Incidents, &[row]);
-            let made = segment::write(&Disk, dir.path(), Table::Incidents, &[batch], "b", 1, &rows::metadata());
+            let made =
+                segment::write(&Disk, dir.path(), Table::Incidents, &[batch], "b", 1, &rows::metadata());
             let made = made.expect("written");
             let file = fs::read(&made.path).expect("readable");
             bytes += file.len() as u64;
@@ -97,7 +101,8 @@ fn incidents(fleet: &Fleet, files: &[Found]) -> BTreeSet<String> {
     let columns: Option<&[&str]> = Some(&["cgroup_id", "ts", "ktime_ns", "json"]);
     let mut out = BTreeSet::new();
     for some in files.chunks(FILES_AT_ONCE) {
-        let found = export::incidents(&fleet.view(some, columns).expect("read"), Vec::new()).expect("incidents");
+        let found =
+            export::incidents(&fleet.view(some, columns).expect("read"), Vec::new()).expect("incidents");
         out.extend(found.into_iter().map(|i| i.id));
     }
     fleet.well().expect("all was read");
@@ -118,7 +123,11 @@ fn a_list_of_the_incidents_of_a_thousand_nodes_and_a_day() {
     println!("1,000 nodes x 1 day: {counts}; the files have {bytes} bytes");
     // of the clusters one, and of each cluster's day one
     assert_eq!((counts.lists, to.asked(&to.lists)), (3, 3));
-    assert_eq!((counts.gets, to.asked(&to.gets)), (1000, 1000), "one a file: the end of a small one is all of it");
+    assert_eq!(
+        (counts.gets, to.asked(&to.gets)),
+        (1000, 1000),
+        "one a file: the end of a small one is all of it"
+    );
     assert_eq!(counts.bytes_read, to.asked(&to.bytes_read));
     assert!(counts.bytes_read <= bytes && bytes <= 1000 * END_BYTES, "{counts}");
     assert_eq!(to.asked(&to.puts), 0);
@@ -184,7 +193,8 @@ fn a_file_that_is_no_file_of_ours_and_a_store_that_fails_are_told() {
     let own = open(&to);
     let files = own.files(Table::Samples, (DAY, DAY + HOUR_US - 1), &Who::default()).expect("listed");
     let view = own.view(&files, None).expect("read");
-    let plan = query::plan(&view, Table::Samples, &Filter::range(DAY, DAY + DAY_US), u64::MAX).expect("a plan");
+    let plan =
+        query::plan(&view, Table::Samples, &Filter::range(DAY, DAY + DAY_US), u64::MAX).expect("a plan");
     assert_eq!(plan.rows, 0);
     assert!(plan.lost[0].reason.contains("unreadable segment b-00000001.parquet"), "{:?}", plan.lost);
     to.plan(|_| store_faults::Fault::Before);

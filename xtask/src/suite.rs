@@ -222,7 +222,8 @@ fn deploy() -> Result<Tally> {
 fn fleet() -> Result<Tally> {
     let folder = paths::root().join("tests/fleet");
     let recorded = ebpf::cargo_build("a folder's maker", &["-p", "fgm", "--example", "recorded"])?;
-    let recorded = recorded.into_iter().find(|p| p.ends_with("recorded")).context("cargo built no recorded")?;
+    let recorded =
+        recorded.into_iter().find(|p| p.ends_with("recorded")).context("cargo built no recorded")?;
     let mut c = tool(venv(&folder, &["requirements.txt"])?);
     c.arg(folder.join("check.py")).arg("--fgm").arg(built_agent()?).arg("--recorded").arg(recorded);
     let (status, text) = shown(&mut c, OTHER)?;

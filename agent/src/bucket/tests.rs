@@ -25,7 +25,10 @@ fn a_place_that_is_none_is_refused_with_what_would_do() {
 #[test]
 fn an_answer_is_told_on_one_line_with_its_mend() {
     let of = |text: &str| {
-        words(&Error::Generic { store: "S3", source: format!("<Error>\n <Code>{text}</Code></Error>").into() })
+        words(&Error::Generic {
+            store: "S3",
+            source: format!("<Error>\n <Code>{text}</Code></Error>").into(),
+        })
     };
     assert!(of("NoSuchBucket").contains("make it"), "{}", of("NoSuchBucket"));
     assert!(of("RequestTimeTooSkewed").contains("clock"), "{}", of("RequestTimeTooSkewed"));
@@ -39,5 +42,8 @@ fn an_answer_is_told_on_one_line_with_its_mend() {
         source: Error::NotFound { path: "x".into(), source: text.to_owned().into() },
     };
     assert!(not_found("NoSuchKey").is_not_found());
-    assert!(!not_found("NoSuchBucket").is_not_found(), "a bucket that is gone is no file that was never there");
+    assert!(
+        !not_found("NoSuchBucket").is_not_found(),
+        "a bucket that is gone is no file that was never there"
+    );
 }

@@ -144,7 +144,9 @@ fn bucket(config: &Config) -> Option<Finding> {
         runtime.block_on(bucket.folders("v1")).map(|found| found.len()).map_err(|e| e.to_string())
     };
     Some(match ask() {
-        Ok(tables) => Finding::good("bucket", format!("{}: answers, {tables} tables are there", config.ship.url)),
+        Ok(tables) => {
+            Finding::good("bucket", format!("{}: answers, {tables} tables are there", config.ship.url))
+        }
         Err(error) => degraded(error),
     })
 }

@@ -124,11 +124,7 @@ impl Far {
     }
 
     /// Those of `v1/`, and those of which a bundle alone is there yet; the latest revision of each, newest first.
-    fn incidents_in(
-        &self,
-        range: (i64, i64),
-        node: impl Fn(&str) -> bool,
-    ) -> Result<Vec<Incident>, Failure> {
+    fn incidents_in(&self, range: (i64, i64), node: impl Fn(&str) -> bool) -> Result<Vec<Incident>, Failure> {
         let mut files = self.fleet.files(Table::Incidents, range, &self.who)?;
         files.retain(|f| node(&f.node));
         let mut latest: BTreeMap<String, Incident> = BTreeMap::new();
@@ -138,7 +134,9 @@ impl Far {
             }
         };
         for some in files.chunks(FILES_AT_ONCE) {
-            export::incidents(&self.fleet.view(some, OF_INCIDENTS)?, Vec::new())?.into_iter().for_each(&mut take);
+            export::incidents(&self.fleet.view(some, OF_INCIDENTS)?, Vec::new())?
+                .into_iter()
+                .for_each(&mut take);
         }
         for incident in self.of_bundles(range, &node, &latest)? {
             latest.insert(incident.id.clone(), incident);
@@ -196,7 +194,8 @@ impl Far {
                 }
             }
             if out.len() > MOST_EVENTS {
-                let detail = "more than 100000 events: name a shorter time, kinds (--kind), a cluster or a node";
+                let detail =
+                    "more than 100000 events: name a shorter time, kinds (--kind), a cluster or a node";
                 return Err(Failure::Usage(detail.to_owned()));
             }
         }
@@ -212,7 +211,8 @@ impl Far {
         let mut incidents = Vec::new();
         let (range, node, boot) = match &selection.rows {
             Rows::Incident { id, before_us, after_us } => {
-                let all = self.incidents_in(ALL, |node| id == "latest" || id.starts_with(&format!("{node}-")))?;
+                let all =
+                    self.incidents_in(ALL, |node| id == "latest" || id.starts_with(&format!("{node}-")))?;
                 let incident = export::find(&all, id)?.clone();
                 let from = before_us.map_or(incident.window.from_us, |b| incident.ts_us.saturating_sub(b));
                 let to = after_us.map_or(incident.window.to_us, |a| incident.ts_us.saturating_add(a));
@@ -257,7 +257,8 @@ impl Far {
     /// Of an incident whose hour is not in the bucket, its bundle is the export.
     fn bundle(&self, incident: &Incident, format: Format, mut file: File) -> Result<File, Failure> {
         let day = (incident.ts_us, incident.ts_us);
-        let bundles = self.fleet.bundles(day, &Who { node: Some(incident.node.clone()), ..self.who.clone() })?;
+        let bundles =
+            self.fleet.bundles(day, &Who { node: Some(incident.node.clone()), ..self.who.clone() })?;
         let id = part(&incident.id, "unknown");
         let Some(Bundle { object, .. }) = bundles.into_iter().find(|b| b.id == id) else {
             return Err(self.nothing(&format!("samples of {}", incident.id)));
@@ -326,8 +327,12 @@ impl Far {
         if problems.is_empty() {
             return Ok(());
         }
-        Err(anyhow::anyhow!("{} has {} files that cannot be read; they are listed above", self.fleet.url(), problems.len())
-            .into())
+        Err(anyhow::anyhow!(
+            "{} has {} files that cannot be read; they are listed above",
+            self.fleet.url(),
+            problems.len()
+        )
+        .into())
     }
 }
 
@@ -369,14 +374,20 @@ fn text(all: &Value) -> String {
         let _ = writeln!(
             out,
             "{table}  {} rows in {} files of {} nodes  {} to {}  {} bytes",
-            t["rows"], t["files"], t["nodes"], time(&t["from_us"]), time(&t["to_us"]), t["bytes"]
+            t["rows"],
+            t["files"],
+            t["nodes"],
+            time(&t["from_us"]),
+            time(&t["to_us"]),
+            t["bytes"]
         );
     }
     let _ = writeln!(out, "bundles of incidents: {}", all["bundles"]);
     for (table, a) in all["ledger"].as_object().into_iter().flatten() {
         let lost: Vec<String> =
             a["lost"].as_object().into_iter().flatten().map(|(reason, n)| format!("{reason} {n}")).collect();
-        let lost = if lost.is_empty() { "nothing lost".to_owned() } else { format!("lost: {}", lost.join(", ")) };
+        let lost =
+            if lost.is_empty() { "nothing lost".to_owned() } else { format!("lost: {}", lost.join(", ")) };
         let _ = writeln!(out, "ledger of {table}: due {}, written {}, {lost}", a["due"], a["written"]);
     }
     for problem in all["problems"].as_array().into_iter().flatten() {

@@ -182,7 +182,11 @@ fn of_ledger(dir: &Path) -> Result<Value, Failure> {
     let told = ship::told_of(&sum);
     for (name, rows) in &removed.unshipped {
         let Some(table) = ledger::named(name) else { continue };
-        sum.lost_later(table, Reason::ShipBacklog.as_str(), rows.saturating_sub(told.get(&table).copied().unwrap_or(0)));
+        sum.lost_later(
+            table,
+            Reason::ShipBacklog.as_str(),
+            rows.saturating_sub(told.get(&table).copied().unwrap_or(0)),
+        );
     }
     for (name, rows) in &removed.rows {
         if let Some(table) = ledger::named(name).filter(|t| *t != Table::Ledger) {

@@ -38,7 +38,8 @@ pub fn run(args: &ShipArgs) -> Result<(), Failure> {
         settings.url.clone_from(url);
     }
     if !Ship::SCHEMES.iter().any(|scheme| settings.url.starts_with(scheme)) {
-        let detail = "where to? name a bucket (s3://, gs:// or az://bucket/prefix, file:///folder) or set ship.url";
+        let detail =
+            "where to? name a bucket (s3://, gs:// or az://bucket/prefix, file:///folder) or set ship.url";
         return Err(Failure::Usage(detail.to_owned()));
     }
     Store::must_hold_data(&args.dir).map_err(anyhow::Error::new)?;

@@ -70,8 +70,7 @@ fn a_misspelt_variable_is_refused_and_another_programs_is_not() {
     let check = |name: &str| Config::check_variables(std::iter::once(name.to_owned()));
     let e = check("FGM_ROTATION_EVRY_S").expect_err("must be refused").to_string();
     assert!(e.contains("FGM_ROTATION_EVRY_S") && e.contains("FGM_ROTATION_EVERY_S"), "{e}");
-    for fine in ["FGM_LANE_PERIOD_MS", "FGM_LOG", "PATH", "FGM_EXPORT_SERVICE_HOST", "FGM_PORT_8051_TCP"]
-    {
+    for fine in ["FGM_LANE_PERIOD_MS", "FGM_LOG", "PATH", "FGM_EXPORT_SERVICE_HOST", "FGM_PORT_8051_TCP"] {
         assert!(check(fine).is_ok(), "{fine}");
     }
 }

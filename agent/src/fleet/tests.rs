@@ -28,7 +28,10 @@ fn a_name_tells_table_cluster_hour_and_node() {
     let found = |name: &str| Found::parse(Object { name: name.to_owned(), bytes: 7 });
     let name = "v1/table=events/cluster=eu/date=2026-01-01/hour=05/node=n-1/abc-00000012.parquet";
     let it = found(name).expect("ours");
-    assert_eq!((it.table, it.cluster.as_str(), it.node.as_str(), it.hour_us), (Table::Events, "eu", "n-1", at(5)));
+    assert_eq!(
+        (it.table, it.cluster.as_str(), it.node.as_str(), it.hour_us),
+        (Table::Events, "eu", "n-1", at(5))
+    );
     let who = |node: &str| Who { node: Some(node.to_owned()), cluster: None };
     assert!(it.is_wanted((at(5), at(5)), &who("n-1")) && it.is_wanted((0, i64::MAX), &Who::default()));
     assert!(!it.is_wanted((at(6), at(7)), &Who::default()) && !it.is_wanted((0, at(5) - 1), &Who::default()));

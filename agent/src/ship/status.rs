@@ -94,7 +94,11 @@ impl Status {
         state.failures += 1;
         // a bucket that stays away is one line
         if !std::mem::replace(&mut state.is_failing, true) {
-            tracing::warn!(url = state.url, error, "cannot ship; what waits stays on the disk, and it is tried again");
+            tracing::warn!(
+                url = state.url,
+                error,
+                "cannot ship; what waits stays on the disk, and it is tried again"
+            );
         }
         state.last_error = Some(error.to_owned());
         state.last_error_us = Some(clock::wall_us());

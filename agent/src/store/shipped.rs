@@ -154,7 +154,9 @@ mod tests {
         store.write_shipped(&Disk, &mut own).expect("written");
         let again = Shipped::read(dir.path(), "s3://a");
         assert!(again.has("here") && !again.has("gone") && !again.is_new());
-        assert!(again.has_bundle("n-b-1", 1) && again.has_bundle("n-b-1", 2) && !again.has_bundle("n-b-1", 3));
+        assert!(
+            again.has_bundle("n-b-1", 1) && again.has_bundle("n-b-1", 2) && !again.has_bundle("n-b-1", 3)
+        );
         let other = Shipped::read(dir.path(), "s3://b");
         assert!(other.is_new() && !other.has("here"));
         fs::write(dir.path().join(NAME), "{").expect("write");
