@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 
+import cost
 import engines
 
 BUCKET = "evidence"
@@ -216,7 +217,11 @@ def took(text):
 
 def reads(run, parent):
     folder, url = run.folder(parent), f"s3://{BUCKET}/read"
+    Proxy.seen.clear()
     done = run("ship", folder, url, "--json")
+    puts = sum(m == "PUT" for m, _, _ in Proxy.seen)
+    paper = sum(cost.parts(len(b))[0] for b in files(folder).values()) + 1
+    check(puts == paper, f"{puts} PUT, on paper {paper}")
     check(done.returncode == 0, f"ships: {done.stderr}")
     status = json.loads(done.stdout)
     check(status["files"] == len(files(folder)) and status["bundles"] == 1 and status["backlog"]["files"] == 0, f"told: {status}")
@@ -295,6 +300,8 @@ def questions(run, parent):
     there = json.loads(far.stdout)
     there.pop("requests")
     check(there == json.loads(here.stdout), "and is read as one")
+    page = (pathlib.Path(__file__).parents[2] / "docs/fleet.md").read_text()
+    check(cost.table(cost.KNOBS) in page, "the table of costs is what cost.py makes")
     engines.compare(bucket / "v1", pathlib.Path(__file__).parents[2] / "docs/fleet.md", check)
 
 
