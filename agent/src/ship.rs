@@ -148,7 +148,7 @@ pub fn told(store: &Store) -> BTreeMap<Table, u64> {
     match query::rows(&store.view(), Table::Ledger, &all, None, u64::MAX) {
         Ok((rows, _)) => rows.iter().for_each(|r| sum.add(&Accounts::of_rows(r))),
         Err(error) => {
-            tracing::warn!(%error, "the ledger cannot be read: what it says of ship_backlog may be told twice")
+            tracing::warn!(%error, "the ledger cannot be read: what it says of ship_backlog may be told twice");
         }
     }
     told_of(&sum)

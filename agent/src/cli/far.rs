@@ -299,7 +299,9 @@ impl Far {
                     let all = Filter::range(ALL.0, ALL.1);
                     let (batches, _) =
                         query::rows(&view, table, &all, None, u64::MAX).context("the table ledger")?;
-                    batches.iter().for_each(|b| ledger.add(&Accounts::of_rows(b)));
+                    for batch in &batches {
+                        ledger.add(&Accounts::of_rows(batch));
+                    }
                 }
             }
             if files.is_empty() {

@@ -135,7 +135,7 @@ fn together(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     for range in ranges {
         match out.last_mut() {
             Some(last) if range.start <= last.end.saturating_add(GAP_BYTES) => {
-                last.end = range.end.max(last.end)
+                last.end = range.end.max(last.end);
             }
             _ => out.push(range),
         }

@@ -13,6 +13,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder, RowSelection};
 use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
+use parquet::file::page_index::offset_index::OffsetIndexMetaData;
 use parquet::file::statistics::Statistics;
 use std::ops::Range;
 
@@ -133,7 +134,8 @@ fn places(
         if !name_of(column).is_some_and(|name| columns.contains(&name)) {
             continue;
         }
-        let pages = index.and_then(|index| index.offset_index(group, i)).map(|o| o.page_locations());
+        let pages =
+            index.and_then(|index| index.offset_index(group, i)).map(OffsetIndexMetaData::page_locations);
         match pages.and_then(|pages| Some((pages, u64::try_from(pages.first()?.offset).ok()?))) {
             Some((pages, first)) => {
                 let start = whole(column).start;

@@ -88,12 +88,11 @@ impl Shipper {
     /// # Errors
     /// Why not all of it, in words.
     pub async fn pass(&mut self, incidents: &Incidents, now_us: i64) -> Result<(), String> {
-        let bucket = match &self.bucket {
-            Some(bucket) => bucket.clone(),
-            None => {
-                let bucket = Bucket::open(&self.settings).map_err(|e| e.to_string())?;
-                self.bucket.insert(bucket).clone()
-            }
+        let bucket = if let Some(bucket) = &self.bucket {
+            bucket.clone()
+        } else {
+            let bucket = Bucket::open(&self.settings).map_err(|e| e.to_string())?;
+            self.bucket.insert(bucket).clone()
         };
         let due = self.due();
         self.status.backlog(due.len() as u64, due.iter().map(|(_, s)| s.bytes).sum());
