@@ -157,7 +157,7 @@ fn a_list_of_the_incidents_of_a_thousand_nodes_and_a_day() {
 }
 
 #[test]
-fn a_question_of_one_cgroup_takes_two_requests_of_a_file_and_a_part_of_its_bytes() {
+fn a_question_of_one_cgroup_takes_two_requests_of_a_file_at_the_most() {
     let dir = tempfile::tempdir().expect("a folder");
     let seconds = (0..600).flat_map(|s| (0..40).map(move |c| rows::base(QUIET + c, DAY + s * 1_000_000)));
     let batch = rows::batch(Table::Samples, &seconds.collect::<Vec<_>>());
