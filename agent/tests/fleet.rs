@@ -122,15 +122,15 @@ fn a_list_of_the_incidents_of_a_thousand_nodes_and_a_day() {
     let counts = own.counts();
     println!("1,000 nodes x 1 day: {counts}; the files have {bytes} bytes");
     // of the clusters one, and of each cluster's day one
-    assert_eq!((counts.lists, to.asked(&to.lists)), (3, 3));
+    assert_eq!((counts.lists, Faulty::asked(&to.lists)), (3, 3));
     assert_eq!(
-        (counts.gets, to.asked(&to.gets)),
+        (counts.gets, Faulty::asked(&to.gets)),
         (1000, 1000),
         "one a file: the end of a small one is all of it"
     );
-    assert_eq!(counts.bytes_read, to.asked(&to.bytes_read));
+    assert_eq!(counts.bytes_read, Faulty::asked(&to.bytes_read));
     assert!(counts.bytes_read <= bytes && bytes <= 1000 * END_BYTES, "{counts}");
-    assert_eq!(to.asked(&to.puts), 0);
+    assert_eq!(Faulty::asked(&to.puts), 0);
 
     // of one cluster
     let own = open(&to);
@@ -183,7 +183,7 @@ fn a_question_of_one_cgroup_takes_two_requests_of_a_file_at_the_most() {
     println!("{length} bytes; narrow: {narrow}; wide: {wide}");
     assert!(narrow.gets <= 2 && wide.gets <= 2, "{narrow}; {wide}");
     assert!(wide.bytes_read <= length, "nothing is fetched twice");
-    assert_eq!(to.asked(&to.bytes_read), wide.bytes_read);
+    assert_eq!(Faulty::asked(&to.bytes_read), wide.bytes_read);
 }
 
 #[test]

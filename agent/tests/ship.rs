@@ -138,12 +138,12 @@ fn an_hour_and_an_incident_arrive_once_and_are_not_put_again() {
     let wanted = files(dir.path()).len();
     assert_eq!((&status["files"], &status["bundles"]), (&wanted.into(), &1.into()), "{status}");
     assert_eq!(status["backlog"]["files"], 0, "{status}");
-    let puts = to.asked(&to.puts);
+    let puts = Faulty::asked(&to.puts);
     assert_eq!(puts, wanted as u64 + 1);
     // of a run that goes on, and of one that begins anew
     block_on(own.pass(&incidents(), NOW)).expect("nothing to do");
     block_on(shipper(&store, &to, What::All).pass(&incidents(), NOW)).expect("nothing to do");
-    assert_eq!(to.asked(&to.puts), puts, "nothing is put twice");
+    assert_eq!(Faulty::asked(&to.puts), puts, "nothing is put twice");
 }
 
 #[test]
@@ -153,12 +153,12 @@ fn without_its_note_the_bucket_is_asked_and_nothing_goes_up_again() {
     let to = Faulty::default();
     block_on(shipper(&store, &to, What::All).pass(&incidents(), NOW)).expect("arrives");
     let before = block_on(to.all());
-    let puts = to.asked(&to.puts);
+    let puts = Faulty::asked(&to.puts);
     fs::remove_file(dir.path().join("shipped.json")).expect("a note");
     let mut own = shipper(&store, &to, What::All);
     let none: Incidents = Box::new(|_| Vec::new());
     block_on(own.pass(&none, NOW)).expect("all is there");
-    assert_eq!(to.asked(&to.puts), puts, "no file was put");
+    assert_eq!(Faulty::asked(&to.puts), puts, "no file was put");
     assert!(block_on(to.all()) == before);
     let status = own.status().json();
     assert_eq!(status["found_there"], status["files"], "{status}");
@@ -417,7 +417,7 @@ fn a_bucket_counts_what_it_asks_for() {
     let counts = own.counts();
     assert_eq!((counts.puts, counts.gets, counts.lists), (4, 2, 3));
     assert_eq!((counts.bytes_read, counts.bytes_written), (20, 300));
-    assert_eq!(counts.gets, to.asked(&to.gets));
-    assert_eq!(counts.lists, to.asked(&to.lists));
-    assert_eq!(counts.bytes_read, to.asked(&to.bytes_read));
+    assert_eq!(counts.gets, Faulty::asked(&to.gets));
+    assert_eq!(counts.lists, Faulty::asked(&to.lists));
+    assert_eq!(counts.bytes_read, Faulty::asked(&to.bytes_read));
 }

@@ -122,7 +122,7 @@ impl Faulty {
         out
     }
 
-    pub fn asked(&self, what: &AtomicU64) -> u64 {
+    pub fn asked(what: &AtomicU64) -> u64 {
         what.load(Ordering::SeqCst)
     }
 }
