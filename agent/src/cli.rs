@@ -1,25 +1,29 @@
-//! The command line: `fgm agent | view | export | events | incidents | analyze | metrics | inspect | compact | doctor |
-//! completions`.
+//! The command line: `fgm agent | view | export | events | incidents | analyze | metrics | inspect | compact | ship |
+//! doctor | completions`.
 //!
 //! Turns arguments into a call of the library and its outcome into an exit code. Output goes to stdout or the named file,
 //! everything else to stderr. `export`, `events` and `incidents` work on a running agent (`--server`) or on a data folder (`--data`),
-//! which they never change. Called by `main` only.
+//! which they never change, or on a bucket (`far`). Called by `main` only.
 
 mod analyze;
 mod compact;
 mod doctor;
 mod events;
+mod far;
 mod fetch;
 mod inspect;
 mod local;
 mod metrics;
 mod output;
+mod ship;
 mod view;
 
+use crate::bucket::Bucket;
 use crate::clock;
 use crate::config::{Config, ConfigError};
 use crate::discovery::DiscoveryError;
 use crate::export::{self, Format, Problem};
+use crate::fleet::Who;
 use crate::incident::Incident;
 use crate::viewer::ServeError;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -63,6 +67,8 @@ enum Command {
     Inspect(InspectArgs),
     /// Merge the segments of finished hours below v1/, in a data folder that no agent holds.
     Compact(compact::CompactArgs),
+    /// Copy finished hours and incidents into a bucket, of a data folder that no agent holds.
+    Ship(ship::ShipArgs),
     /// List what the kernel told (default: of 15 min, of a data folder all), or follow it.
     Events(events::EventsArgs),
     /// Say whether metrics repeat, where they changed, where they are going and when they will be at their limit.
@@ -151,6 +157,8 @@ fn pairs<'a>(named: impl IntoIterator<Item = (&'static str, &'a Option<String>)>
 #[command(after_help = EXIT_CODES)]
 struct IncidentsArgs {
     #[command(flatten)]
+    bucket: far::InBucket,
+    #[command(flatten)]
     place: Place,
     #[command(flatten)]
     time: TimeRange,
@@ -165,8 +173,8 @@ struct IncidentsArgs {
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 struct InspectArgs {
-    /// A Parquet file or a journal of ours, or a folder of them; nothing in it changes.
-    #[arg(value_name = "FILE|DIR")]
+    /// A Parquet file or a journal of ours, or a folder of them; nothing in it changes. Or a bucket, whose footers are read.
+    #[arg(value_name = "FILE|DIR|BUCKET")]
     path: PathBuf,
     /// Print JSON: {"path", "files": […], "ledger": {…}, "problems": N}.
     #[arg(long)]
@@ -176,6 +184,8 @@ struct InspectArgs {
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 struct ExportArgs {
+    #[command(flatten)]
+    bucket: far::InBucket,
     #[command(flatten)]
     place: Place,
     /// Incident to export, or `latest`.
@@ -344,11 +354,19 @@ pub fn main() -> ExitCode {
         Command::Incidents(args) => incidents(&args),
         Command::Inspect(args) => {
             log_to_stderr("warn");
-            inspect::inspect(&args.path, args.json)
+            match args.path.to_str().filter(|path| Bucket::is_url(path)) {
+                Some(url) => far::Far::open(url, Who::default())
+                    .and_then(|far| far.inspect(args.json).and_then(|()| far.finish())),
+                None => inspect::inspect(&args.path, args.json),
+            }
         }
         Command::Compact(args) => {
             log_to_stderr("warn");
             compact::run(&args)
+        }
+        Command::Ship(args) => {
+            log_to_stderr("warn");
+            ship::run(&args)
         }
         Command::Events(args) => {
             log_to_stderr("warn");
@@ -426,7 +444,12 @@ struct Page {
 fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
     log_to_stderr("warn");
     let pairs = pairs(args.time.named().into_iter().chain([("limit", &args.limit)]));
-    let Page { incidents: all, total } = if let Some(dir) = &args.place.data {
+    let far = args.bucket.open()?;
+    let Page { incidents: all, total } = if let Some(far) = &far {
+        let (incidents, total) = far.incidents(&pairs)?;
+        far.finish()?;
+        Page { incidents, total }
+    } else if let Some(dir) = &args.place.data {
         let (incidents, total) = local::incidents(dir, &pairs)?;
         Page { incidents, total }
     } else {
@@ -434,7 +457,11 @@ fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
             .map_err(|e| anyhow::anyhow!("{} gave incidents of another version: {e}", args.place.server))?
     };
     if args.json {
-        output::print(&format!("{}\n", json!({"incidents": all, "total": total})))?;
+        let mut answer = json!({"incidents": all, "total": total});
+        if let Some(far) = &far {
+            answer["requests"] = far.took();
+        }
+        output::print(&format!("{answer}\n"))?;
     } else {
         for i in &all {
             output::print(&format!(
@@ -454,10 +481,11 @@ fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
             total - all.len()
         );
     }
-    if all.is_empty() {
-        return Err(nothing("incident", &args.place, &args.time, None));
+    match far {
+        _ if !all.is_empty() => Ok(()),
+        Some(far) => Err(far.nothing("incident")),
+        None => Err(nothing("incident", &args.place, &args.time, None)),
     }
-    Ok(())
 }
 
 fn export(args: &ExportArgs) -> Result<(), Failure> {
@@ -480,17 +508,27 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
     if args.json && args.output == Path::new("-") {
         return Err(Failure::Usage("--json and -o - both want stdout; name a file with -o".to_owned()));
     }
+    let far = args.bucket.open()?;
     let mut made: output::Told<Box<dyn Read>> = {
         let _shown = output::Progress::start("exporting");
-        output::Told::new(match &args.place.data {
-            Some(dir) => Box::new(local::export(dir, &pairs, output::unnamed(&args.output)?)?),
-            None => Box::new(Cursor::new(fetch::export(&args.place, &pairs)?)),
+        output::Told::new(match (&far, &args.place.data) {
+            (Some(far), _) => {
+                let made = far.export(&pairs, output::unnamed(&args.output)?)?;
+                far.finish()?;
+                Box::new(made)
+            }
+            (None, Some(dir)) => Box::new(local::export(dir, &pairs, output::unnamed(&args.output)?)?),
+            (None, None) => Box::new(Cursor::new(fetch::export(&args.place, &pairs)?)),
         })
     };
     output::write(&args.output, format == Format::Parquet, &mut made)?;
     if args.json {
         let (bytes, sha256) = made.told();
-        let told = json!({"file": args.output, "format": format.as_str(), "bytes": bytes, "sha256": sha256});
+        let mut told =
+            json!({"file": args.output, "format": format.as_str(), "bytes": bytes, "sha256": sha256});
+        if let Some(far) = &far {
+            told["requests"] = far.took();
+        }
         output::print(&format!("{told}\n"))?;
     }
     Ok(())

@@ -8,12 +8,14 @@ mod kubernetes;
 mod lane;
 mod place;
 mod range;
+mod ship;
 mod upkeep;
 
 use crate::event::Kind;
 pub use kubernetes::Kubernetes;
 pub use lane::{Lane, Period, Source};
 use serde::{Deserialize, Serialize};
+pub use ship::Ship;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -55,6 +57,7 @@ pub struct Config {
     pub rotation: Rotation,
     pub compaction: Compaction,
     pub retention: Retention,
+    pub ship: Ship,
     pub export: Export,
     pub kubernetes: Kubernetes,
 }
@@ -77,6 +80,7 @@ impl Default for Config {
             rotation: Rotation::default(),
             compaction: Compaction::default(),
             retention: Retention::default(),
+            ship: Ship::default(),
             export: Export::default(),
             kubernetes: Kubernetes::default(),
         }
@@ -321,6 +325,28 @@ const KEYS: &[(&str, &str)] = &[
         "retention.reserve_bytes",
         "bytes set aside for incidents, given up when the disk is full (0 to 1073741824); 0 = none",
     ),
+    (
+        "ship.url",
+        "where finished hours and incidents are copied to: s3://, gs:// or az://bucket/prefix, file:///folder; empty = nowhere. Credentials come from the environment or the workload's identity",
+    ),
+    (
+        "ship.what",
+        "\"all\": every finished hour, and incidents at once; \"incidents\": these and their windows only",
+    ),
+    ("ship.endpoint", "URL of the server, where it is none of the provider's own; empty = the provider's"),
+    (
+        "ship.region",
+        "region of the bucket, where the environment does not say; empty = the provider's default",
+    ),
+    ("ship.ca_file", "file of certificates (PEM) to trust besides the system's; empty = the system's alone"),
+    ("ship.sse", "server-side encryption on S3: \"AES256\", \"aws:kms\"; empty = as the bucket has it"),
+    ("ship.sse_kms_key", "id of the key for \"aws:kms\"; empty = the bucket's default key"),
+    (
+        "ship.max_backlog_bytes",
+        "bytes that retention leaves alone since they are not copied yet; beyond it they go and the ledger says ship_backlog (0 to 1099511627776)",
+    ),
+    ("ship.timeout_s", "seconds that one request may take (1 to 3600)"),
+    ("ship.retry_max_s", "longest pause between two attempts; the pauses double from 1 s on (1 to 86400)"),
     ("export.max_rows", "rows one export may hold"),
     ("export.max_containers", "containers one export may hold"),
     ("kubernetes.enabled", "ask the Kubernetes API for the names of this node's pods, where there is one"),
@@ -493,108 +519,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(text: &str) -> Result<Config, ConfigError> {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let path = dir.path().join("agent.toml");
-        std::fs::write(&path, text).expect("write");
-        Config::load(Some(&path), |_| None)
-    }
-
-    #[test]
-    fn an_unknown_key_names_file_line_and_the_accepted_keys() {
-        let e = load("node = \"a\"\n\n[rotation]\nevery = 5\n").expect_err("must be refused").to_string();
-        assert!(e.contains("agent.toml") && e.contains("line 4") && e.contains("`every`"), "{e}");
-        assert!(e.contains("every_s"), "{e}");
-    }
-
-    #[test]
-    fn a_wrong_type_names_its_line() {
-        let e = load("[lane]\nperiod_ms = \"fast\"\n").expect_err("must be refused").to_string();
-        assert!(e.contains("line 2") && e.contains("lane.period_ms: period of the lane"), "{e}");
-        let e = load("lane = 3\n").expect_err("must be refused").to_string();
-        assert!(e.contains("line 1") && e.contains("a table: [lane]"), "{e}");
-        let e = load("listen = \"localhost:80\"\n").expect_err("must be refused").to_string();
-        assert!(e.contains("line 1") && e.contains("127.0.0.1:8050"), "{e}");
-    }
-
-    #[test]
-    fn a_value_out_of_range_names_its_place_and_the_rule() {
-        let e = load("\n[lane]\nperiod_ms = 3\n").expect_err("must be refused").to_string();
-        assert!(e.contains("agent.toml, line 3: lane.period_ms = 3") && e.contains("10 to 1000"), "{e}");
-        let e = load("data_dir = \"\"\n").expect_err("must be refused").to_string();
-        assert!(e.contains("line 1: data_dir") && e.contains("leave the key out"), "{e}");
-        let e = Config::load(None, |k| (k == "FGM_ROTATION_EVERY_S").then(|| "0".to_owned()))
-            .expect_err("must be refused")
-            .to_string();
-        assert!(e.contains("environment variable FGM_ROTATION_EVERY_S") && e.contains("1 to 3600"), "{e}");
-    }
-
-    #[test]
-    fn the_environment_wins_over_the_file() {
-        let env = |k: &str| match k {
-            "FGM_NODE" => Some("n1".to_owned()),
-            "FGM_ROTATION_EVERY_S" => Some("7".to_owned()),
-            _ => None,
-        };
-        let c = Config::load(None, env).expect("good");
-        assert_eq!((c.node.as_str(), c.rotation.every_s), ("n1", 7));
-    }
-
-    #[test]
-    fn a_wrong_variable_is_named_with_what_would_do() {
-        for (variable, value, word) in [
-            ("FGM_ROTATION_EVERY_S", "soon", "not a whole number; rotation.every_s: seconds after"),
-            ("FGM_ROTATION_EVERY_S", "-1", "not negative; rotation.every_s"),
-            ("FGM_ROTATION_EVERY_S", "", "not a whole number"),
-            ("FGM_PROBES_ENABLED", "yes", "neither true nor false"),
-            ("FGM_SAMPLING_INCLUDE", "a", "not a list"),
-            ("FGM_LISTEN", "nope", "127.0.0.1:8050"),
-        ] {
-            let e = Config::load(None, |k| (k == variable).then(|| value.to_owned()));
-            let e = e.expect_err("must be refused").to_string();
-            assert!(e.contains(&format!("{variable}={value:?}")) && e.contains(word), "{e}");
-        }
-    }
-
-    #[test]
-    fn a_misspelt_variable_is_refused_and_another_programs_is_not() {
-        let check = |name: &str| Config::check_variables(std::iter::once(name.to_owned()));
-        let e = check("FGM_ROTATION_EVRY_S").expect_err("must be refused").to_string();
-        assert!(e.contains("FGM_ROTATION_EVRY_S") && e.contains("FGM_ROTATION_EVERY_S"), "{e}");
-        for fine in ["FGM_LANE_PERIOD_MS", "FGM_LOG", "PATH", "FGM_EXPORT_SERVICE_HOST", "FGM_PORT_8051_TCP"]
-        {
-            assert!(check(fine).is_ok(), "{fine}");
-        }
-    }
-
-    #[test]
-    fn a_kind_keeps_its_own_defaults_beside_what_the_file_sets() {
-        let c = load("[trigger.oom_kill]\nburst_length_s = 3\n").expect("good");
-        assert_eq!((c.trigger.oom_kill.burst_length_s, c.trigger.oom_kill.cool_down_s), (3, 0));
-        assert_eq!(c.trigger.limit_near, TriggerKind::default());
-        let e = load("[trigger.oom]\nenabled = true\n").expect_err("must be refused").to_string();
-        assert!(e.contains("`oom`") && e.contains("`oom_kill`"), "{e}");
-    }
-
-    #[test]
-    fn every_key_is_in_the_help_and_every_default_has_a_key() {
-        fn keys(prefix: &str, t: &toml::Table, out: &mut Vec<String>) {
-            for (k, v) in t {
-                let key = if prefix.is_empty() { k.clone() } else { format!("{prefix}.{k}") };
-                match v {
-                    toml::Value::Table(t) => keys(&key, t, out),
-                    _ => out.push(key),
-                }
-            }
-        }
-        let mut all = Vec::new();
-        keys("", &toml::Table::try_from(Config::default()).expect("serialises"), &mut all);
-        let mut listed: Vec<String> = super::keys().into_iter().map(|(k, _)| k).collect();
-        all.sort();
-        listed.sort();
-        assert_eq!(all, listed);
-    }
-}
+mod tests;

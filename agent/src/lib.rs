@@ -5,6 +5,7 @@
 
 pub mod accumulator;
 pub mod analyze;
+pub mod bucket;
 pub mod catalogue;
 pub mod cgroup;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod config;
 pub mod discovery;
 pub mod event;
 pub mod export;
+pub mod fleet;
 pub mod incident;
 pub mod journal;
 pub mod kubernetes;
@@ -34,6 +36,7 @@ pub mod retention;
 pub mod sampler;
 pub mod schema;
 pub mod segment;
+pub mod ship;
 pub mod store;
 pub mod story;
 pub mod timeseries;

@@ -37,6 +37,7 @@ use crate::machine::Machine;
 use crate::probes::{self, Kernel, Ladder, Mechanism, Probes, ReclaimTotals};
 use crate::recorder;
 use crate::sampler::Sampler;
+use crate::ship::{self, Ship};
 use crate::store::{Store, Writer};
 use crate::upkeep::Upkeep;
 use crate::viewer;
@@ -111,9 +112,13 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         metadata,
         shared: shared.clone(),
         pods: kubernetes.pods.clone(),
+        unshipped: ship::told(&store),
     })
     .context("cannot start the sealer thread")?;
     let (outside, inbox) = inbox::open().context("cannot make an eventfd")?;
+    let closed = shared.clone();
+    let ship = Ship::start(&store, &config, Box::new(move |wanted| closed.incidents_that(wanted)))
+        .context("cannot start the ship thread")?;
     let source = Arc::new(LiveSource::new(
         shared.clone(),
         outside.clone(),
@@ -121,6 +126,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         store.clone(),
         names.clone(),
         kubernetes.view(),
+        ship.status(),
     ));
     let server = viewer::serve(source, store.clone(), &config)?;
     let upkeep = Upkeep::start(store.clone(), &config).context("cannot start the upkeep thread")?;
@@ -145,6 +151,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     tracing::info!("closing");
     server.stop();
     upkeep.stop();
+    ship.stop();
     kubernetes.stop();
     let _ = sealer.give(state.finish());
     sealer.finish().context("the last rows")?;

@@ -13,7 +13,7 @@ pub use identity::{Identity, int, text};
 use crate::incident::Lost;
 use crate::names::Table;
 use crate::schema;
-use crate::segment::{self, ROW_KEY, SegmentError};
+use crate::segment::{self, Origin, ROW_KEY, SegmentError};
 use crate::store::{Pin, View};
 use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
@@ -100,7 +100,7 @@ pub type RowKey = (Option<i64>, i64, i64);
 
 #[derive(Clone)]
 enum Source {
-    File { path: PathBuf, metadata: ArrowReaderMetadata },
+    File { origin: Origin, metadata: ArrowReaderMetadata },
     Batch(RecordBatch),
 }
 
@@ -139,9 +139,10 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         let (mut runs, source) = (Vec::new(), plan.sources.len());
         let boot: Arc<str> = segment.name.boot.as_str().into();
         let mut found = Runs { filter, boot, source, counts: &|ts| segment.counts(ts), found: &mut runs };
-        match file::keys(&segment.path, &mut found) {
+        let origin = segment.origin();
+        match file::keys(&origin, &mut found) {
             Ok(metadata) => {
-                plan.sources.push(Source::File { path: segment.path.clone(), metadata });
+                plan.sources.push(Source::File { origin, metadata });
                 plan.runs.extend(runs);
             }
             Err(reason) => {
@@ -387,10 +388,11 @@ impl Plan {
         let mut wanted = vec![0; self.sources.len()];
         self.runs.iter().for_each(|r| wanted[r.source] += r.rows.len());
         for (source, wanted) in self.sources.iter_mut().zip(wanted) {
-            let Source::File { path, metadata } = source else { continue };
+            let Source::File { origin, metadata } = source else { continue };
             let rows = usize::try_from(metadata.metadata().file_metadata().num_rows()).unwrap_or(usize::MAX);
-            if wanted >= rows / PLACES_FOR {
-                let vanished = |reason| QueryError::Vanished { path: path.clone(), reason };
+            // of a far file only what is wanted may come
+            if wanted >= rows / PLACES_FOR && origin.far.is_none() {
+                let vanished = |reason| QueryError::Vanished { path: origin.path.clone(), reason };
                 *metadata = segment::without_pages(metadata).map_err(vanished)?;
             }
         }
@@ -429,10 +431,10 @@ impl Plan {
                 let wrap = |source| SegmentError::Rows { table: self.table.as_str(), source };
                 Ok(vec![take_record_batch(&batch, &rows).map_err(wrap)?])
             }
-            Source::File { path, metadata } => {
+            Source::File { origin, metadata } => {
                 let names: Vec<&str> = columns.fields().iter().map(|f| f.name().as_str()).collect();
-                let vanished = |reason| QueryError::Vanished { path: path.clone(), reason };
-                file::rows(path, metadata, ranges, &names).map_err(vanished)
+                let vanished = |reason| QueryError::Vanished { path: origin.path.clone(), reason };
+                file::rows(origin, metadata, ranges, &names).map_err(vanished)
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Pure: files and limits in, choices out; no clock, no file. Evidence is what an export of an incident reads: the files of the table
 //! `incidents`, and those of `samples`, `events`, `processes` and `ledger` of its boot that reach into its window. That is as fine as
-//! a file is: with the incident its whole hour stays. `store` removes what is chosen here.
+//! a file is: with the incident its whole hour stays. What the bucket does not have yet is held: it goes after the others of its kind,
+//! and only for the disk's sake or when there is more of it than the bound. `store` removes what is chosen here.
 
 use crate::names::Table;
 
@@ -14,6 +15,8 @@ pub struct File {
     pub from_us: i64,
     pub to_us: i64,
     pub bytes: u64,
+    /// It is to be shipped, and is not yet.
+    pub is_held: bool,
 }
 
 /// When and where there was an incident.
@@ -41,6 +44,8 @@ pub enum Reason {
     Bytes,
     /// The file system is nearly full.
     Free,
+    /// It was to go for one of these reasons, and the bucket does not have it.
+    ShipBacklog,
 }
 
 impl Reason {
@@ -49,6 +54,7 @@ impl Reason {
             Self::Age => "age",
             Self::Bytes => "bytes",
             Self::Free => "free",
+            Self::ShipBacklog => "ship_backlog",
         }
     }
 }
@@ -67,15 +73,23 @@ fn rank(file: &File, incidents: &[Window]) -> u8 {
     }
 }
 
-/// The files that go, by their place in the list, with the reason; in the order in which they go.
-pub fn choose(files: &[File], incidents: &[Window], now_us: i64, limits: &Limits) -> Vec<(usize, Reason)> {
+/// The files that go, by their place in the list, with the reason; in the order in which they go. `max_held` bytes of what is held
+/// stay though it is beyond age and bytes.
+pub fn choose(
+    files: &[File],
+    incidents: &[Window],
+    now_us: i64,
+    limits: &Limits,
+    max_held: u64,
+) -> Vec<(usize, Reason)> {
     let mut bytes: u64 = files.iter().map(|f| f.bytes).sum();
+    let mut held: u64 = files.iter().filter(|f| f.is_held).map(|f| f.bytes).sum();
     let mut wanted = limits.wanted_bytes;
-    let mut all: Vec<(u8, i64, usize)> =
-        files.iter().enumerate().map(|(i, f)| (rank(f, incidents), f.to_us, i)).collect();
+    let mut all: Vec<(u8, bool, i64, usize)> =
+        files.iter().enumerate().map(|(i, f)| (rank(f, incidents), f.is_held, f.to_us, i)).collect();
     all.sort_unstable();
     let mut out = Vec::new();
-    for (rank, to_us, i) in all {
+    for (rank, is_held, to_us, i) in all {
         let is_evidence = rank > 0;
         let max_age_us = if is_evidence { limits.incident_max_age_us } else { limits.max_age_us };
         let reason = if to_us < now_us.saturating_sub(max_age_us) {
@@ -87,6 +101,12 @@ pub fn choose(files: &[File], incidents: &[Window], now_us: i64, limits: &Limits
         } else {
             continue;
         };
+        // a disk without room is a bound of its own
+        if is_held && held <= max_held && reason != Reason::Free {
+            continue;
+        }
+        let reason = if is_held { Reason::ShipBacklog } else { reason };
+        held -= if is_held { files[i].bytes } else { 0 };
         bytes -= files[i].bytes;
         wanted = wanted.saturating_sub(files[i].bytes);
         out.push((i, reason));
@@ -103,7 +123,7 @@ mod tests {
         Limits { max_age_us: 1 << 40, incident_max_age_us: 1 << 40, max_bytes: u64::MAX, wanted_bytes: 0 };
 
     fn file(table: Table, from_us: i64, bytes: u64) -> File {
-        File { table, boot: "b".into(), from_us, to_us: from_us + 99, bytes }
+        File { table, boot: "b".into(), from_us, to_us: from_us + 99, bytes, is_held: false }
     }
 
     fn window(from_us: i64, to_us: i64) -> Window {
@@ -120,9 +140,9 @@ mod tests {
         ];
         let limits = Limits { max_age_us: 500, incident_max_age_us: 1000, ..NONE };
         let incidents = [window(150, 160)];
-        assert_eq!(choose(&files, &incidents, 599, &limits), []);
-        assert_eq!(choose(&files, &incidents, 700, &limits), [(0, Reason::Age), (3, Reason::Age)]);
-        let all = choose(&files, &incidents, 5000, &limits);
+        assert_eq!(choose(&files, &incidents, 599, &limits, 0), []);
+        assert_eq!(choose(&files, &incidents, 700, &limits, 0), [(0, Reason::Age), (3, Reason::Age)]);
+        let all = choose(&files, &incidents, 5000, &limits, 0);
         assert_eq!(all.len(), 4);
     }
 
@@ -136,7 +156,7 @@ mod tests {
         ];
         let incidents = [window(50, 60)];
         let order = |max_bytes| {
-            choose(&files, &incidents, 300, &Limits { max_bytes, ..NONE })
+            choose(&files, &incidents, 300, &Limits { max_bytes, ..NONE }, 0)
                 .into_iter()
                 .map(|(i, _)| i)
                 .collect::<Vec<_>>()
@@ -147,13 +167,36 @@ mod tests {
         // another boot's cgroups are others
         let elsewhere = [Window { boot: "c".into(), ..window(50, 60) }];
         let limits = Limits { max_bytes: 39, ..NONE };
-        assert_eq!(choose(&files, &elsewhere, 300, &limits), [(0, Reason::Bytes)]);
+        assert_eq!(choose(&files, &elsewhere, 300, &limits, 0), [(0, Reason::Bytes)]);
         let limits = Limits { wanted_bytes: 1000, ..NONE };
         assert_eq!(
-            choose(&files, &incidents, 300, &limits),
+            choose(&files, &incidents, 300, &limits, 0),
             [(2, Reason::Free), (1, Reason::Free)],
             "others get no evidence"
         );
+    }
+
+    #[test]
+    fn what_is_not_shipped_stays_until_there_is_too_much_of_it() {
+        let held = |from_us| File { is_held: true, ..file(Table::Samples, from_us, 10) };
+        let files = [held(0), held(100), file(Table::Samples, 200, 10), file(Table::Samples, 300, 10)];
+        let chosen = |limits: &Limits, max_held| choose(&files, &[], 500, limits, max_held);
+        let small = Limits { max_bytes: 25, ..NONE };
+        assert_eq!(
+            chosen(&small, 20),
+            [(2, Reason::Bytes), (3, Reason::Bytes)],
+            "the oldest is not there yet"
+        );
+        let none = Limits { max_bytes: 0, ..NONE };
+        assert_eq!(chosen(&none, 20), [(2, Reason::Bytes), (3, Reason::Bytes)]);
+        let beyond = [(2, Reason::Bytes), (3, Reason::Bytes), (0, Reason::ShipBacklog)];
+        assert_eq!(chosen(&none, 19), beyond, "as much as is beyond the bound, the oldest first");
+        let old = Limits { max_age_us: 250, ..NONE };
+        assert_eq!(chosen(&old, 20), [], "age alone takes nothing that waits");
+        assert_eq!(chosen(&old, 0), [(0, Reason::ShipBacklog), (1, Reason::ShipBacklog)]);
+        let full = Limits { wanted_bytes: 25, ..NONE };
+        let all = [(2, Reason::Free), (3, Reason::Free), (0, Reason::ShipBacklog)];
+        assert_eq!(chosen(&full, u64::MAX), all, "a full disk takes what waits after all else");
     }
 
     proptest! {
@@ -165,7 +208,7 @@ mod tests {
         ) {
             let files: Vec<File> = sizes.into_iter().map(|(bytes, t, at)| file(Table::ALL[t], at, bytes)).collect();
             let incidents = [window(from, from + 50)];
-            let gone = choose(&files, &incidents, 1000, &Limits { max_bytes, ..NONE });
+            let gone = choose(&files, &incidents, 1000, &Limits { max_bytes, ..NONE }, 0);
             let left: u64 = (0..files.len()).filter(|i| !gone.iter().any(|(g, _)| g == i)).map(|i| files[i].bytes).sum();
             prop_assert!(left <= max_bytes);
             if let Some((last, _)) = gone.last() {

@@ -11,9 +11,11 @@
 
 mod encoder;
 mod footer;
+mod origin;
 
 pub use encoder::{Encoder, distinct, few};
-pub use footer::{Footer, load, without_pages};
+pub use footer::{Footer, load, load_from, without_pages};
+pub use origin::{Distant, Far, Origin, Reader};
 
 use crate::names::Table;
 use crate::schema;
@@ -153,6 +155,8 @@ pub struct Segment {
     pub taken: Vec<Taken>,
     /// The version of its columns.
     pub schema: u32,
+    /// Where its bytes are, when it is not on the disk.
+    pub far: Option<Distant>,
 }
 
 /// What a file of `v1/` was made of.
@@ -183,6 +187,10 @@ pub fn hour_of(ts_us: i64) -> i64 {
 }
 
 impl Segment {
+    pub fn origin(&self) -> Origin {
+        Origin { path: self.path.clone(), far: self.far.clone() }
+    }
+
     pub fn file_name(&self) -> &str {
         self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default()
     }
@@ -470,6 +478,7 @@ pub fn write(
         merged,
         taken,
         schema,
+        far: None,
     })
 }
 
@@ -555,6 +564,7 @@ fn inspect(table: Table, path: &Path) -> Result<(Segment, Footer), SegmentError>
         merged,
         taken,
         schema,
+        far: None,
     };
     Ok((segment, footer))
 }

@@ -16,15 +16,17 @@ mod removed;
 mod reserve;
 mod retaining;
 mod scan;
+mod shipped;
 mod writer;
 
-pub use compacting::{Compacted, Compaction, Rules};
+pub use compacting::{Compacted, Compaction, Rules, part};
 pub use journaling::Kept;
 pub use look::{Look, look};
 pub use pending::{DropReason, Dropped, PENDING_BYTES};
 pub use removed::Removed;
 pub use reserve::free_bytes;
 pub use retaining::Gone;
+pub use shipped::{Hold, Shipped, name_below};
 pub use writer::{Chunk, SealResult, ShutdownError, Unjournaled, Writer};
 
 use crate::incident::Lost;
@@ -212,6 +214,8 @@ pub struct Store {
     state: Mutex<State>,
     /// Names for rows that were written before they were known.
     pods: OnceLock<Pods>,
+    /// What retention leaves alone as long as it can.
+    hold: OnceLock<Hold>,
 }
 
 impl Store {
@@ -243,7 +247,13 @@ impl Store {
             believed: 0,
             opened: 0,
         };
-        Self { dir: dir.to_owned(), lock, state: Mutex::new(state), pods: OnceLock::new() }
+        Self {
+            dir: dir.to_owned(),
+            lock,
+            state: Mutex::new(state),
+            pods: OnceLock::new(),
+            hold: OnceLock::new(),
+        }
     }
 
     /// Where the writer finds names for rows that have none. Set once, before it is needed.
@@ -391,6 +401,7 @@ impl Store {
                 "bytes": state.removed.bytes,
                 "reasons": state.removed.reasons,
                 "rows": state.removed.rows,
+                "unshipped_rows": state.removed.unshipped,
                 "until_us": state.removed.until_us,
                 "reserve_bytes": state.reserve.held(),
                 "only_evidence_is_written": state.reserve.is_given_up(),

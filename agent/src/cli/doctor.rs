@@ -4,6 +4,7 @@
 //! the addresses; then it lets go of all. It writes nothing. Beside a running agent it may be run at any time.
 
 use super::{Failure, configuration, log_to_stderr, output};
+use crate::bucket::Bucket;
 use crate::config::Config;
 use crate::discovery::{Rules, Tree};
 use crate::machine::{self, Finding, Machine, Standing};
@@ -45,6 +46,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
     let mut findings = machine::survey(&config.cgroup_root);
     findings.push(data_folder(&config));
     findings.push(addresses(&config, findings.last().is_some_and(|f| f.standing == Standing::Note)));
+    findings.extend(bucket(&config));
     let can_start = findings[0].standing != Standing::Broken;
     let ladder =
         if can_start { pipeline::ladder(&config) } else { Ok(Ladder::none("no cgroup v2".to_owned())) };
@@ -123,6 +125,30 @@ fn data_folder(config: &Config) -> Finding {
             }
         }
     }
+}
+
+/// One LIST of what is below the prefix; nothing where nothing is to be shipped.
+fn bucket(config: &Config) -> Option<Finding> {
+    if !config.ship.is_on() {
+        return None;
+    }
+    let degraded = |error: String| {
+        let costs = "finished hours and incidents stay on this node until retention wants their room";
+        let (found, mend) = error.split_once("; ").unwrap_or((&error, "none is known"));
+        Finding::degraded("bucket", found, costs, mend)
+    };
+    let ask = || -> Result<usize, String> {
+        let bucket = Bucket::open(&config.ship).map_err(|e| e.to_string())?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| format!("cannot start a runtime: {e}"))?;
+        runtime.block_on(bucket.folders("v1")).map(|found| found.len()).map_err(|e| e.to_string())
+    };
+    Some(match ask() {
+        Ok(tables) => {
+            Finding::good("bucket", format!("{}: answers, {tables} tables are there", config.ship.url))
+        }
+        Err(error) => degraded(error),
+    })
 }
 
 fn addresses(config: &Config, is_running: bool) -> Finding {

@@ -1,6 +1,6 @@
 //! `fgm events`: what the kernel told, as lines; with `--follow` as it happens.
 
-use super::{Failure, Place, fetch, local, output};
+use super::{Failure, Place, far, fetch, local, output};
 use crate::export::instant;
 use crate::viewer;
 use clap::Args;
@@ -10,9 +10,11 @@ use serde_json::Value;
 #[command(after_help = super::EXIT_CODES)]
 pub struct EventsArgs {
     #[command(flatten)]
+    bucket: far::InBucket,
+    #[command(flatten)]
     place: Place,
     /// Go on with what happens from now on, until interrupted (of a running agent).
-    #[arg(short, long, conflicts_with_all = ["data", "range", "from", "to"])]
+    #[arg(short, long, conflicts_with_all = ["data", "bucket", "range", "from", "to"])]
     follow: bool,
     #[command(flatten)]
     time: super::TimeRange,
@@ -49,7 +51,12 @@ pub fn run(args: &EventsArgs) -> Result<(), Failure> {
     }
     let named = [("kind", &args.kind), ("namespace", &args.namespace), ("containers", &args.containers)];
     let pairs = super::pairs(args.time.named().into_iter().chain(named));
-    let (events, looked) = if let Some(dir) = &args.place.data {
+    let far = args.bucket.open()?;
+    let (events, looked) = if let Some(far) = &far {
+        let events = far.events(&pairs)?;
+        far.finish()?;
+        (events, None)
+    } else if let Some(dir) = &args.place.data {
         (local::events(dir, &pairs)?, None)
     } else {
         let mut answer = fetch::json(&args.place, &fetch::path("/api/events", &pairs))?;
@@ -64,7 +71,10 @@ pub fn run(args: &EventsArgs) -> Result<(), Failure> {
             Some(kind) => format!("event of kind {kind}"),
             None => "event".to_owned(),
         };
-        return Err(super::nothing(&what, &args.place, &args.time, looked));
+        return Err(match far {
+            Some(far) => far.nothing(&what),
+            None => super::nothing(&what, &args.place, &args.time, looked),
+        });
     }
     show(events.iter(), args.json)
 }
@@ -82,7 +92,9 @@ fn show<'a>(events: impl Iterator<Item = &'a Value>, json: bool) -> Result<(), F
             (None, Some(pid)) => format!("pid {pid}"),
             (None, None) => "-".to_owned(),
         };
-        let line = format!("{:14}  {}  {}", text("kind"), who, text("cgroup_path"));
+        // of a bucket, whose events are of many nodes
+        let node = event["node"].as_str().map_or_else(String::new, |node| format!("{node}  "));
+        let line = format!("{node}{:14}  {}  {}", text("kind"), who, text("cgroup_path"));
         let at = instant(event["ts_us"].as_i64().unwrap_or(0), 3);
         let severity = output::severity(text("severity"), 8);
         output::print(&format!("{at}  {severity}  {}\n", output::printable(&line)))?;

@@ -7,8 +7,10 @@ use crate::journal::{self, Contents};
 use crate::ledger::{self, Accounts};
 use crate::names::Table;
 use crate::query::{self, Filter};
+use crate::retention::Reason;
 use crate::schema;
 use crate::segment::{self, Footer, Segment};
+use crate::ship;
 use crate::store::Store;
 use anyhow::Context as _;
 use arrow::array::RecordBatch;
@@ -176,6 +178,16 @@ fn of_ledger(dir: &Path) -> Result<Value, Failure> {
     // of what retention removed the account goes on
     let removed = store.removed();
     sum.add(&removed.ledger());
+    // what went before it was shipped the ledger says itself, once the agent has come to it
+    let told = ship::told_of(&sum);
+    for (name, rows) in &removed.unshipped {
+        let Some(table) = ledger::named(name) else { continue };
+        sum.lost_later(
+            table,
+            Reason::ShipBacklog.as_str(),
+            rows.saturating_sub(told.get(&table).copied().unwrap_or(0)),
+        );
+    }
     for (name, rows) in &removed.rows {
         if let Some(table) = ledger::named(name).filter(|t| *t != Table::Ledger) {
             sum.lost_later(table, "retention", *rows);

@@ -29,7 +29,7 @@ fn now_us(view: &View) -> i64 {
 }
 
 /// What the folder's own table tells of labels.
-fn know(view: &View, containers: &mut Containers) -> Result<(), Failure> {
+pub fn know(view: &View, containers: &mut Containers) -> Result<(), Failure> {
     if !containers.labels.is_empty() {
         containers.know(&Pods::of_store(view).map_err(anyhow::Error::new)?);
     }

@@ -2,7 +2,7 @@
 //!
 //! Pure; reads no file and no environment. Called by `config` once everything is laid together.
 
-use super::{Config, ConfigError, Probes};
+use super::{Config, ConfigError, Probes, Ship};
 
 /// `origin` says where the value of a key came from.
 pub fn check(config: &Config, origin: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
@@ -62,6 +62,20 @@ pub fn check(config: &Config, origin: &dyn Fn(&str) -> String) -> Result<(), Con
     )?;
     range("retention.max_bytes", r.max_bytes, 1 << 20, u64::MAX, "at least 1048576")?;
     range("retention.reserve_bytes", r.reserve_bytes, 0, 1 << 30, "0 to 1073741824")?;
+    let s = &config.ship;
+    if s.is_on() && !Ship::SCHEMES.iter().any(|scheme| s.url.starts_with(scheme)) {
+        let rule = "s3://, gs:// or az://bucket/prefix, file:///folder, or empty";
+        return wrong("ship.url", format!("{:?}", s.url), rule);
+    }
+    if !Ship::WHAT.contains(&s.what.as_str()) {
+        return wrong("ship.what", format!("{:?}", s.what), "\"all\" or \"incidents\"");
+    }
+    if !Ship::SSE.contains(&s.sse.as_str()) {
+        return wrong("ship.sse", format!("{:?}", s.sse), "\"AES256\", \"aws:kms\" or empty");
+    }
+    range("ship.max_backlog_bytes", s.max_backlog_bytes, 0, 1 << 40, "0 to 1099511627776")?;
+    range("ship.timeout_s", s.timeout_s, 1, 3600, "1 to 3600")?;
+    range("ship.retry_max_s", s.retry_max_s, 1, 86_400, "1 to 86400")?;
     range("export.max_rows", config.export.max_rows, 1, u64::MAX, "at least 1")?;
     range("export.max_containers", config.export.max_containers as u64, 1, u64::MAX, "at least 1")?;
     let ring = u64::from(config.probes.ring_bytes);

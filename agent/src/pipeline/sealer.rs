@@ -11,6 +11,7 @@ use crate::ledger::Accounts;
 use crate::names::Table;
 use crate::pods::Pods;
 use crate::priority::{self, Work};
+use crate::retention::Reason;
 use crate::store::{Chunk, DropReason, Kept, SealResult, ShutdownError, Writer};
 use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -101,6 +102,8 @@ pub struct Setup {
     pub shared: Arc<Shared>,
     /// Names for the rows.
     pub pods: Pods,
+    /// Rows of which the ledger has it that they went before they were shipped.
+    pub unshipped: BTreeMap<Table, u64>,
 }
 
 impl Sealer {
@@ -241,6 +244,12 @@ impl AtWork {
             let told = self.dropped.insert((drop.table, drop.reason), drop.rows).unwrap_or(0);
             if drop.rows > told {
                 self.moving.note_lost(drop.table, drop.reason.as_str(), drop.rows - told);
+            }
+        }
+        for (table, rows) in self.setup.writer.unshipped() {
+            let told = self.setup.unshipped.insert(table, rows).unwrap_or(0);
+            if rows > told {
+                self.moving.note_lost(table, Reason::ShipBacklog.as_str(), rows - told);
             }
         }
     }

@@ -32,6 +32,11 @@ impl Shared {
         }
     }
 
+    /// Those that somebody wants, in no order.
+    pub fn incidents_that(&self, wanted: &dyn Fn(&Incident) -> bool) -> Vec<Incident> {
+        lock(&self.incidents).iter().filter(|i| wanted(i)).cloned().collect()
+    }
+
     /// Newest first.
     pub fn incidents(&self) -> Vec<Incident> {
         let mut all: Vec<_> = lock(&self.incidents).iter().cloned().collect();

@@ -8,6 +8,7 @@ use crate::kubernetes;
 use crate::names::Table;
 use crate::pods::Pods;
 use crate::recorder::Series;
+use crate::ship;
 use crate::store::Store;
 use crate::viewer::Source;
 use arrow::array::RecordBatch;
@@ -26,6 +27,7 @@ pub struct LiveSource {
     store: Arc<Store>,
     names: NodeNames,
     kubernetes: kubernetes::View,
+    ship: ship::Status,
 }
 
 impl LiveSource {
@@ -36,8 +38,9 @@ impl LiveSource {
         store: Arc<Store>,
         names: NodeNames,
         kubernetes: kubernetes::View,
+        ship: ship::Status,
     ) -> Self {
-        Self { shared, outside, series, store, names, kubernetes }
+        Self { shared, outside, series, store, names, kubernetes, ship }
     }
 }
 
@@ -72,6 +75,7 @@ impl Source for LiveSource {
         if let Some(map) = status.as_object_mut() {
             map.insert("store".to_owned(), self.store.status());
             map.insert("kubernetes".to_owned(), self.kubernetes.json());
+            map.insert("ship".to_owned(), self.ship.json());
         }
         status
     }

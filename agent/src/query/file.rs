@@ -1,36 +1,54 @@
 //! Reads what a question wants of one closed file, and leaves out what its footer proves to be something else: row groups by their
 //! statistics and by the bloom filter of container ids, pages by the page index. What is left is looked at row by row.
 //!
+//! Of a file that is far away, what a reading will take is asked for before it begins, all at once.
+//!
 //! Never changes a file; what cannot be read is an error with the reason. Called by `query` alone.
 
 use super::{CHUNK_ROWS, Filter, Runs};
-use crate::segment;
+use crate::schema;
+use crate::segment::{self, Origin};
 use arrow::array::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder, RowSelection};
-use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
+use parquet::file::page_index::offset_index::OffsetIndexMetaData;
 use parquet::file::statistics::Statistics;
-use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
 
 const KEYS: [&str; 2] = ["cgroup_id", "ts"];
 
 /// Notes the wanted rows; gives what is needed to read them.
-pub fn keys(path: &Path, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, String> {
-    let metadata = segment::load(path)?;
+pub fn keys(origin: &Origin, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, String> {
+    let metadata = segment::load_from(origin)?;
+    if let Some(far) = &origin.far {
+        // of a file on the disk its segment says so
+        let version = segment::metadata_value(metadata.metadata(), segment::SCHEMA);
+        let version = version.and_then(|v| v.parse().ok()).unwrap_or(0);
+        if version > schema::VERSION {
+            return Err(schema::newer(version));
+        }
+        let groups = metadata.metadata().row_groups().iter();
+        let wanted = groups.filter(|g| may_match(g, found.filter));
+        let places: Vec<_> = wanted
+            .flat_map(RowGroupMetaData::columns)
+            .filter(|c| name_of(c).is_some_and(|name| KEYS.contains(&name) || far.0.wants(name)))
+            .map(whole)
+            .collect();
+        far.0.expect(&places).map_err(|e| e.to_string())?;
+    }
     let mut start = 0;
     for (i, group) in metadata.metadata().row_groups().iter().enumerate() {
         let rows = usize::try_from(group.num_rows()).map_err(|e| e.to_string())?;
         let end = start + rows;
         let is_wanted =
-            may_match(group, found.filter) && may_have_container(path, &metadata, i, found.filter)?;
+            may_match(group, found.filter) && may_have_container(origin, &metadata, i, found.filter)?;
         let pages = if is_wanted { pages(&metadata, i, rows, found.filter) } else { Vec::new() };
         if !pages.is_empty() {
             let selection = RowSelection::from_consecutive_ranges(pages.iter().cloned(), rows);
             let mut places = pages.into_iter().flatten().map(|row| start + row);
-            for batch in read(path, &metadata, i, selection, &KEYS)? {
+            for batch in read(origin, &metadata, i, selection, &KEYS)? {
                 found.add(&batch, &mut places);
             }
         }
@@ -41,7 +59,7 @@ pub fn keys(path: &Path, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, St
 
 /// Rows by their place in the file; `ranges` are sorted.
 pub fn rows(
-    path: &Path,
+    origin: &Origin,
     metadata: &ArrowReaderMetadata,
     ranges: &[Range<usize>],
     columns: &[&str],
@@ -58,7 +76,7 @@ pub fn rows(
             .collect();
         if !within.is_empty() {
             let selection = RowSelection::from_consecutive_ranges(within.into_iter(), rows);
-            out.extend(read(path, metadata, i, selection, columns)?);
+            out.extend(read(origin, metadata, i, selection, columns)?);
         }
         start = end;
     }
@@ -67,13 +85,17 @@ pub fn rows(
 
 /// The wanted rows of one row group.
 fn read(
-    path: &Path,
+    origin: &Origin,
     metadata: &ArrowReaderMetadata,
     group: usize,
     selection: RowSelection,
     columns: &[&str],
 ) -> Result<Vec<RecordBatch>, String> {
-    let file = File::open(path).map_err(|e| e.to_string())?;
+    let file = origin.open().map_err(|e| e.to_string())?;
+    if let Some(far) = &origin.far {
+        let places = places(metadata, group, &selection, columns);
+        far.0.expect(&places).map_err(|e| e.to_string())?;
+    }
     let mask = ProjectionMask::columns(metadata.parquet_schema(), columns.iter().copied());
     // a reader makes room for a whole batch of each column at once
     let batch = selection.row_count().min(CHUNK_ROWS);
@@ -88,6 +110,44 @@ fn read(
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| e.to_string())
     })
+}
+
+fn name_of(column: &ColumnChunkMetaData) -> Option<&str> {
+    column.column_path().parts().first().map(String::as_str)
+}
+
+fn whole(column: &ColumnChunkMetaData) -> Range<u64> {
+    let (start, length) = column.byte_range();
+    start..start.saturating_add(length)
+}
+
+/// Where the bytes are that a reading of some rows takes: the pages that have them, and the dictionaries of these.
+fn places(
+    metadata: &ArrowReaderMetadata,
+    group: usize,
+    selection: &RowSelection,
+    columns: &[&str],
+) -> Vec<Range<u64>> {
+    let index = metadata.metadata().page_index();
+    let mut out = Vec::new();
+    for (i, column) in metadata.metadata().row_group(group).columns().iter().enumerate() {
+        if !name_of(column).is_some_and(|name| columns.contains(&name)) {
+            continue;
+        }
+        let pages =
+            index.and_then(|index| index.offset_index(group, i)).map(OffsetIndexMetaData::page_locations);
+        match pages.and_then(|pages| Some((pages, u64::try_from(pages.first()?.offset).ok()?))) {
+            Some((pages, first)) => {
+                let start = whole(column).start;
+                if first > start {
+                    out.push(start..first);
+                }
+                out.extend(selection.scan_ranges(pages));
+            }
+            None => out.push(whole(column)),
+        }
+    }
+    out
 }
 
 /// False when the statistics of a row group prove that it holds nothing that is asked for.
@@ -113,7 +173,7 @@ fn may_have_cgroup(filter: &Filter, (low, high): (i64, i64)) -> bool {
 
 /// False when the bloom filter of a row group proves that no row of it has one of the container ids.
 fn may_have_container(
-    path: &Path,
+    origin: &Origin,
     metadata: &ArrowReaderMetadata,
     group: usize,
     filter: &Filter,
@@ -123,7 +183,7 @@ fn may_have_container(
     let Some(column) = columns.iter().position(|c| c.path().string() == "container_id") else {
         return Ok(true);
     };
-    let file = File::open(path).map_err(|e| e.to_string())?;
+    let file = origin.open().map_err(|e| e.to_string())?;
     segment::guarded(|| {
         let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
         let bloom = reader.get_row_group_column_bloom_filter(group, column).map_err(|e| e.to_string())?;

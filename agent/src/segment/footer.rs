@@ -3,30 +3,29 @@
 //! The tail is all that is written after the pages: page index, footer, its length. Its checksum stands in itself, as eight digits
 //! that are zeros while it is computed ([`stamp`]). A file without one (of an earlier version) is believed.
 
-use super::{BODY_CRC, SCHEMA, SegmentError, TAIL_CRC, UNSTAMPED, guarded, metadata_value};
+use super::{BODY_CRC, Origin, SCHEMA, SegmentError, TAIL_CRC, UNSTAMPED, guarded, metadata_value};
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::file::reader::ChunkReader;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 pub struct Footer(ParquetMetaData);
 
 /// What follows the pages, with zeros where its checksum is. `None` when the file says nothing of one.
-fn tail_of(file: &File, footer: &ParquetMetaData) -> Result<Option<Vec<u8>>, String> {
+fn tail_of(file: &impl ChunkReader, footer: &ParquetMetaData) -> Result<Option<Vec<u8>>, String> {
     let Some(said) = metadata_value(footer, TAIL_CRC) else { return Ok(None) };
     let start = metadata_value(footer, BODY_CRC).and_then(|v| v.split_once(':')?.0.parse::<u64>().ok());
     let start = start.ok_or("its metadata lacks the length of its body")?;
-    let length = file.metadata().map_err(|e| e.to_string())?.len().checked_sub(start);
+    let length = file.len().checked_sub(start);
     let length = length.and_then(|n| usize::try_from(n).ok()).ok_or("it is shorter than its body")?;
-    let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, start).map_err(|e| e.to_string())?;
+    let mut bytes = file.get_bytes(start, length).map_err(|e| e.to_string())?.to_vec();
     let digits = digits_of(&bytes, said)?;
     bytes[digits..digits + UNSTAMPED.len()].copy_from_slice(UNSTAMPED.as_bytes());
     Ok(Some(bytes))
@@ -53,7 +52,12 @@ pub fn stamp(tail: &mut [u8]) -> Result<(), String> {
 
 /// A file's footer and page index, held against their checksum: what rows are read by.
 pub fn load(path: &Path) -> Result<ArrowReaderMetadata, String> {
-    let file = File::open(path).map_err(|e| e.to_string())?;
+    load_from(&Origin::disk(path))
+}
+
+/// [`load`], wherever the file is.
+pub fn load_from(origin: &Origin) -> Result<ArrowReaderMetadata, String> {
+    let file = origin.open().map_err(|e| e.to_string())?;
     let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
     guarded(|| {
         let metadata = ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string())?;
@@ -72,7 +76,7 @@ pub fn without_pages(metadata: &ArrowReaderMetadata) -> Result<ArrowReaderMetada
 ///
 /// # Errors
 /// Why they are not what was written.
-fn check_tail(file: &File, footer: &ParquetMetaData) -> Result<(), String> {
+fn check_tail(file: &impl ChunkReader, footer: &ParquetMetaData) -> Result<(), String> {
     let said = metadata_value(footer, TAIL_CRC).unwrap_or_default().to_owned();
     let Some(tail) = tail_of(file, footer)? else { return Ok(()) };
     let found = format!("{:08x}", crc32fast::hash(&tail));
@@ -80,6 +84,11 @@ fn check_tail(file: &File, footer: &ParquetMetaData) -> Result<(), String> {
 }
 
 impl Footer {
+    /// Of a file that was opened to read its rows.
+    pub fn of(metadata: &ArrowReaderMetadata) -> Self {
+        Self(metadata.metadata().as_ref().clone())
+    }
+
     /// Reads the footer and the page index; no page is read.
     pub fn read(path: &Path) -> Result<Self, SegmentError> {
         let io = |source| SegmentError::Io { step: "cannot open", path: path.to_owned(), source };

@@ -136,7 +136,7 @@ impl Group {
 }
 
 /// A value as a part of a path.
-fn part(value: &str, empty: &str) -> String {
+pub fn part(value: &str, empty: &str) -> String {
     let value = if value.is_empty() { empty } else { value };
     let mut out = String::new();
     for b in value.bytes() {

@@ -78,6 +78,7 @@ impl Index {
             merged: e.merged.clone(),
             taken: Vec::new(),
             schema: e.schema,
+            far: None,
         })
     }
 }

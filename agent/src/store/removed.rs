@@ -4,6 +4,7 @@
 
 use crate::ledger::Accounts;
 use crate::names::Table;
+use crate::retention::Reason;
 use crate::segment::{self, Io, Segment, SegmentError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,6 +24,8 @@ pub struct Removed {
     pub reasons: BTreeMap<String, u64>,
     /// Rows by table.
     pub rows: BTreeMap<String, u64>,
+    /// Rows by table that the bucket never got: these the table `ledger` has, as lost by `ship_backlog`.
+    pub unshipped: BTreeMap<String, u64>,
     /// Of each table, the end of the newest file that went: up to there rows are missing.
     pub until_us: BTreeMap<String, i64>,
     /// The sum of the rows of `ledger` that went.
@@ -76,7 +79,9 @@ impl Removed {
         self.files += 1;
         self.bytes += s.bytes;
         *self.reasons.entry(reason.to_owned()).or_default() += 1;
-        *self.rows.entry(table.to_owned()).or_default() += s.rows_left();
+        let is_unshipped = reason == Reason::ShipBacklog.as_str() && s.table != Table::Ledger;
+        let rows = if is_unshipped { &mut self.unshipped } else { &mut self.rows };
+        *rows.entry(table.to_owned()).or_default() += s.rows_left();
         let until = self.until_us.entry(table.to_owned()).or_insert(s.to_us);
         *until = s.to_us.max(*until);
         self.removing.extend(s.path.strip_prefix(dir).ok().and_then(|p| p.to_str()).map(str::to_owned));

@@ -4,6 +4,8 @@
 //! known what is evidence, since the incidents cannot be read, nothing goes. Called by `upkeep`, in its thread.
 
 use super::Store;
+use crate::ledger;
+use crate::names::Table;
 use crate::retention::{self, File, Limits, Window};
 use crate::segment::{Io, Segment};
 
@@ -15,6 +17,13 @@ pub struct Gone {
 }
 
 impl Store {
+    /// Rows that retention took before the bucket had them, of each table, over all runs.
+    pub fn unshipped(&self) -> Vec<(Table, u64)> {
+        let state = self.state();
+        let all = state.removed.unshipped.iter();
+        all.filter_map(|(name, rows)| Some((ledger::named(name)?, *rows))).collect()
+    }
+
     /// Removes what is beyond the limits. One caller at a time.
     ///
     /// # Errors
@@ -29,7 +38,12 @@ impl Store {
         // a merged file stays as long as a segment that it has the rows of
         let is_whole = |s: &&Segment| s.merged.as_ref().is_none_or(|m| m.inputs.is_empty());
         let segments: Vec<Segment> = self.state().segments.iter().filter(is_whole).cloned().collect();
+        let (max_held, keeps) = match self.hold.get() {
+            Some(hold) => (hold.max_bytes, Some(&hold.keeps)),
+            None => (0, None),
+        };
         let file = |s: &Segment| File {
+            is_held: keeps.is_some_and(|keeps| keeps(s)),
             table: s.table,
             boot: s.name.boot.clone(),
             from_us: s.from_us,
@@ -38,13 +52,13 @@ impl Store {
         };
         let files: Vec<File> = segments.iter().map(file).collect();
         // Who the incidents are is asked only when something has to go.
-        if retention::choose(&files, &[], now_us, limits).is_empty() {
+        if retention::choose(&files, &[], now_us, limits, max_held).is_empty() {
             return Ok(Vec::new());
         }
         let windows = incidents().map_err(|e| format!("which files are evidence is not known: {e}"))?;
         let mut removed = self.state().removed.clone();
         let mut gone = Vec::new();
-        for (i, reason) in retention::choose(&files, &windows, now_us, limits) {
+        for (i, reason) in retention::choose(&files, &windows, now_us, limits, max_held) {
             let segment = segments[i].clone();
             match removed.note(&self.dir, &segment, reason.as_str()) {
                 Ok(()) => gone.push(Gone { segment, reason }),

@@ -158,6 +158,11 @@ impl Writer {
         self.store.dropped()
     }
 
+    /// See [`Store::unshipped`].
+    pub fn unshipped(&self) -> Vec<(Table, u64)> {
+        self.store.unshipped()
+    }
+
     /// Bytes of the rows that were kept since the last rotation.
     pub fn held_bytes(&self) -> usize {
         self.store.state().held.bytes
