@@ -157,7 +157,7 @@ fn names_come_into_rows_answers_and_incidents() {
 
     // at the kill, or just before it, the one that was beside
     let pss: Vec<f64> = agent.stored("metrics").iter().flat_map(|b| pss_rows(b, beside.pid)).collect();
-    let is_near = |v: &f64| (v - pss_by_the_kernel).abs() < 3.0 * (1 << 20) as f64;
+    let is_near = |v: &f64| (v - pss_by_the_kernel).abs() < 3.0 * 1_048_576.0;
     assert!(pss.iter().any(is_near), "{pss:?}, smaps_rollup: {pss_by_the_kernel}");
 
     let status = agent.status();
