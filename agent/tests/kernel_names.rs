@@ -8,6 +8,8 @@ mod api_server;
 mod stage;
 
 use api_server::{ApiServer, TOKEN, pod, restarted};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::Float64Type;
 use serde_json::{Value, json};
 use stage::{Agent, MIB, Pod, Process, guard, texts, wait};
 use std::time::Duration;
@@ -25,9 +27,32 @@ fn child_role() {
 fn agent(server: &ApiServer, dir: &std::path::Path) -> Agent {
     let kubeconfig = server.kubeconfig(dir, TOKEN);
     // an emulated CPU takes ten seconds to close the segments of two
-    let config =
-        format!("[rotation]\nevery_s = 20\n[kubernetes]\nkubeconfig = \"{}\"\n", kubeconfig.display());
+    let config = format!(
+        "[rotation]\nevery_s = 20\n[sampling]\npss_budget_ms = 500\n[kubernetes]\nkubeconfig = \"{}\"\n",
+        kubeconfig.display()
+    );
     Agent::start_with("names", &config)
+}
+
+/// Bytes, by the kernel's own sum.
+fn pss_of(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("it lives");
+    let line = text.lines().find_map(|l| l.strip_prefix("Pss:")).expect("a line");
+    line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") * 1024.0
+}
+
+/// The values of a process in the table `metrics`.
+fn pss_rows(batch: &RecordBatch, pid: u32) -> Vec<f64> {
+    let labels = batch.column_by_name("labels").expect("labels").as_map();
+    let values = batch.column_by_name("value").expect("value").as_primitive::<Float64Type>();
+    let is_of = |row: usize| {
+        let of_row = labels.value(row);
+        of_row.column(1).as_string::<i32>().iter().flatten().any(|v| v == pid.to_string())
+    };
+    let rows = texts(batch, "name").into_iter().enumerate();
+    rows.filter(|(row, name)| name.as_deref() == Some("process_pss_bytes") && is_of(*row))
+        .map(|(row, _)| values.value(row))
+        .collect()
 }
 
 fn incident_of(agent: &Agent, container: &str, what: &str, good: impl Fn(&Value) -> bool) -> Value {
@@ -55,8 +80,13 @@ fn names_come_into_rows_answers_and_incidents() {
     assert!(ready.starts_with("ready\nkubernetes: "), "{ready}");
 
     // killed before Kubernetes has told who it is
-    let mut hog = Process::spawn("ramp 100 2", &app);
+    let mut hog = Process::spawn("ramp 100 6", &app);
+    let procs = || std::fs::read_to_string(app.path.join("cgroup.procs")).unwrap_or_default();
+    wait("the init", LIMIT, || !procs().is_empty());
+    let mut beside = Process::spawn("hold 12", &app);
+    beside.wait_ready();
     assert_eq!(hog.wait().1, Some(9));
+    let pss_by_the_kernel = pss_of(beside.pid);
     let i = agent.closed_incident_of(&app, LIMIT);
     assert!(i["pod"].is_null() && i["kubernetes"].is_null(), "{i}");
     server.apply(cart.clone());
@@ -107,6 +137,29 @@ fn names_come_into_rows_answers_and_incidents() {
         }
         assert!(named > 0 || table == "events", "no row of {table} has a name");
     }
+    // what was told is a table of its own
+    let told: Vec<_> = agent
+        .stored("containers")
+        .iter()
+        .flat_map(|b| {
+            let rows = texts(b, "container_id").into_iter().zip(texts(b, "image")).zip(texts(b, "reason"));
+            rows.map(|((id, image), reason)| (id, image, reason)).collect::<Vec<_>>()
+        })
+        .collect();
+    let of = |id: &str, reason: Option<&str>| {
+        let own = |text: &str| Some(text.to_owned());
+        told.contains(&(own(id), own("cart:1"), reason.map(str::to_owned)))
+    };
+    assert!(
+        of(&app.container_id, None) && of(&app.container_id, Some("Error")) && of(&next, None),
+        "{told:?}"
+    );
+
+    // at the kill, or just before it, the one that was beside
+    let pss: Vec<f64> = agent.stored("metrics").iter().flat_map(|b| pss_rows(b, beside.pid)).collect();
+    let is_near = |v: &f64| (v - pss_by_the_kernel).abs() < 3.0 * 1_048_576.0;
+    assert!(pss.iter().any(is_near), "{pss:?}, smaps_rollup: {pss_by_the_kernel}");
+
     let status = agent.status();
     assert_eq!(
         (&status["kubernetes"]["state"], &status["kubernetes"]["pods"]),
