@@ -43,6 +43,9 @@ pub struct Guest {
     pub disk: String,
     /// One instruction takes one nanosecond, and nobody waits for an idle guest: CPU time repeats whatever the host does.
     pub icount: bool,
+    /// A network of the guest's own, in which this machine's loopback is 10.0.2.2, with these ports of it forwarded into the guest, at
+    /// 10.0.2.15; else none.
+    pub network: Option<Vec<u16>>,
     pub out: Option<PathBuf>,
     pub cwd: PathBuf,
     pub argv: Vec<OsString>,
@@ -57,6 +60,7 @@ impl Guest {
             smp: 2,
             disk: "256M".to_owned(),
             icount: false,
+            network: None,
             out: None,
             cwd: env::current_dir().context("cannot tell the current folder")?,
             argv,
@@ -218,6 +222,13 @@ impl Guest {
         c.args(["-numa", "node,memdev=mem", "-device", "virtio-rng-pci"]);
         c.arg("-serial").arg(format!("file:{}", console.display()));
         c.arg("-drive").arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
+        if let Some(ports) = &self.network {
+            let mut user = "user,id=net".to_owned();
+            for port in ports {
+                user += &format!(",hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{port}");
+            }
+            c.args(["-netdev", &user, "-device", "virtio-net-pci,netdev=net"]);
+        }
         c.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&kernel.initrd);
         c.arg("-append");
         c.arg(format!("console=ttyS0 panic=-1 quiet fgm.modules={}", kernel.modules.display()));
