@@ -35,11 +35,13 @@ impl Apt {
             .find(|p| Path::new(p).exists())
             .context("no Debian archive keyring (package debian-archive-keyring)")?;
         let archive = archive()?;
-        let mut source = format!("deb [arch=amd64 signed-by={keyring}] {archive} {suite} main\n");
-        if of == Of::Sources {
-            source += &format!("deb-src [signed-by={keyring}] {archive} {suite} main\n");
-        }
-        fs::write(state.join("etc/sources.list"), source)?;
+        let sources = if of == Of::Sources {
+            format!("deb-src [signed-by={keyring}] {archive} {suite} main\n")
+        } else {
+            String::new()
+        };
+        let binaries = format!("deb [arch=amd64 signed-by={keyring}] {archive} {suite} main\n");
+        fs::write(state.join("etc/sources.list"), binaries + &sources)?;
         Ok(Self { state: state.to_path_buf() })
     }
 

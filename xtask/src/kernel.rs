@@ -128,7 +128,7 @@ fn unpack(apt: &Apt, version: &str, into: &Path) -> Result<()> {
         .into_iter()
         .filter(|name| names.lines().any(|l| l == name))
         .collect();
-    apt.unpack(&wanted, into)
+    apt.unpack(&wanted, into).map(drop)
 }
 
 /// Of package names, the version of the newest ordinary cloud image (`-rt-`, `-dbg` and unsigned ones are not).

@@ -85,7 +85,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
     setup::vm()?;
     let mut suite = Suite::default();
     if only_kubernetes {
-        suite.group("kubernetes", |_| kubernetes::test(&kernels[0]));
+        suite.kubernetes(&kernels, long);
         return Ok(suite.finish());
     }
     if only_kernels {
@@ -111,7 +111,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         scenario::group(&names, &kernels[0])
     });
     if long {
-        suite.group("kubernetes", |_| kubernetes::test(&kernels[0]));
+        suite.kubernetes(&kernels, long);
         suite.group("evidence", |_| {
             Ok(if bench::short(&kernels[0])? == 0 { Tally::PASSED } else { Tally::FAILED })
         });
@@ -162,6 +162,14 @@ impl Suite {
                 say(&format!("kernel tests: {e:#}"));
                 self.push("kernel tests", Tally::FAILED, 0);
             }
+        }
+    }
+
+    /// On the first kernel by systemd's cgroup driver, as clusters are; `long`: on the second by cgroupfs too.
+    fn kubernetes(&mut self, series: &[String], long: bool) {
+        for (n, series) in series.iter().take(1 + usize::from(long)).enumerate() {
+            let name = if n == 0 { "kubernetes" } else { "kubernetes, cgroupfs" };
+            self.group(name, |_| kubernetes::test(series, n == 0));
         }
     }
 

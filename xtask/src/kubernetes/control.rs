@@ -11,6 +11,7 @@ use crate::net::free_port;
 use crate::progress::{Step, say};
 use crate::setup::{self, Check, Need};
 use anyhow::{Context as _, Result, bail};
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -96,13 +97,13 @@ impl<'p> Control<'p> {
         output(openssl().args(["genrsa", "-out", "accounts.key", "2048"]))?;
         output(openssl().args(["rsa", "-in", "accounts.key", "-pubout", "-out", "accounts.pub"]))?;
         for (name, _) in USERS {
-            self.kubeconfig(name, &self.dir, &format!("https://127.0.0.1:{}", self.port))?;
+            Self::kubeconfig(name, &self.dir, &format!("https://127.0.0.1:{}", self.port))?;
         }
         Ok(())
     }
 
     /// A kubeconfig that names its certificates by their places in `dir`, beside which it is put.
-    fn kubeconfig(&self, name: &str, dir: &Path, server: &str) -> Result<()> {
+    fn kubeconfig(name: &str, dir: &Path, server: &str) -> Result<()> {
         let at = |file: &str| dir.join(file).display().to_string();
         let config = serde_json::json!({
             "apiVersion": "v1",
@@ -123,7 +124,7 @@ impl<'p> Control<'p> {
         for name in ["ca.crt", "node.crt", "node.key"] {
             fs::copy(self.dir.join(name), into.join(name)).with_context(|| format!("cannot copy {name}"))?;
         }
-        self.kubeconfig("node", into, &format!("https://{FROM_GUEST}:{}", self.port))
+        Self::kubeconfig("node", into, &format!("https://{FROM_GUEST}:{}", self.port))
     }
 
     fn spawn(&mut self, name: &'static str, args: &[String]) -> Result<()> {
@@ -232,7 +233,8 @@ impl<'p> Control<'p> {
         let mut text = String::new();
         for (name, _) in &self.running {
             let log = self.dir.join(format!("{name}.log"));
-            text += &format!("\n── the end of {}:\n{}", log.display(), child::tail(&log, 15));
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\n── the end of {}:\n{}", log.display(), child::tail(&log, 15));
         }
         text
     }

@@ -51,7 +51,27 @@ pub struct Order {
     pub kubelet_port: u16,
     /// Manifests of static pods.
     pub static_pods: PathBuf,
+    /// Which cgroup driver: systemd's, which the guest then has as process 1, or cgroupfs.
+    pub systemd: bool,
+    /// The image of containers that no kubelet started, and the archive that it is in.
+    pub workload: (String, PathBuf),
 }
+
+/// A container that no kubelet started.
+pub struct Plain {
+    pub name: &'static str,
+    pub runtime: &'static str,
+    /// Its cgroup: below containerd's namespace, or a scope of systemd's.
+    pub path: &'static str,
+    pub systemd: bool,
+}
+
+pub const PLAIN: [Plain; 4] = [
+    Plain { name: "fgm-runc", runtime: "runc", path: "/default/fgm-runc", systemd: false },
+    Plain { name: "fgm-crun", runtime: "crun", path: "/default/fgm-crun", systemd: false },
+    Plain { name: "runc-1", runtime: "runc", path: "/system.slice/runc-runc-1.scope", systemd: true },
+    Plain { name: "crun-1", runtime: "crun", path: "/system.slice/crun-crun-1.scope", systemd: true },
+];
 
 pub fn run_node(out: &Path) -> Result<()> {
     if std::env::var_os("FGM_VM").is_none() {
@@ -65,6 +85,7 @@ pub fn run_node(out: &Path) -> Result<()> {
     let mut containerd = containerd(&programs, &order, out)?;
     let mut kubelet = kubelet(&programs, &order, out)?;
     up("the kubelet is started");
+    plain(&programs, &order)?;
     let deadline = Deadline::after(LIFE);
     loop {
         for (name, process) in [("containerd", &mut containerd), ("kubelet", &mut kubelet)] {
@@ -157,21 +178,21 @@ fn spawn(programs: &Programs, name: &str, args: &[String], out: &Path) -> Result
 }
 
 fn containerd(programs: &Programs, order: &Order, out: &Path) -> Result<Reaped> {
-    let config = format!(
+    let mut config = format!(
         "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {:?}\nconf_dir = \"/etc/cni/net.d\"\n",
         order.pause,
         programs.plugins().display().to_string(),
     );
+    if order.systemd {
+        config += "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+                   [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nSystemdCgroup = true\n";
+    }
     fs::write("/run/containerd.toml", config).context("cannot configure containerd")?;
     let args = ["--config", "/run/containerd.toml", "--log-level", "info"].map(str::to_owned);
     let mut containerd = spawn(programs, "containerd", &args, out)?;
-    let ctr = |args: &[&str]| -> Result<String> {
-        let mut c = programs.command("ctr")?;
-        output(c.args(["--address", SOCKET, "--namespace", "k8s.io"]).args(args))
-    };
     let deadline = Deadline::after(CONTAINERD);
-    while ctr(&["version"]).is_err() {
+    while ctr(programs, "k8s.io", &["version"]).is_err() {
         if containerd.0.try_wait()?.is_some() || deadline.passed() {
             bail!("containerd does not answer:\n{}", child::tail(&out.join("containerd.log"), 20));
         }
@@ -179,10 +200,43 @@ fn containerd(programs: &Programs, order: &Order, out: &Path) -> Result<Reaped> 
     }
     up("containerd answers");
     for image in &order.images {
-        ctr(&["images", "import", &image.display().to_string()])?;
+        ctr(programs, "k8s.io", &["images", "import", &image.display().to_string()])?;
     }
     up("the images are imported");
     Ok(containerd)
+}
+
+/// containerd's own client.
+fn ctr(programs: &Programs, namespace: &str, args: &[&str]) -> Result<String> {
+    let mut c = programs.command("ctr")?;
+    output(c.args(["--address", SOCKET, "--namespace", namespace]).args(args))
+}
+
+/// Containers that Kubernetes knows nothing of, in a cgroup of containerd's own making and, where there is systemd, in one of its scopes.
+fn plain(programs: &Programs, order: &Order) -> Result<()> {
+    let (image, archive) = &order.workload;
+    ctr(programs, "default", &["images", "import", &archive.display().to_string()])?;
+    for plain in PLAIN.iter().filter(|p| order.systemd || !p.systemd) {
+        let runtime = programs.program(plain.runtime)?.display().to_string();
+        let cgroup = format!("system.slice:{}:{}", plain.runtime, plain.name);
+        let mut args = vec!["run", "--detach", "--runc-binary", &runtime];
+        if plain.systemd {
+            args.extend(["--runc-systemd-cgroup", "--cgroup", &cgroup]);
+        }
+        args.extend([
+            image.as_str(),
+            plain.name,
+            "/workload",
+            "steady",
+            "--bytes",
+            "4M",
+            "--name",
+            plain.name,
+        ]);
+        ctr(programs, "default", &args)?;
+    }
+    up("containers run that no kubelet started");
+    Ok(())
 }
 
 fn kubelet(programs: &Programs, order: &Order, out: &Path) -> Result<Reaped> {
@@ -190,7 +244,7 @@ fn kubelet(programs: &Programs, order: &Order, out: &Path) -> Result<Reaped> {
     let config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "cgroupDriver": "cgroupfs",
+        "cgroupDriver": if order.systemd { "systemd" } else { "cgroupfs" },
         "port": order.kubelet_port,
         "staticPodPath": order.static_pods,
         "failSwapOn": false,

@@ -42,12 +42,13 @@ pub struct Test<'p> {
     fgm: PathBuf,
     checks: Checks,
     forward: Option<(Reaped, SocketAddr)>,
+    systemd: bool,
 }
 
 impl<'p> Test<'p> {
     /// `out` is shared with the guest.
-    pub fn new(control: Control<'p>, out: PathBuf, fgm: PathBuf) -> Self {
-        Self { control, out, fgm, checks: Checks::default(), forward: None }
+    pub fn new(control: Control<'p>, out: PathBuf, fgm: PathBuf, systemd: bool) -> Self {
+        Self { control, out, fgm, checks: Checks::default(), forward: None, systemd }
     }
 
     pub fn out(&self) -> &Path {
@@ -269,7 +270,37 @@ impl<'p> Test<'p> {
             keeper["pod"] == pod.as_str() && keeper["container"] == "keeper",
             &listed,
         );
+        let listed: Value = serde_json::from_str(&self.get("/api/containers")?)?;
+        self.paths(killed, &listed);
         Ok(())
+    }
+
+    /// Where the runtime put them: the paths of the driver in use, and of containers that no kubelet started.
+    fn paths(&mut self, killed: &Killed, listed: &Value) {
+        let all = listed["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let path = |id: &Value| {
+            all.iter()
+                .find(|c| c["container_id"] == *id)
+                .and_then(|c| c["cgroup_path"].as_str())
+                .unwrap_or_default()
+        };
+        let id = killed.id();
+        let id = id.as_str().unwrap_or_default();
+        let own = path(&killed.id());
+        let good = if self.systemd {
+            own.starts_with("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod")
+                && own.ends_with(&format!(".slice/cri-containerd-{id}.scope"))
+        } else {
+            own.starts_with("/kubepods/burstable/pod") && own.ends_with(id)
+        };
+        let driver = if self.systemd { "systemd" } else { "cgroupfs" };
+        self.checks.that(&format!("the killed container's cgroup is where {driver} puts it"), good, &own);
+        for plain in super::node::PLAIN.iter().filter(|p| self.systemd || !p.systemd) {
+            let seen = path(&Value::from(plain.name)).to_owned();
+            let what = format!("a container of {} is known at {}", plain.runtime, plain.path);
+            // crun puts what it runs into a child of its scope
+            self.checks.that(&what, seen.starts_with(plain.path), &seen);
+        }
     }
 
     /// The DaemonSet goes as a user removes it; the pod has its grace period to close its files.

@@ -13,6 +13,7 @@ use crate::{child, paths};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,9 +26,17 @@ const RECIPE: u32 = 1;
 
 /// Compiled from `cmd/` of the sources.
 const COMMANDS: &[&str] = &["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet"];
-/// Used as Debian built them. libseccomp is what runc is linked with, and a machine that has no containers may lack it.
-const PACKAGES: &[&str] =
-    &["etcd-server", "containerd", "runc", "containernetworking-plugins", "kubernetes-client", "libseccomp2"];
+/// Used as Debian built them. The libraries are what runc and crun are linked with, and a machine without containers may lack them.
+const PACKAGES: &[&str] = &[
+    "etcd-server",
+    "containerd",
+    "runc",
+    "crun",
+    "containernetworking-plugins",
+    "kubernetes-client",
+    "libseccomp2",
+    "libyajl2",
+];
 /// Needed for compiling only: the last Go of that release, and a library whose vendored version faults with it.
 const BUILD_PACKAGES: &[&str] =
     &["golang-1.19-go", "golang-1.19-src", "golang-github-modern-go-reflect2-dev"];
@@ -71,7 +80,7 @@ impl Programs {
     }
 
     pub fn surround(&self, c: &mut Command) {
-        let own = self.folders().map(|d| d.into_os_string());
+        let own = self.folders().map(PathBuf::into_os_string);
         let path = std::env::var_os("PATH").unwrap_or_default();
         c.env("PATH", [own.join(OsStr::new(":")), path].join(OsStr::new(":")));
         c.env("LD_LIBRARY_PATH", self.0.join("usr/lib/x86_64-linux-gnu"));
@@ -102,8 +111,8 @@ impl Programs {
         };
         let kubernetes = said("kubelet", "--version")?;
         let (containerd, runc) = (said("containerd", "--version")?, said("runc", "--version")?);
-        let etcd = said("etcd", "--version")?;
-        Ok(format!("{kubernetes} · {containerd} · {runc} · {etcd}"))
+        let (crun, etcd) = (said("crun", "--version")?, said("etcd", "--version")?);
+        Ok(format!("{kubernetes} · {containerd} · {runc} · {crun} · {etcd}"))
     }
 }
 
@@ -179,7 +188,7 @@ fn make(work: &Path, fresh: &Path) -> Result<()> {
     c.args(COMMANDS.iter().map(|name| format!("./cmd/{name}")));
     quiet(&format!("compiling {}", COMMANDS.join(", ")), "kubernetes-build", COMPILE, &mut c)?;
     pause(&tree, &fresh.join("bin/pause"))?;
-    for name in COMMANDS.iter().chain(&["etcd", "containerd", "runc", "ctr", "kubectl", "pause"]) {
+    for name in COMMANDS.iter().chain(&["etcd", "containerd", "runc", "crun", "ctr", "kubectl", "pause"]) {
         Programs::at(fresh).program(name)?;
     }
     fs::write(fresh.join("versions"), packages.join("\n")).context("cannot write the list of versions")
@@ -191,7 +200,8 @@ fn archive_in(sources: &Path) -> Result<(PathBuf, String)> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let version = name.split_once(".orig.tar.").and_then(|(v, _)| v.strip_prefix("kubernetes_"));
         if let Some(version) = version {
-            if !version.starts_with(VERSION) {
+            // Debian writes `1.20.5+really1.20.2` where it went back to an older one
+            if !version.rsplit("really").next().is_some_and(|v| v.starts_with(VERSION)) {
                 bail!("Debian {SUITE} has Kubernetes {version} now, and this builds {VERSION}");
             }
             return Ok((entry.path(), version.to_owned()));
@@ -232,7 +242,8 @@ fn stamped() -> String {
             ("gitMajor", "1".to_owned()),
             ("gitMinor", "20".to_owned()),
         ] {
-            flags += &format!(" -X k8s.io/kubernetes/vendor/k8s.io/{package}.{name}={value}");
+            // Writing to a String cannot fail.
+            let _ = write!(flags, " -X k8s.io/kubernetes/vendor/k8s.io/{package}.{name}={value}");
         }
     }
     flags
@@ -249,7 +260,8 @@ fn renew_reflect2(build: &Path, tree: &Path) -> Result<()> {
         let name = file.file_name();
         let is_code = ["go", "s"].iter().any(|e| Path::new(&name).extension().is_some_and(|x| x == *e));
         if is_code && !name.to_string_lossy().ends_with("_test.go") {
-            fs::copy(file.path(), to.join(&name)).with_context(|| format!("cannot copy {name:?}"))?;
+            fs::copy(file.path(), to.join(&name))
+                .with_context(|| format!("cannot copy {}", name.display()))?;
         }
     }
     Ok(())
@@ -339,11 +351,11 @@ mod tests {
     fn an_archive_of_another_version_is_refused() {
         let dir = TempDir::new("sources").expect("a folder");
         assert!(archive_in(dir.path()).is_err());
-        fs::write(dir.path().join("kubernetes_1.20.2+really1.20.2.orig.tar.gz"), "").expect("a file");
-        assert_eq!(archive_in(dir.path()).expect("an archive").1, "1.20.2+really1.20.2");
+        fs::write(dir.path().join("kubernetes_1.20.5+really1.20.2.orig.tar.gz"), "").expect("a file");
+        assert_eq!(archive_in(dir.path()).expect("an archive").1, "1.20.5+really1.20.2");
         fs::remove_dir_all(dir.path()).expect("removed");
         fs::create_dir(dir.path()).expect("a folder");
-        fs::write(dir.path().join("kubernetes_1.30.1.orig.tar.xz"), "").expect("a file");
+        fs::write(dir.path().join("kubernetes_1.20.2+really1.30.1.orig.tar.xz"), "").expect("a file");
         assert!(archive_in(dir.path()).expect_err("must be refused").to_string().contains("1.30.1"));
     }
 
