@@ -17,6 +17,7 @@ use crate::clock;
 use crate::image::{self, Of};
 use crate::net::free_port;
 use crate::progress::say;
+use crate::setup::{Check, Need};
 use crate::tally::Tally;
 use crate::vm::Guest;
 use crate::{paths, setup, usage};
@@ -32,6 +33,19 @@ use std::time::Duration;
 /// The life of the guest: every wait of `play`, one after the other.
 const WHOLE: Duration = Duration::from_mins(26);
 
+const SYSTEMD: &[Need] = &[
+    Need {
+        package: "systemd",
+        why: "process 1 of the test's node",
+        check: Check::AnyFile(&["/lib/systemd/systemd", "/usr/lib/systemd/systemd"]),
+    },
+    Need {
+        package: "dbus",
+        why: "by which runc asks systemd for cgroups",
+        check: Check::Program("dbus-daemon"),
+    },
+];
+
 const SANDBOX: &str = "fgm-pause:1";
 
 /// The part that plays in the guest; nobody else calls it.
@@ -45,9 +59,13 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     node::run_node(Path::new(out)).map(|()| 0)
 }
 
-pub fn test(kernel: &str) -> Result<Tally> {
+/// One cluster on one kernel, by systemd's cgroup driver or by cgroupfs.
+pub fn test(kernel: &str, systemd: bool) -> Result<Tally> {
     // First, so that a machine that lacks something says so before minutes of compiling.
     setup::vm()?;
+    if systemd {
+        setup::ensure(SYSTEMD)?;
+    }
     let programs = programs::ready()?;
     say(&programs.versions()?);
     let out = paths::target().join("kubernetes").join(clock::stamp());
@@ -67,6 +85,8 @@ pub fn test(kernel: &str) -> Result<Tally> {
         api_port: control.port,
         kubelet_port,
         static_pods: out.join("static"),
+        systemd,
+        workload: (format!("docker.io/library/{}", image::workload_tag()), image::archive(Of::Workload)),
     };
     fs::write(out.join(node::ORDER), serde_json::to_string(&order)?).context("cannot write the order")?;
     let words: [OsString; 4] =
@@ -76,8 +96,9 @@ pub fn test(kernel: &str) -> Result<Tally> {
     (guest.mem, guest.disk) = ("3G".to_owned(), "3G".to_owned());
     (guest.timeout, guest.out) = (WHOLE, Some(out.clone()));
     guest.network = Some(vec![kubelet_port]);
+    guest.systemd = systemd;
 
-    let mut test = Test::new(control, out, fgm);
+    let mut test = Test::new(control, out, fgm, systemd);
     let played = thread::scope(|scope| {
         let node = scope.spawn(|| guest.run_with(&mut std::io::stderr(), &mut std::io::stderr()));
         let played = test.play(&node);

@@ -110,6 +110,9 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         let names = if long { scenario::names() } else { scenario::GROUP.map(str::to_owned).to_vec() };
         scenario::group(&names, &kernels[0])
     });
+    if !long {
+        say("\nkubernetes: not in this run; `cargo xtask test --kubernetes` and `--long` have a real cluster, which takes minutes more");
+    }
     if long {
         suite.kubernetes(&kernels, long);
         suite.group("evidence", |_| {

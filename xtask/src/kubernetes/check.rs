@@ -126,7 +126,7 @@ impl Killed {
         checks.is(
             "the pod's QoS class is that of its path",
             &one["qos"],
-            &lower(&self.pod["status"]["qosClass"]),
+            &self.pod["status"]["qosClass"],
         );
         let others: Vec<_> = all.iter().filter_map(|c| c["container"].as_str()).collect();
         let beside = ["migrate", "proxy"].iter().all(|name| others.contains(name));
@@ -159,10 +159,6 @@ pub fn privilege(checks: &mut Checks, process: &Value) {
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
-}
-
-fn lower(value: &Value) -> Value {
-    value.as_str().map(str::to_lowercase).into()
 }
 
 fn id(value: &Value) -> Value {
