@@ -15,6 +15,7 @@ use crate::cgroup::Meta;
 use crate::event::Event;
 use crate::incident::Incident;
 use crate::names::Table;
+use crate::pods::Revision;
 use arrow::array::RecordBatch;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -77,6 +78,7 @@ pub struct Pending {
     pub devices: Vec<(Stamp, Arc<Meta>, Device)>,
     pub metrics: Metrics,
     pub node: Vec<NodeRow>,
+    pub containers: Vec<(Stamp, Revision)>,
     pub ledger: Vec<LedgerRow>,
 }
 
@@ -119,6 +121,7 @@ impl Pending {
             Table::IoDevices => batch::devices(&self.devices, names),
             Table::Metrics => batch::metrics(&self.metrics, names),
             Table::Node => batch::node(&self.node, names),
+            Table::Containers => batch::containers(&self.containers, names),
             Table::Ledger => batch::ledger(&self.ledger, names),
         }
     }
@@ -136,6 +139,7 @@ impl Pending {
             Table::IoDevices => Self { devices: self.devices.clone(), ..none },
             Table::Metrics => Self { metrics: self.metrics.clone(), ..none },
             Table::Node => Self { node: self.node.clone(), ..none },
+            Table::Containers => Self { containers: self.containers.clone(), ..none },
             Table::Ledger => Self { ledger: self.ledger.clone(), ..none },
         }
     }
@@ -152,6 +156,7 @@ impl Pending {
             + self.devices.capacity() * size_of::<(Stamp, Arc<Meta>, Device)>()
             + self.metrics.bytes()
             + self.node.iter().map(|(_, v)| v.capacity() * size_of::<Option<u64>>()).sum::<usize>()
+            + self.containers.capacity() * size_of::<(Stamp, Revision)>()
             + self.incidents.len() * INCIDENT_BYTES
     }
 
@@ -178,6 +183,7 @@ impl Pending {
             + self.devices.len()
             + self.metrics.len()
             + self.node.len()
+            + self.containers.len()
             + self.ledger.len()
     }
 }

@@ -246,7 +246,8 @@ fn attempt(
     go_on: GoOn<'_>,
     sink: &mut Sink,
 ) -> Result<String, Failure> {
-    let found = choose::find_rows(evidence, &selection.rows)?;
+    let mut found = choose::find_rows(evidence, &selection.rows)?;
+    found.plan = found.plan.lean()?;
     let names = wanted_columns(selection);
     let mut stem = match &found.incident {
         Some(incident) => format!("incident-{}", file_stem(&incident.id)),

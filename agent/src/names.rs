@@ -118,11 +118,12 @@ pub enum Table {
     IoDevices,
     Metrics,
     Node,
+    Containers,
     Ledger,
 }
 
 impl Table {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Samples,
         Self::Events,
         Self::Incidents,
@@ -130,6 +131,7 @@ impl Table {
         Self::IoDevices,
         Self::Metrics,
         Self::Node,
+        Self::Containers,
         Self::Ledger,
     ];
 
@@ -142,6 +144,7 @@ impl Table {
             Self::IoDevices => "io_devices",
             Self::Metrics => "metrics",
             Self::Node => "node",
+            Self::Containers => "containers",
             Self::Ledger => "ledger",
         }
     }

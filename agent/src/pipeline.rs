@@ -87,6 +87,9 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let mut tree = Tree::new(&config.cgroup_root, rules, config.sampling.max_cgroups)?;
     let store = Store::open(&config.data_dir)?;
     let kubernetes = Kubernetes::start(&config, is_host_name);
+    if let Err(problem) = kubernetes.pods.remember(&store.view()) {
+        tracing::warn!(%problem, "names of an earlier run cannot be read");
+    }
     store.set_pods(kubernetes.pods.clone());
     let series = recorder::install()?;
     let Means { mut probes, lane, notices, ladder, has_events } = Means::find(&config, &mut tree)?;

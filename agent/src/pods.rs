@@ -1,10 +1,12 @@
 //! What Kubernetes says of the pods of this node: names, labels, limits and how containers ended, by pod UID and by container id.
 //!
-//! A bounded table of values that several threads share; a lock is held for one look-up or one change. `kubernetes` keeps it current; the
+//! A bounded table of values that several threads share; a lock is held for one look-up or one change. `kubernetes` keeps it current, and
+//! what it was told becomes rows of the table `containers`, from which it can be had again; the
 //! sealer and the writer name rows by it, `story` incidents, `viewer` what it lists. Who a cgroup *is* comes from its path
 //! alone: this only adds names, and where nothing is known it says nothing. No I/O, no clock.
 
 mod fill;
+mod table;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub const MAX_PODS: usize = 8192;
 /// Deleted pods that keep their names, for rows and incidents that are still in memory.
 const MAX_GONE: usize = 1000;
+/// Revisions that wait to become rows: what all containers of [`MAX_PODS`] pods are told anew in.
+const MAX_NEWS: usize = 4 * MAX_PODS;
 /// Containers that had one place in a pod, one after another, and their ends: a crash loop makes one each five minutes.
 const MAX_EARLIER: usize = 8;
 
@@ -82,6 +86,36 @@ impl Who {
     }
 }
 
+/// What was told of a pod, or of one of its containers: a row of the table `containers`.
+#[derive(Clone, Debug)]
+pub struct Revision {
+    pub pod: Arc<Pod>,
+    /// Its place in the pod, and which of those that had it.
+    container: Option<(usize, String)>,
+    /// As its cgroup's path has it.
+    pod_uid: String,
+}
+
+impl Revision {
+    pub fn pod_uid(&self) -> &str {
+        &self.pod_uid
+    }
+
+    pub fn id(&self) -> Option<&str> {
+        self.container.as_ref().map(|(_, id)| id.as_str())
+    }
+
+    pub fn container(&self) -> Option<&Container> {
+        self.pod.containers.get(self.container.as_ref()?.0)
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&self) -> Option<&Ended> {
+        let id = self.id()?;
+        self.container()?.ended.iter().find(|e| e.container_id == id)
+    }
+}
+
 /// How many pods are known, and how many were too many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
@@ -105,6 +139,9 @@ struct Known {
     by_container: HashMap<String, String>,
     gone: VecDeque<String>,
     refused: u64,
+    /// Where somebody makes rows of them.
+    news: Option<VecDeque<Revision>>,
+    news_lost: u64,
 }
 
 /// The table, shared.
@@ -130,8 +167,15 @@ fn keep_earlier(now: &mut Container, before: &Container) {
     now.ended = ended;
 }
 
+/// Whether all that its containers' rows have of it is as it was.
+fn is_same_pod(a: &Pod, b: &Pod) -> bool {
+    (&a.namespace, &a.name, &a.labels, &a.owner, &a.qos)
+        == (&b.namespace, &b.name, &b.labels, &b.owner, &b.qos)
+}
+
 impl Known {
     fn apply(&mut self, mut pod: Pod) -> bool {
+        let before = self.by_uid.get(&pod.uid).map(|e| e.pod.clone());
         match self.by_uid.get(&pod.uid) {
             Some(before) => {
                 for c in &mut pod.containers {
@@ -160,8 +204,59 @@ impl Known {
                 self.by_hash.insert(hash.clone(), pod.uid.clone());
             }
         }
-        self.by_uid.insert(pod.uid.clone(), Entry { pod: Arc::new(pod), is_gone: false });
+        let pod = Arc::new(pod);
+        self.tell(before.as_deref(), &pod);
+        self.by_uid.insert(pod.uid.clone(), Entry { pod, is_gone: false });
         true
+    }
+
+    /// Notes what is new of a pod and its containers.
+    fn tell(&mut self, before: Option<&Pod>, pod: &Arc<Pod>) {
+        let Some(news) = &mut self.news else { return };
+        let before = before.filter(|b| is_same_pod(b, pod));
+        // only who holds a hash is in the path by it
+        let hash = pod.static_hash.as_ref().filter(|h| self.by_hash.get(*h) == Some(&pod.uid));
+        let pod_uid = hash.unwrap_or(&pod.uid);
+        let mut told: Vec<Option<(usize, String)>> = Vec::new();
+        if before.is_none() {
+            told.push(None);
+        }
+        for (place, c) in pod.containers.iter().enumerate() {
+            let was = before.and_then(|b| b.containers.iter().find(|w| w.name == c.name));
+            if was == Some(c) {
+                continue;
+            }
+            let ended = c.ended.iter().filter(|e| was.is_none_or(|w| !w.ended.contains(e)));
+            let mut ids: Vec<&String> = ended.map(|e| &e.container_id).collect();
+            ids.extend(c.ids.last().filter(|last| !ids.contains(last)));
+            told.extend(ids.into_iter().map(|id| Some((place, id.clone()))));
+        }
+        for container in told {
+            if news.len() < MAX_NEWS {
+                news.push_back(Revision { pod: pod.clone(), container, pod_uid: pod_uid.clone() });
+            } else {
+                self.news_lost += 1;
+            }
+        }
+    }
+
+    /// Notes all that is there anew.
+    fn tell_all(&mut self) {
+        let live: Vec<_> = self.by_uid.values().filter(|e| !e.is_gone).map(|e| e.pod.clone()).collect();
+        for pod in live {
+            self.tell(None, &pod);
+        }
+    }
+
+    /// One of an earlier run, of which nobody has told in this one.
+    fn remember(&mut self, pod: Pod) {
+        if self.by_uid.contains_key(&pod.uid) || self.gone.len() >= MAX_GONE {
+            return;
+        }
+        let (uid, news) = (pod.uid.clone(), self.news.take());
+        self.apply(pod);
+        self.news = news;
+        self.deleted(&uid);
     }
 
     fn forget(&mut self, uid: &str) {
@@ -235,6 +330,29 @@ impl Pods {
         for uid in &gone {
             known.deleted(uid);
         }
+    }
+
+    /// From now on what is told is kept for [`Pods::take_news`].
+    pub fn keep_news(&self) {
+        let mut known = self.known();
+        if known.news.is_none() {
+            known.news = Some(VecDeque::new());
+            known.tell_all();
+        }
+    }
+
+    /// What was told since the last call, the oldest first, at most so much; and how much was too much to be kept.
+    pub fn take_news(&self, most: usize) -> (Vec<Revision>, u64) {
+        let mut known = self.known();
+        let lost = std::mem::take(&mut known.news_lost);
+        let Some(news) = &mut known.news else { return (Vec::new(), lost) };
+        let n = news.len().min(most);
+        (news.drain(..n).collect(), lost)
+    }
+
+    /// All that is there becomes news again: a row must not be older than what is kept of the others.
+    pub fn tell_all(&self) {
+        self.known().tell_all();
     }
 
     /// Grows whenever something is known that was not.
@@ -373,6 +491,35 @@ pub(crate) mod tests {
         let before = pods.changes();
         pods.apply(pod("u1", "cart", &[]));
         assert_eq!(pods.changes(), before, "nothing new was told");
+    }
+
+    #[test]
+    fn news_are_what_changed_and_all_when_that_is_asked_for() {
+        let pods = Pods::default();
+        pods.apply(pod("u1", "cart", &["c1"]));
+        pods.keep_news();
+        let news = || {
+            let (news, lost) = pods.take_news(100);
+            assert_eq!(lost, 0);
+            news.iter().map(|n| n.id().unwrap_or("pod").to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(news(), ["pod", "c1"], "what was known before");
+        pods.apply(pod("u1", "cart", &["c1"]));
+        assert_eq!(news(), [""; 0]);
+        pods.apply(pod("u1", "cart", &["c2"]));
+        assert_eq!(news(), ["c2"], "the pod is as it was");
+        let mut relabelled = pod("u1", "cart", &["c2"]);
+        relabelled.labels.clear();
+        pods.apply(relabelled);
+        assert_eq!(news(), ["pod", "c2"], "each row has the labels");
+        pods.deleted("u1");
+        pods.tell_all();
+        assert_eq!(news(), [""; 0], "of one that has gone all was told");
+        for n in 0..MAX_NEWS {
+            pods.apply(pod(&format!("v{}", n % 100), &format!("cart-{n}"), &[]));
+        }
+        pods.apply(pod("one-more", "cart", &[]));
+        assert_eq!(pods.take_news(1).1, 1, "beyond the bound they are counted");
     }
 
     #[test]

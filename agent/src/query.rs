@@ -29,10 +29,13 @@ const CHUNK_ROWS: usize = 16_384;
 /// Rows of a slice, beyond which it ends where a run does that no other overlaps; they are in memory three times while they
 /// are put in order.
 const SLICE_ROWS: usize = 8192;
-/// Rows of a group, beyond which it ends like a slice: with the run that follows it is no more than a row group.
-const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS - RUN_ROWS;
+/// Rows of a group, beyond which it ends like a slice: with the run that follows it is no more than a row group. Their keys and
+/// their order take 80 bytes a row.
+const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS * 3 / 4 - RUN_ROWS;
 /// Rows of a run at the most: a page, so that a cgroup of a whole day can be cut.
 const RUN_ROWS: usize = 4096;
+/// Places of pages are kept of files of which less than this part of the rows is wanted.
+const PLACES_FOR: usize = 8;
 /// Runs whose keys are in memory at once: 262,144 rows, 6 MB.
 const RUNS_AT_ONCE: usize = 64;
 
@@ -171,9 +174,7 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         plan.sources.push(Source::Batch(loose.batch.clone()));
     }
     plan.put_in_order();
-    if plan.rows > max_rows {
-        return Err(QueryError::TooMany { table: table.as_str(), asked: plan.rows, limit: max_rows });
-    }
+    plan.within(max_rows)?;
     Ok(plan)
 }
 
@@ -367,6 +368,45 @@ impl Plan {
         let mut plan = Plan { table: self.table, sources, runs: found, rows: 0, lost, pin: self.pin.clone() };
         plan.put_in_order();
         Ok(plan)
+    }
+
+    /// The same plan, of those cgroups alone that are wanted.
+    #[must_use]
+    pub fn of(mut self, wanted: impl Fn(&Key) -> bool) -> Self {
+        self.runs.retain(|run| wanted(&run.key));
+        self.rows = self.runs.iter().map(|r| r.rows.len() as u64).sum();
+        self
+    }
+
+    /// The same plan without the places of pages, of files of which much is wanted: they help who leaves most pages out, and of all files of a
+    /// large export they take as much memory as its rows.
+    ///
+    /// # Errors
+    /// Such a file's schema is not understood.
+    pub fn lean(mut self) -> Result<Self, QueryError> {
+        let mut wanted = vec![0; self.sources.len()];
+        self.runs.iter().for_each(|r| wanted[r.source] += r.rows.len());
+        for (source, wanted) in self.sources.iter_mut().zip(wanted) {
+            let Source::File { path, metadata } = source else { continue };
+            let rows = usize::try_from(metadata.metadata().file_metadata().num_rows()).unwrap_or(usize::MAX);
+            if wanted >= rows / PLACES_FOR {
+                let vanished = |reason| QueryError::Vanished { path: path.clone(), reason };
+                *metadata = segment::without_pages(metadata).map_err(vanished)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// That the rows are no more than `max_rows`.
+    ///
+    /// # Errors
+    /// That they are.
+    pub fn within(&self, max_rows: u64) -> Result<(), QueryError> {
+        if self.rows > max_rows {
+            let (table, asked) = (self.table.as_str(), self.rows);
+            return Err(QueryError::TooMany { table, asked, limit: max_rows });
+        }
+        Ok(())
     }
 
     fn put_in_order(&mut self) {

@@ -60,7 +60,9 @@ fn rank(file: &File, incidents: &[Window]) -> u8 {
     };
     match file.table {
         Table::Incidents => 2,
-        Table::Samples | Table::Events | Table::Processes | Table::Ledger => u8::from(is_touched()),
+        Table::Samples | Table::Events | Table::Processes | Table::Containers | Table::Ledger => {
+            u8::from(is_touched())
+        }
         Table::IoDevices | Table::Metrics | Table::Node => 0,
     }
 }

@@ -124,6 +124,17 @@ fn ledger() -> Schema {
     with_common(f)
 }
 
+/// Revisions of what Kubernetes tells of a container (of the pod itself where `container_id` is NULL); limits as Kubernetes writes them.
+fn containers() -> Schema {
+    let mut f = vec![labels()];
+    f.extend(["owner_kind", "owner_name", "image", "cpu_limit", "memory_limit"].map(text));
+    f.push(int("restart_count"));
+    f.push(text("reason"));
+    f.push(int("exit_code"));
+    f.push(text("next_container_id"));
+    with_common(f)
+}
+
 /// The schema of a table.
 pub fn of(table: Table) -> Arc<Schema> {
     static ALL: LazyLock<HashMap<Table, Arc<Schema>>> = LazyLock::new(|| {
@@ -135,6 +146,7 @@ pub fn of(table: Table) -> Arc<Schema> {
             Table::IoDevices => io_devices(),
             Table::Metrics => metrics(),
             Table::Node => node_table(),
+            Table::Containers => containers(),
             Table::Ledger => ledger(),
         };
         Table::ALL.map(|table| (table, Arc::new(of(table)))).into()

@@ -13,13 +13,14 @@ mod encoder;
 mod footer;
 
 pub use encoder::{Encoder, distinct, few};
-pub use footer::{Footer, load};
+pub use footer::{Footer, load, without_pages};
 
 use crate::names::Table;
 use crate::schema;
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, UInt64Array, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array, new_null_array};
 use arrow::compute::{
-    SortColumn, SortOptions, cast, concat_batches, filter_record_batch, interleave, lexsort_to_indices,
+    SortColumn, SortOptions, cast, concat, concat_batches, filter_record_batch, interleave,
+    lexsort_to_indices,
 };
 use arrow::datatypes::{Field, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
@@ -298,24 +299,34 @@ pub fn order(
     schema: &SchemaRef,
 ) -> Result<Vec<(usize, usize)>, SegmentError> {
     let rows = |source| SegmentError::Rows { table: table.as_str(), source };
-    let places: Vec<(usize, usize)> = batches
-        .iter()
-        .enumerate()
-        .flat_map(|(b, batch)| (0..batch.num_rows()).map(move |r| (b, r)))
-        .collect();
-    if places.is_empty() {
-        return Ok(places);
+    // the first row of each batch
+    let mut firsts = Vec::with_capacity(batches.len());
+    let mut count = 0;
+    for batch in batches {
+        firsts.push(count);
+        count += batch.num_rows();
+    }
+    if count == 0 {
+        return Ok(Vec::new());
     }
     let options = Some(SortOptions { descending: false, nulls_first: true });
     let mut keys = Vec::new();
     for field in ROW_KEY.iter().filter_map(|k| schema.field_with_name(k).ok()) {
-        let values = in_order(table, batches, field, &places)?;
+        let columns: Vec<_> = batches.iter().map(|b| column(table, b, field)).collect::<Result<_, _>>()?;
+        let columns: Vec<&dyn Array> = columns.iter().map(AsRef::as_ref).collect();
+        let values = concat(&columns).map_err(rows)?;
         keys.push(SortColumn { values, options });
     }
-    let place: ArrayRef = Arc::new(UInt64Array::from_iter_values(0..places.len() as u64));
+    let place: ArrayRef =
+        Arc::new(UInt32Array::from_iter_values(0..u32::try_from(count).unwrap_or(u32::MAX)));
     keys.push(SortColumn { values: place, options });
     let order = lexsort_to_indices(&keys, None).map_err(rows)?;
-    Ok(order.values().iter().map(|i| places[*i as usize]).collect())
+    drop(keys);
+    let place = |row: usize| {
+        let batch = firsts.partition_point(|first| *first <= row) - 1;
+        (batch, row - firsts[batch])
+    };
+    Ok(order.values().iter().map(|i| place(*i as usize)).collect())
 }
 
 /// One column of the rows that `order` names, of which there is at least one.

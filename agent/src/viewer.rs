@@ -125,9 +125,7 @@ pub struct App<S> {
 impl<S: Source> App<S> {
     /// Which pods have the labels that are asked for, as far as Kubernetes has told.
     fn know(&self, containers: &mut Containers) {
-        if !containers.labels.is_empty() {
-            containers.pods = self.source.pods().labelled(|has| containers.labels.hold(has));
-        }
+        containers.know(&self.source.pods());
     }
 
     /// Reads the token, if there is to be one.

@@ -59,7 +59,8 @@ fn made() {
     copy(&to_merge.join("recent"), work.path());
     let store = Store::open(work.path()).expect("opens");
     let done = store.compact(&Disk, wall_us() + 2 * HOUR_US, &Rules::default(), &|| false);
-    assert!(done.made.len() == Table::ALL.len() && done.left.is_empty(), "{done:?}");
+    // without Kubernetes nobody tells of containers
+    assert!(done.made.len() == Table::ALL.len() - 1 && done.left.is_empty(), "{done:?}");
     copy(&work.path().join("v1"), &to);
 }
 

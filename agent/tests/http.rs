@@ -14,12 +14,13 @@ use fgm::store::Writer;
 use fgm::viewer::{self, App, ServeError};
 use rows::{BOOT_ID, KILL_US};
 use serde_json::{Value, json};
-use server::{Agent, ask, get_json, problem, rows_of, send, setup};
+use server::{Agent, ask, block_on, get_json, problem, rows_of, send, setup};
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
+use tower::ServiceExt;
 
 #[test]
 fn health_readiness_and_metrics() {
@@ -221,6 +222,44 @@ fn over_the_limit_is_413_and_not_one_row() {
     let p = problem(&s.router(Agent::default()), "/api/export?incident=latest", 413);
     assert_eq!(p["limit"], json!({"name": "export.max_rows", "value": 10}));
     assert!(p["asked"].as_u64().is_some_and(|n| n > 1600) && p["narrow"].is_string(), "{p}");
+}
+
+#[test]
+fn an_address_that_is_too_long_is_414_with_its_length() {
+    let router = setup().router(Agent::default());
+    let long = format!("/api/containers?search={}", "x".repeat(20_000));
+    let p = problem(&router, &long, 414);
+    assert_eq!((&p["asked"], &p["limit"]["value"]), (&json!(long.len()), &json!(16_384)));
+    assert_eq!(ask(&router, &format!("/api/containers?search={}", "x".repeat(10_000))).0, 200);
+}
+
+#[test]
+fn one_request_too_many_is_told_to_come_again() {
+    let s = setup();
+    s.seal_all();
+    let router = s.router(Agent { held: Some(Arc::default()), ..Agent::default() });
+    let asked = |path: &str| {
+        let request =
+            Request::get(path).header(header::HOST, "localhost").body(Body::empty()).expect("a request");
+        router.clone().oneshot(request)
+    };
+    block_on(async {
+        let mut waiting = tokio::task::JoinSet::new();
+        for _ in 0..64 {
+            waiting.spawn(asked("/api/events?range=5m"));
+        }
+        // each has come as far as it can
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let refused = asked("/api/metrics").await.expect("infallible");
+        assert_eq!(refused.status(), 503);
+        assert!(refused.headers().contains_key(header::RETRY_AFTER));
+        assert!(waiting.try_join_next().is_none(), "the others wait for their turn");
+        // who goes makes room
+        waiting.shutdown().await;
+        assert_eq!(asked("/api/metrics").await.expect("infallible").status(), 200);
+    });
 }
 
 #[test]

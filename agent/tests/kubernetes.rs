@@ -9,9 +9,11 @@ mod api_server;
 mod rows;
 
 use api_server::{ApiServer, Mode, NODE, TOKEN, pod, restarted};
+use fgm::accumulator::{NodeNames, Pending, Stamp};
 use fgm::config::{Config, Kubernetes as Settings};
 use fgm::kubernetes::Kubernetes;
 use fgm::names::Table;
+use fgm::pods::Pods;
 use fgm::query;
 use fgm::store::{SealResult, Store, Writer};
 use serde_json::{Value, json};
@@ -245,4 +247,96 @@ fn rows_that_were_written_before_a_name_was_known_have_it_in_the_closed_file() {
         (name("namespace"), name("pod"), name("container")),
         (Some("shop"), Some("cart-0"), Some("app"))
     );
+}
+
+/// What `fgm` prints as JSON, or the code that it ended with.
+fn fgm(words: &[&str]) -> Result<Value, i32> {
+    let done = std::process::Command::new(env!("CARGO_BIN_EXE_fgm")).args(words).output().expect("runs");
+    if done.status.success() {
+        return Ok(serde_json::from_slice(&done.stdout).expect("JSON"));
+    }
+    Err(done.status.code().expect("not killed"))
+}
+
+#[test]
+fn what_was_told_is_a_table_by_which_a_copied_folder_knows_labels_and_ends() {
+    let server = ApiServer::start();
+    let w = Watching::of(&server, TOKEN);
+    w.names().pods.keep_news();
+    wait("the list", || w.is("synced"));
+    let of_samples = rows::batch(Table::Samples, &[rows::base(rows::QUIET, rows::KILL_US)]);
+    let uid = query::text(&of_samples, "pod_uid", 0).expect("a pod's row");
+    let (ended, runs) = (rows::container_id(rows::KILLED), rows::container_id(rows::QUIET));
+    let cart = pod(uid, "cart-0", &ended);
+    server.apply(cart.clone());
+    wait("the pod", || w.knows(uid));
+    let mut at = Stamp { ktime_ns: 1, wall_us: rows::KILL_US };
+    let mut told = Pending::default();
+    let take = |told: &mut Pending, at: Stamp| {
+        let (news, lost) = w.names().pods.take_news(usize::MAX);
+        assert_eq!(lost, 0);
+        told.containers.extend(news.into_iter().map(|revision| (at, revision)));
+        told.containers.len()
+    };
+    assert_eq!(take(&mut told, at), 2, "the pod and its container");
+    server.apply(restarted(cart, "OOMKilled", 137, &runs));
+    at.wall_us += 1_000_000;
+    wait("the restart", || take(&mut told, at) == 4);
+    // nothing new, and all of it anew when that is asked for
+    w.names().pods.tell_all();
+    assert_eq!(take(&mut told, at), 7, "the pod, the container that ended, and the one that runs");
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let writer = Writer::start(Store::open(dir.path()).expect("opens"), rows::BOOT_ID).expect("starts");
+    let names = NodeNames { cluster: None, node: rows::NODE.into(), boot_id: rows::BOOT_ID.into() };
+    let of_containers = told.batch(Table::Containers, &names).expect("a batch");
+    let batches = vec![(Table::Samples, of_samples.clone()), (Table::Containers, of_containers)];
+    writer.seal(1, batches, rows::metadata(), None);
+    writer.shutdown(LIMIT).expect("in time");
+
+    let pods = Pods::of_store(&Store::open_read_only(dir.path()).expect("opens").view()).expect("readable");
+    let who = pods.who(Some(uid), Some(&ended)).expect("known");
+    let end = who.ended(&ended).expect("how it ended");
+    assert_eq!(
+        (end.reason.as_deref(), end.exit_code, end.next_container_id.as_deref()),
+        (Some("OOMKilled"), 137, Some(&*runs))
+    );
+    let app = who.container().expect("the container");
+    assert_eq!(
+        (app.image.as_deref(), app.memory_limit.as_deref(), app.restart_count),
+        (Some("cart:1"), Some("64Mi"), 1)
+    );
+    assert_eq!(who.pod.owner.as_ref().map(|o| (&*o.kind, &*o.name)), Some(("ReplicaSet", "cart-7d")));
+
+    // the labels are nowhere but in that table
+    let data = dir.path().to_str().expect("text");
+    let out = dir.path().join("out.json");
+    let export = |labels: &str| {
+        let words = [
+            "export",
+            "--data",
+            data,
+            "--range",
+            "5m",
+            "-l",
+            labels,
+            "--format",
+            "json",
+            "--json",
+            "-o",
+            out.to_str().expect("text"),
+        ];
+        fgm(&words).map(|_| ())
+    };
+    for holds in ["app=cart-0", "tier in (web,api),!canary", "app!=store"] {
+        assert_eq!(export(holds), Ok(()), "{holds}");
+    }
+    for not in ["app=store", "!tier", "tier notin (web)"] {
+        assert_eq!(export(not), Err(3), "{not}");
+    }
+    // an agent that starts over it has the names of those that are gone
+    let again = Pods::default();
+    again.remember(&Store::open_read_only(dir.path()).expect("opens").view()).expect("readable");
+    assert_eq!((again.count().live, again.count().gone), (0, 1));
+    assert_eq!(again.who(Some(uid), None).map(|w| w.pod.name.clone()).as_deref(), Some("cart-0"));
 }

@@ -7,6 +7,7 @@ use crate::cgroup::Meta;
 use crate::event::Event;
 use crate::incident::Incident;
 use crate::names::{CgroupId, Scope, Table};
+use crate::pods::Revision;
 use crate::recorder::MASK_WORDS;
 use crate::schema;
 use arrow::array::{
@@ -228,31 +229,65 @@ fn of_node(stamps: &[(Stamp, Option<&Meta>)], names: &NodeNames) -> Vec<ArrayRef
     columns
 }
 
+/// One map a row, of what stands in the maps of `rows`.
+fn maps<'a>(
+    rows: impl Iterator<Item = impl Iterator<Item = (&'a String, &'a String)>>,
+) -> Result<ArrayRef, ArrowError> {
+    let [entry, key, value] = ["key_value", "key", "value"].map(str::to_owned);
+    let mut maps = MapBuilder::new(
+        Some(MapFieldNames { entry, key, value }),
+        StringBuilder::with_capacity(0, 0),
+        StringBuilder::with_capacity(0, 0),
+    );
+    for row in rows {
+        for (key, value) in row {
+            maps.keys().append_value(key);
+            maps.values().append_value(value);
+        }
+        maps.append(true)?;
+    }
+    Ok(Arc::new(maps.finish()))
+}
+
+pub(super) fn containers(rows: &[(Stamp, Revision)], names: &NodeNames) -> Result<RecordBatch, ArrowError> {
+    let stamps: Vec<_> = rows.iter().map(|(at, _)| (*at, None)).collect();
+    let mut columns = common(&stamps, names);
+    let of = || rows.iter().map(|(_, r)| r);
+    let scope = |r: &Revision| if r.id().is_some() { Scope::Container } else { Scope::Pod }.as_str();
+    columns[5] = text(of().map(|r| Some(scope(r))));
+    columns[6] = text(of().map(|r| Some(r.pod_uid())));
+    columns[7] = text(of().map(Revision::id));
+    columns[8] = text(of().map(|r| r.pod.qos.as_deref()));
+    columns[12] = text(of().map(|r| Some(&*r.pod.namespace)));
+    columns[13] = text(of().map(|r| Some(&*r.pod.name)));
+    columns[14] = text(of().map(|r| Some(&*r.container()?.name)));
+    let owner = |r: &'_ Revision| r.pod.owner.clone();
+    columns.extend([
+        maps(of().map(|r| r.pod.labels.iter()))?,
+        owned(of().map(|r| Some(owner(r)?.kind))),
+        owned(of().map(|r| Some(owner(r)?.name))),
+        text(of().map(|r| r.container()?.image.as_deref())),
+        text(of().map(|r| r.container()?.cpu_limit.as_deref())),
+        text(of().map(|r| r.container()?.memory_limit.as_deref())),
+        int(of().map(|r| r.ended().map(|e| e.restart_count).or(Some(r.container()?.restart_count)))),
+        text(of().map(|r| r.ended()?.reason.as_deref())),
+        int(of().map(|r| Some(r.ended()?.exit_code))),
+        text(of().map(|r| r.ended()?.next_container_id.as_deref())),
+    ]);
+    batch(Table::Containers, columns)
+}
+
 pub(super) fn metrics(rows: &Metrics, names: &NodeNames) -> Result<RecordBatch, ArrowError> {
     let mut stamps = Vec::with_capacity(rows.len());
     for head in &rows.heads {
         stamps.resize(head.end, (head.at, head.meta.as_deref()));
     }
     let mut columns = of_node(&stamps, names);
-    let parts = ["key_value", "key", "value"].map(str::to_owned);
-    let [entry, key, value] = parts;
-    let mut labels = MapBuilder::new(
-        Some(MapFieldNames { entry, key, value }),
-        StringBuilder::with_capacity(0, 0),
-        StringBuilder::with_capacity(0, 0),
-    );
-    for (metric, _) in &rows.values {
-        for (key, value) in &metric.labels {
-            labels.keys().append_value(key);
-            labels.values().append_value(value);
-        }
-        labels.append(true)?;
-    }
     let values = rows.values.iter().map(|(_, v)| Some(*v).filter(|v| !v.is_nan()));
     columns.extend([
         text(rows.values.iter().map(|(m, _)| Some(m.name.as_str()))),
         text(rows.values.iter().map(|(m, _)| m.kind)),
-        Arc::new(labels.finish()) as ArrayRef,
+        maps(rows.values.iter().map(|(m, _)| m.labels.iter().map(|(k, v)| (k, v))))?,
         Arc::new(values.collect::<Float64Array>()),
     ]);
     batch(Table::Metrics, columns)

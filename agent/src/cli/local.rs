@@ -3,8 +3,9 @@
 use super::{Failure, view::reach};
 use crate::clock;
 use crate::config::Config;
-use crate::export::{self, Containers, Evidence, Limits, Problem, Selection, time_range_or_all};
+use crate::export::{self, Containers, Evidence, Limits, Problem, Rows, Selection, time_range_or_all};
 use crate::incident::Incident;
+use crate::pods::Pods;
 use crate::store::{Store, View};
 use crate::viewer::{self, Analysis};
 use anyhow::Context;
@@ -27,6 +28,14 @@ fn now_us(view: &View) -> i64 {
     reach(view).map_or(0, |(_, newest_us)| newest_us)
 }
 
+/// What the folder's own table tells of labels.
+fn know(view: &View, containers: &mut Containers) -> Result<(), Failure> {
+    if !containers.labels.is_empty() {
+        containers.know(&Pods::of_store(view).map_err(anyhow::Error::new)?);
+    }
+    Ok(())
+}
+
 /// The first and the last instant of which the folder holds rows.
 pub fn held(dir: &Path) -> Result<Option<(i64, i64)>, Failure> {
     Ok(reach(&view(dir)?))
@@ -47,7 +56,10 @@ pub fn incidents(dir: &Path, pairs: &[(String, String)]) -> Result<(Vec<Incident
 /// Into a file, from which it is to be read: an export of any length takes little memory.
 pub fn export(dir: &Path, pairs: &[(String, String)], mut file: File) -> Result<File, Failure> {
     let view = view(dir)?;
-    let selection = Selection::parse(pairs, now_us(&view))?;
+    let mut selection = Selection::parse(pairs, now_us(&view))?;
+    if let Rows::Range { containers, .. } = &mut selection.rows {
+        know(&view, containers)?;
+    }
     let now_us = clock::wall_us();
     let incidents = export::incidents(&view, Vec::new())?;
     let evidence = Evidence { view, incidents, provenance: Map::new(), limits: limits(), now_us };
@@ -70,7 +82,8 @@ fn limits() -> Limits {
 
 pub fn events(dir: &Path, pairs: &[(String, String)]) -> Result<Vec<Value>, Failure> {
     let view = view(dir)?;
-    let containers = Containers::parse(|name| get(pairs, name))?;
+    let mut containers = Containers::parse(|name| get(pairs, name))?;
+    know(&view, &mut containers)?;
     let kind = get(pairs, "kind").unwrap_or_default();
     Ok(viewer::events(&view, kind, &containers, range(&view, pairs)?)?)
 }

@@ -4,6 +4,7 @@ use super::{Failure, Place, ViewArgs, fetch};
 use crate::config::Config;
 use crate::incident::Incident;
 use crate::names::Table;
+use crate::pods::Pods;
 use crate::query::{self, Filter, QueryError};
 use crate::store::{Store, View};
 use crate::viewer::{self, Source};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 /// A folder that nobody writes: what is in it is all there is, and its newest row is now.
 struct Folder {
     newest_us: i64,
+    pods: Pods,
     status: Value,
 }
 
@@ -39,6 +41,10 @@ impl Source for Folder {
 
     fn metrics(&self) -> String {
         String::new()
+    }
+
+    fn pods(&self) -> Pods {
+        self.pods.clone()
     }
 
     fn is_live(&self) -> bool {
@@ -67,9 +73,10 @@ pub fn run(args: &ViewArgs) -> Result<(), Failure> {
         return Err(Failure::Nothing(format!("{} holds no rows", dir.display())));
     };
     let status = status(&view, newest_us).map_err(anyhow::Error::new)?;
+    let pods = Pods::of_store(&view).map_err(anyhow::Error::new)?;
     let token_file = args.token_file.clone().unwrap_or_default();
     let config = Config { listen, token_file, ..Config::default() };
-    let server = viewer::serve_folder(Arc::new(Folder { newest_us, status }), store, &config)
+    let server = viewer::serve_folder(Arc::new(Folder { newest_us, pods, status }), store, &config)
         .map_err(anyhow::Error::new)?;
     // Scripts read the address from here: with port 0 it is known only now.
     tell(&format!("http://{}", server.address()), args.json)?;

@@ -36,7 +36,9 @@ pub fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
         }
         Rows::Range { from_us, to_us, containers } => {
             let mut filter = Filter::range(*from_us, *to_us);
-            if !containers.is_everything() {
+            let found = if containers.is_everything() {
+                found(evidence, None, filter)?
+            } else {
                 let chooser = Chooser::new(containers, &evidence.incidents);
                 let wide = Filter {
                     cgroups: chooser.ids(),
@@ -44,11 +46,13 @@ pub fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
                     ..Filter::range(*from_us, *to_us)
                 };
                 let around = query::plan(&evidence.view, Table::Samples, &wide, u64::MAX)?;
-                let identities = around.identities()?;
-                let chosen = identities.iter().filter(|(key, who)| chooser.takes(key, who));
-                filter.cgroups = Some(chosen.filter_map(|(k, _)| k.cgroup_id).collect());
-            }
-            let found = found(evidence, None, filter)?;
+                let mut identities = around.identities()?;
+                identities.retain(|key, who| chooser.takes(key, who));
+                filter.cgroups = Some(identities.keys().filter_map(|k| k.cgroup_id).collect());
+                let plan = around.of(|key| identities.contains_key(key));
+                plan.within(evidence.limits.max_rows)?;
+                Found { incident: None, filter, plan, identities }
+            };
             let n = found.identities.values().filter(|who| who.scope.as_deref() == Some("container")).count();
             if n > evidence.limits.max_containers {
                 let limit = evidence.limits.max_containers as u64;
@@ -81,7 +85,7 @@ fn nothing(view: &View, from_us: i64, to_us: i64, containers: &Containers) -> Pr
     let labels = if containers.labels.is_empty() {
         ""
     } else {
-        "; labels are known of pods that Kubernetes told this agent of, and of those that an incident names"
+        "; labels are known of pods that Kubernetes told the agent of (table `containers`), and of those that an incident names"
     };
     let (from, to) = (instant(from_us, 0), instant(to_us, 0));
     Problem::not_found(format!("no sample from {from} to {to} matches; {store}{labels}"))

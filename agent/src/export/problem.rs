@@ -57,6 +57,17 @@ impl Problem {
         p
     }
 
+    /// The address itself is longer than anybody's question needs.
+    pub fn long_address(allowed: u64, asked: u64) -> Self {
+        let detail = format!(
+            "the address has {asked} bytes, {allowed} are read; name fewer containers, or choose them by namespace=, labels= or a glob"
+        );
+        let mut p = Self::new(414, "long-address", "The address is too long", detail);
+        p.more.insert("limit".to_owned(), json!({"name": "bytes of an address", "value": allowed}));
+        p.more.insert("asked".to_owned(), json!(asked));
+        p
+    }
+
     pub fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(503, "unavailable", "Not now", detail)
     }

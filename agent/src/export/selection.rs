@@ -6,6 +6,7 @@
 use super::labels::Labels;
 use super::problem::Problem;
 use crate::catalogue;
+use crate::pods::Pods;
 use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
 
 pub const PARAMETERS: [&str; 12] = [
@@ -101,6 +102,13 @@ impl Containers {
             pods: Vec::new(),
             names: get("containers").map(list).unwrap_or_default(),
         })
+    }
+
+    /// Looks up which pods have the labels that are asked for, if any are.
+    pub fn know(&mut self, pods: &Pods) {
+        if !self.labels.is_empty() {
+            self.pods = pods.labelled(|has| self.labels.hold(has));
+        }
     }
 
     pub fn is_everything(&self) -> bool {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
 /// The lane of a burst's cgroups reads again when the burst has left out its turn: a row's age in periods.
-const ROWS_AGE: u64 = 2;
+const ROWS_AGE: (u64, u64) = (5, 4);
 
 /// A burst that runs: its id in the rows, and the cgroups that it samples.
 pub(super) struct Running {
@@ -66,9 +66,10 @@ impl State {
             let Some(period) = self.trigger.period_ns(*id).filter(|p| self.in_place_of_lane(Some(*p))) else {
                 continue;
             };
+            let oldest = period * ROWS_AGE.0 / ROWS_AGE.1;
             for member in &running.members {
-                let age = resting.entry(*member).or_insert(ROWS_AGE * period);
-                *age = (*age).min(ROWS_AGE * period);
+                let age = resting.entry(*member).or_insert(oldest);
+                *age = (*age).min(oldest);
             }
         }
         resting

@@ -80,7 +80,7 @@ impl Item {
         let bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
         let is_evidence = match table {
             // the account as well: without it nobody can say what is missing
-            Table::Incidents | Table::Events | Table::Processes | Table::Ledger => true,
+            Table::Incidents | Table::Events | Table::Processes | Table::Containers | Table::Ledger => true,
             Table::Samples => batches
                 .iter()
                 .any(|b| b.column_by_name("burst_id").is_some_and(|c| c.logical_null_count() < c.len())),

@@ -11,13 +11,14 @@ use crate::analyze::{self, Grid};
 use crate::catalogue;
 use crate::export::{self, Limits, Problem};
 use crate::names::Table;
+use crate::pods::Pods;
 use crate::query::{self, Filter, Identity, Key};
 use crate::store::View;
 use crate::timeseries::Point;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Lines analysed for one answer: each takes up to 20 ms.
@@ -83,6 +84,9 @@ impl Analysis {
     ) -> Result<Value, Problem> {
         let mut wanted = Wanted::parse(&api::understood(self.endpoint(), Ok(Query(pairs)))?, now_us, limits)?;
         wanted.incidents = export::incidents(view, Vec::new())?;
+        if !wanted.containers.labels.is_empty() {
+            wanted.containers.know(&Pods::of_store(view).map_err(of_query)?);
+        }
         make(view, &wanted, &Watched::default(), self)
     }
 }
@@ -228,10 +232,7 @@ fn above(view: &View, wanted: &Wanted, all: &[OfOne]) -> Result<BTreeMap<Key, Ab
     let is_wanted = |who: &Identity| {
         who.cgroup_path.as_deref().is_some_and(|path| paths.iter().any(|own| is_at_or_above(path, own)))
     };
-    let ids: BTreeSet<i64> =
-        identities.iter().filter(|(_, who)| is_wanted(who)).filter_map(|(key, _)| key.cgroup_id).collect();
-    let filter = Filter { cgroups: Some(ids), ..wide };
-    let plan = query::plan(view, Table::Samples, &filter, u64::MAX).map_err(of_query)?;
+    let plan = plan.of(|key| identities.get(key).is_some_and(is_wanted));
     let mut names = vec!["ts", "cgroup_id", "boot_id", "files_read", "cpu_max_period_usec"];
     names.extend(LIMITED.iter().flat_map(|(metric, limit, _)| [*metric, *limit]));
     let mut out = BTreeMap::new();

@@ -37,7 +37,7 @@ const TO: Param = p("to", "End of the range; default: now.", "2026-01-31T12:15:0
 const NAMESPACE: Param = p("namespace", "Kubernetes namespace.", "shop");
 const LABELS: Param = p(
     "labels",
-    "Kubernetes label selector: a=b, a!=b, a in (b,c), a notin (b), a, !a. Labels are known of pods that Kubernetes told this agent of since its start, and of those that an incident names.",
+    "Kubernetes label selector: a=b, a!=b, a in (b,c), a notin (b), a, !a. Labels are known of pods that Kubernetes told this node's agent of (table containers), and of those that an incident names.",
     "app=cart,tier in (web,api)",
 );
 const CONTAINERS: Param = p(
@@ -316,6 +316,7 @@ fn operation(endpoint: &Endpoint) -> Value {
             "403": problem("Another host or origin."),
             "404": problem("No such thing."),
             "413": problem("More than a limit allows; nothing was sent."),
+            "414": problem("The address is longer than is read."),
             "503": problem("Not now; Retry-After says when."),
         },
     })

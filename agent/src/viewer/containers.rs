@@ -11,7 +11,7 @@ use super::{App, Source, rows};
 use crate::export::{Chooser, Containers, Problem};
 use crate::names::Table;
 use crate::pods::Pods;
-use crate::query::{self, Filter, Identity, Key};
+use crate::query::{self, Filter, Identity, Key, Plan};
 use crate::store::View;
 use crate::timeseries::GAP_PERIODS;
 use axum::extract::State;
@@ -235,17 +235,18 @@ fn busy(readings: impl Iterator<Item = (i64, i64)>) -> Option<f64> {
     (to_us > from_us && usage >= before).then(|| (usage - before) as f64 / (to_us - from_us) as f64 * 1000.0)
 }
 
-/// The cgroups that a selection takes, of those that have rows in the range.
+/// The rows of the cgroups that a selection takes, and who these are.
 pub fn chosen(
     view: &View,
     table: Table,
     filter: &Filter,
     chooser: &Chooser<'_>,
-) -> Result<BTreeSet<Key>, Problem> {
+) -> Result<(Plan, BTreeMap<Key, Identity>), Problem> {
     let filter = Filter { cgroups: chooser.ids(), containers: chooser.container_ids(), ..filter.clone() };
     let plan = query::plan(view, table, &filter, u64::MAX).map_err(of_query)?;
-    let identities = plan.identities().map_err(of_query)?;
-    Ok(identities.iter().filter(|(key, who)| chooser.takes(key, who)).map(|(key, _)| key.clone()).collect())
+    let mut identities = plan.identities().map_err(of_query)?;
+    identities.retain(|key, who| chooser.takes(key, who));
+    Ok((plan.of(|key| identities.contains_key(key)), identities))
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 /// Requests answered at once; the next is told to come again. A browser opens six connections.
 pub const REQUESTS_AT_ONCE: usize = 64;
+/// Bytes of an address at the most, `?` and what follows it included; hyper itself ends at 64 KB, without a word.
+const LONGEST_ADDRESS: usize = 16 << 10;
 /// A token that is shorter could be guessed.
 const SHORTEST_TOKEN: usize = 16;
 /// Given to everybody: they hold nothing of what was recorded.
@@ -73,6 +75,10 @@ pub async fn admit<S: Source>(State(app): State<Arc<App<S>>>, request: Request, 
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         return response;
+    }
+    let length = request.uri().path_and_query().map_or(0, |address| address.as_str().len());
+    if length > LONGEST_ADDRESS {
+        return Refusal(Problem::long_address(LONGEST_ADDRESS as u64, length as u64)).into_response();
     }
     let Ok(_turn) = app.requests.clone().try_acquire_owned() else {
         let detail = format!("{REQUESTS_AT_ONCE} requests are being answered; try again in some seconds");

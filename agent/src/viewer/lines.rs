@@ -20,7 +20,7 @@ use crate::timeseries::{self, Point, Reading};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Slow files are read every ten seconds by default.
@@ -57,7 +57,7 @@ pub struct Wanted {
     pub is_rate: bool,
     max_rows: u64,
     max_containers: usize,
-    containers: Containers,
+    pub containers: Containers,
     pub incidents: Vec<Incident>,
 }
 
@@ -146,18 +146,13 @@ impl Wanted {
     ) -> Result<Vec<Lost>, Problem> {
         let chooser = Chooser::new(&self.containers, &self.incidents);
         let wide = Filter::range(self.from_us.saturating_sub(LOOK_BACK_US), self.to_us);
-        let chosen = containers::chosen(view, self.table, &wide, &chooser)?;
-        if chosen.len() > self.max_containers {
-            let (limit, asked) = (self.max_containers as u64, chosen.len() as u64);
+        let (plan, identities) = containers::chosen(view, self.table, &wide, &chooser)?;
+        if identities.len() > self.max_containers {
+            let (limit, asked) = (self.max_containers as u64, identities.len() as u64);
             return Err(Problem::too_large("export.max_containers", limit, asked, NARROW));
         }
-        self.hold_cells((chosen.len().max(1) * self.metrics.len()) as u64)?;
-        let ids: BTreeSet<i64> = chosen.iter().filter_map(|key| key.cgroup_id).collect();
-        // rows of the node have no cgroup
-        let is_of_node = chosen.iter().any(|key| key.cgroup_id.is_none());
-        let filter = Filter { cgroups: (!is_of_node).then_some(ids), ..wide };
-        let plan = query::plan(view, self.table, &filter, self.max_rows).map_err(of_query)?;
-        let identities = plan.identities().map_err(of_query)?;
+        self.hold_cells((identities.len().max(1) * self.metrics.len()) as u64)?;
+        plan.within(self.max_rows).map_err(of_query)?;
         let mut names = vec!["ts", "cgroup_id", "boot_id"];
         names.extend(match self.table {
             Table::Samples => &["cause", "period_ms"][..],
@@ -171,9 +166,6 @@ impl Wanted {
             cancel.check()?;
             let batch = batch.map_err(of_query)?;
             for (key, range) in rows::stretches(&batch) {
-                if !chosen.contains(&key) {
-                    continue;
-                }
                 let identity = identities.get(&key).cloned().unwrap_or_default();
                 for (beside, at) in self.apart(&batch, range) {
                     lines += self.metrics.len() as u64;

@@ -30,6 +30,8 @@ pub struct Agent {
     pub not_ready: Option<String>,
     /// Does not hand its rows over.
     pub busy: bool,
+    /// Hands its rows over when it is told to.
+    pub held: Option<Arc<tokio::sync::Notify>>,
 }
 
 impl Source for Agent {
@@ -42,7 +44,13 @@ impl Source for Agent {
         {
             writer.seal(1, std::mem::take(&mut *memory), rows::metadata(), None);
         }
-        async move { if busy { Err("the agent is busy".to_owned()) } else { Ok(rows) } }
+        let held = self.held.clone();
+        async move {
+            if let Some(held) = held {
+                held.notified().await;
+            }
+            if busy { Err("the agent is busy".to_owned()) } else { Ok(rows) }
+        }
     }
 
     fn incidents(&self) -> Vec<Incident> {
