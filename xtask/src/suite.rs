@@ -111,7 +111,9 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         scenario::group(&names, &kernels[0])
     });
     if !long {
-        say("\nkubernetes: not in this run; `cargo xtask test --kubernetes` and `--long` have a real cluster, which takes minutes more");
+        say(
+            "\nkubernetes: not in this run; `cargo xtask test --kubernetes` and `--long` have a real cluster, which takes minutes more",
+        );
     }
     if long {
         suite.kubernetes(&kernels, long);

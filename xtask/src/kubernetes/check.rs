@@ -123,11 +123,7 @@ impl Killed {
         let spec = spec.unwrap_or(&Value::Null);
         checks.is("and its image", &one["image"], &spec["image"]);
         checks.is("and its limit", &one["memory_limit"], &spec["resources"]["limits"]["memory"]);
-        checks.is(
-            "the pod's QoS class is that of its path",
-            &one["qos"],
-            &self.pod["status"]["qosClass"],
-        );
+        checks.is("the pod's QoS class is that of its path", &one["qos"], &self.pod["status"]["qosClass"]);
         let others: Vec<_> = all.iter().filter_map(|c| c["container"].as_str()).collect();
         let beside = ["migrate", "proxy"].iter().all(|name| others.contains(name));
         checks.that("the init container and the one beside it are named too", beside, &others.join(" "));

@@ -328,6 +328,12 @@ impl<'p> Test<'p> {
         let args = ["export", "--data", &folder, "--range", "1h", "--containers", id, "--output"];
         bounded(Command::new(&self.fgm).args(args).arg(&rows), EXPORT)?;
         killed.rows(&mut self.checks, "the closed files", &read(&rows)?);
+        // no row has a label: the folder's own table of containers does
+        let labelled = self.out.join("labelled.json");
+        let args =
+            ["export", "--data", &folder, "--range", "1h", "--labels", "app=cart,tier=web", "--output"];
+        bounded(Command::new(&self.fgm).args(args).arg(&labelled), EXPORT)?;
+        killed.rows(&mut self.checks, "the closed files, by label", &read(&labelled)?);
         Ok(())
     }
 

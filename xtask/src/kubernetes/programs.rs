@@ -1,6 +1,7 @@
 //! The programs of a one-node cluster, made once and kept in the cache: kube-apiserver, kube-controller-manager, kube-scheduler, kubelet
 //! and pause compiled from Debian's source package; etcd, containerd, runc, CNI plugins and kubectl from Debian's packages.
-//! Must never leave a folder that looks whole and is not: it is made beside its place and renamed in. Called by `kubernetes`.
+//! Must never leave a folder that looks whole and is not: it is made beside its place and renamed in. What the compiler has done stays
+//! until all is done, so that a build that was interrupted goes on where it was. Called by `kubernetes`.
 //!
 //! Debian bookworm is the last release whose source package has every command and all that they are made of. It is Kubernetes 1.20, an
 //! old one; what the agent asks of it (list and watch pods) has not changed since. Two cores need four to six minutes for it.
@@ -57,8 +58,8 @@ const NEEDS: &[Need] = &[
         check: Check::AnyFile(&["/usr/lib/x86_64-linux-gnu/libc.a", "/usr/lib64/libc.a"]),
     },
 ];
-/// Two busy cores take 12 minutes.
-const COMPILE: Duration = Duration::from_mins(40);
+/// Two cores that others use as well took forty; what was done by then is not done again.
+const COMPILE: Duration = Duration::from_mins(80);
 
 /// A folder with `bin/`, what the packages have below `usr/`, and `versions`.
 pub struct Programs(PathBuf);
@@ -131,12 +132,16 @@ pub fn ready() -> Result<Programs> {
     let _ = fs::remove_dir_all(&work.0);
     let fresh = work.0.join("fresh");
     fs::create_dir_all(fresh.join("bin")).with_context(|| format!("cannot create {}", fresh.display()))?;
-    make(&work.0, &fresh)?;
+    // Go's objects are the same wherever its sources are (-trimpath), and each stands for itself: an old one is no danger.
+    let objects = parent.join(format!("{name}-objects"));
+    make(&work.0, &fresh, &objects)?;
     if fs::rename(&fresh, &dir).is_err() && !dir.join("versions").exists() {
         // An older incomplete folder is in the way.
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         fs::rename(&fresh, &dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
+    // Gone already is as good.
+    let _ = fs::remove_dir_all(&objects);
     Ok(Programs(dir))
 }
 
@@ -160,7 +165,7 @@ fn sweep(parent: &Path) {
     }
 }
 
-fn make(work: &Path, fresh: &Path) -> Result<()> {
+fn make(work: &Path, fresh: &Path, objects: &Path) -> Result<()> {
     let step = Step::begin(format!("fetching Kubernetes {VERSION} and what it runs on from Debian {SUITE}"));
     let state = TempDir::new("apt")?;
     let apt = Apt::new(state.path(), SUITE, Of::Sources)?;
@@ -175,7 +180,7 @@ fn make(work: &Path, fresh: &Path) -> Result<()> {
     packages.push(format!("kubernetes_{version}_source"));
     step.done(&version);
 
-    let go = Go::new(&build, work);
+    let go = Go::new(&build, work, objects);
     let tree = go.path.join("src/k8s.io/kubernetes");
     fs::create_dir_all(&tree)?;
     let mut c = tool("tar");
@@ -218,16 +223,16 @@ struct Go {
 }
 
 impl Go {
-    fn new(build: &Path, work: &Path) -> Self {
+    fn new(build: &Path, work: &Path, objects: &Path) -> Self {
         let root = build.join("usr/lib/go-1.19");
-        Self { root, path: work.join("go"), cache: work.join("go-cache") }
+        Self { root, path: work.join("go"), cache: objects.to_path_buf() }
     }
 
     fn build(&self, tree: &Path) -> Command {
         let mut c = child::bound_to_us(self.root.join("bin/go"));
-        c.arg("build").current_dir(tree);
+        c.args(["build", "-trimpath"]).current_dir(tree);
         c.env("GOROOT", &self.root).env("GOPATH", &self.path).env("GOCACHE", &self.cache);
-        c.env("GO111MODULE", "off").env("GOFLAGS", "").env("CGO_ENABLED", "0").env("GOTOOLDIR", "");
+        c.env("GO111MODULE", "off").env("GOFLAGS", "").env("CGO_ENABLED", "0");
         c.env_remove("GOTOOLDIR").env_remove("GOARCH").env_remove("GOOS");
         c
     }
