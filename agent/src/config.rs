@@ -92,6 +92,7 @@ pub struct Sampling {
     pub exclude: Vec<String>,
     pub max_cgroups: usize,
     pub max_descriptors: usize,
+    pub pss_budget_ms: u64,
 }
 
 impl Default for Sampling {
@@ -103,6 +104,7 @@ impl Default for Sampling {
             exclude: Vec::new(),
             max_cgroups: 4096,
             max_descriptors: 8192,
+            pss_budget_ms: 0,
         }
     }
 }
@@ -267,6 +269,10 @@ const KEYS: &[(&str, &str)] = &[
     (
         "sampling.max_descriptors",
         "files kept open for the base samples (0 to 1048576), each in 5 KB of the kernel's memory; the others are opened each time, at more CPU",
+    ),
+    (
+        "sampling.pss_budget_ms",
+        "milliseconds that reading the PSS of a container's processes may take at an event (0 to 1000); 0 = not read. It holds each process's mm lock, and needs CAP_SYS_PTRACE for those of other users",
     ),
     (
         "lane.source",

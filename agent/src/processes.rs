@@ -1,7 +1,7 @@
 //! The process table of a cgroup: who is in it and who holds its memory.
 //!
 //! Read from cgroup.procs (of the cgroup and those below it) and /proc. A process that goes away meanwhile is left out;
-//! what cannot be read of one is absent. PSS is never read here: smaps_rollup takes the process's mm lock.
+//! what cannot be read of one is absent. PSS is no part of a table: smaps_rollup takes the process's mm lock, so [`pss_bytes`] is for who asks.
 
 use crate::accumulator::Process;
 use crate::names::CgroupId;
@@ -147,6 +147,16 @@ fn read(proc_root: &Path, pid: u32) -> Option<(Process, Option<usize>)> {
     Some((process, init_depth(&status)))
 }
 
+/// The proportional set size of a process: shared pages count for their share. The kernel goes over all of its page tables for that, some 6 ms
+/// for each GB of small pages, and holds its mm lock meanwhile.
+///
+/// # Errors
+/// That it has gone, or that CAP_SYS_PTRACE would be needed.
+pub fn pss_bytes(proc_root: &Path, pid: u32) -> std::io::Result<u64> {
+    let text = fs::read_to_string(proc_root.join(pid.to_string()).join("smaps_rollup"))?;
+    kib(&text, "Pss").ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))
+}
+
 fn ticks_per_second() -> u64 {
     rustix::param::clock_ticks_per_second().max(1)
 }
@@ -169,6 +179,15 @@ mod tests {
         assert_eq!(me.comm, comm.trim_end());
         assert!(me.rss_bytes.is_some_and(|b| b > 1 << 20), "{me:?}");
         assert!(me.threads.is_some_and(|t| t >= 1));
+    }
+
+    #[test]
+    fn pss_is_no_more_than_rss_and_none_of_one_that_has_gone() {
+        let pid = std::process::id();
+        let pss = pss_bytes(Path::new("/proc"), pid).expect("our own");
+        let (me, _) = read(Path::new("/proc"), pid).expect("alive");
+        assert!(pss > 0 && me.rss_bytes.is_some_and(|rss| pss <= rss + (16 << 20)), "{pss}: {me:?}");
+        assert!(pss_bytes(Path::new("/proc"), 4_194_304).is_err());
     }
 
     /// A folder that looks like /proc, with processes of (pid, NSpid, start).

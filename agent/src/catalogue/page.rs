@@ -33,6 +33,7 @@ Read with the slow files; a value that did not change has a row at the start, wi
 | any other file of numbers | `FILE_KEY` | |
 | a key that a file above has and this page does not | `FILE_KEY` | |
 | `/proc/meminfo`, `/proc/vmstat` | `meminfo_KEY`, `vmstat_KEY`: the keys without a column, `scope` = `node` | |
+| `/proc/PID/smaps_rollup` | `process_pss_bytes`, at events, when `sampling.pss_budget_ms` allows | `pid`, `comm` |
 | `/proc/PID/net/dev` | `net_rx_bytes`, `net_tx_bytes` and so on, once for each network namespace | `interface`, `netns` |
 | fgm itself | what it emits through the `metrics` facade, `scope` = `node` | its own |
 

@@ -28,6 +28,7 @@ pub fn check(config: &Config, origin: &dyn Fn(&str) -> String) -> Result<(), Con
     )?;
     range("sampling.max_cgroups", s.max_cgroups as u64, 1, 65_536, "1 to 65536")?;
     range("sampling.max_descriptors", s.max_descriptors as u64, 0, 1 << 20, "0 to 1048576")?;
+    range("sampling.pss_budget_ms", s.pss_budget_ms, 0, 1000, "0 to 1000")?;
     range("lane.period_ms", config.lane.period_ms.or(20), 10, 1000, "10 to 1000, or \"auto\"")?;
     let budget = config.lane.cpu_budget_percent;
     if !(0.01..=100.0).contains(&budget) {

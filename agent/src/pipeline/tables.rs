@@ -1,12 +1,19 @@
 //! Process tables: read every 10 s by the loop's rhythm, and at events. Must never let who causes events take the loop's time: a
 //! table of hundreds of processes takes milliseconds, and a pod can have itself killed a thousand times a second.
 
-use super::state::State;
+use super::state::{MS, State};
+use crate::accumulator::Process;
+use crate::catalogue::Kind;
+use crate::catalogue::loose::Metric;
 use crate::clock;
 use crate::names::{CgroupId, Scope, Table};
 use crate::processes;
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
+
+const PSS: &str = "process_pss_bytes";
 
 /// Tables at events of one container take one part in so many of the loop's time…
 const OF_CONTAINER: u64 = 20;
@@ -26,6 +33,17 @@ struct Last {
     rows: u64,
 }
 
+fn pss(process: &Process) -> Arc<Metric> {
+    let labels = [("pid", process.pid.to_string()), ("comm", process.comm.clone())];
+    let labels = labels.map(|(k, v)| (k.to_owned(), v)).to_vec();
+    Arc::new(Metric { name: PSS.to_owned(), kind: Some(Kind::Gauge.as_str()), labels })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 bytes")]
+fn real(bytes: u64) -> f64 {
+    bytes as f64
+}
+
 /// By container and by pod.
 #[derive(Default)]
 pub(super) struct Tables(HashMap<CgroupId, Last>);
@@ -43,6 +61,7 @@ impl State {
             return;
         }
         let rows = self.process_table(id);
+        self.pss_of_last(id, rows);
         let took = clock::ktime_ns().saturating_sub(now);
         if self.tables.0.len() >= KEPT {
             self.tables.0.retain(|_, last| now < last.rests_until);
@@ -51,6 +70,38 @@ impl State {
         self.tables.0.insert(id, Last { at: now, rests_until: now + of_container, rows });
         if let Some(pod) = pod.filter(|pod| *pod != id) {
             self.tables.0.insert(pod, Last { at: 0, rests_until: now + took * OF_POD, rows });
+        }
+    }
+
+    /// PSS of the processes of the table that was just read, those that hold most first, while the time for it lasts. Into `metrics`: it is
+    /// asked for by configuration, and most rows of `processes` would lack it.
+    fn pss_of_last(&mut self, id: CgroupId, rows: u64) {
+        let budget = self.config.sampling.pss_budget_ms * MS;
+        let rows = usize::try_from(rows).unwrap_or(0).min(self.pending.processes.len());
+        let from = self.pending.processes.len() - rows;
+        let Some((at, meta, _)) = self.pending.processes.get(from).filter(|_| budget > 0).cloned() else {
+            return;
+        };
+        let mut last: Vec<&Process> = self.pending.processes[from..].iter().map(|(_, _, p)| p).collect();
+        last.sort_by_key(|p| std::cmp::Reverse(p.rss_bytes));
+        let end = clock::ktime_ns() + budget;
+        let (mut values, mut late, mut denied) = (Vec::new(), 0, 0);
+        for process in last {
+            if clock::ktime_ns() >= end {
+                late += 1;
+                continue;
+            }
+            match processes::pss_bytes(Path::new(super::state::PROC), process.pid) {
+                Ok(bytes) => values.push((pss(process), real(bytes))),
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => denied += 1,
+                Err(_) => {}
+            }
+        }
+        let written = self.pending.metrics.commit(at, Some(&meta), &mut values);
+        self.ledger.written(Table::Metrics, written);
+        for (reason, rows) in [("pss_budget", late), ("pss_denied", denied)] {
+            self.ledger.lost(Table::Metrics, reason, rows);
+            self.story.lost(id, Table::Metrics.as_str(), reason, rows);
         }
     }
 
