@@ -251,7 +251,7 @@ impl<'p> Control<'p> {
 
     /// What kubectl prints; an error is its own words.
     pub fn ask(&self, args: &[&str]) -> Result<String> {
-        output(self.kubectl(args)?.arg("--request-timeout=30s"))
+        output(self.kubectl(args)?.arg("--request-timeout=120s"))
     }
 
     /// Its logs, beside those of the node.
