@@ -4,11 +4,12 @@
 use crate::child::{self, Reaped};
 use crate::clock::Deadline;
 use crate::http;
+use crate::net::free_port;
 use crate::progress::Step;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
@@ -94,10 +95,4 @@ impl Agent {
         }
         Ok(())
     }
-}
-
-/// A port that is free now; between this and the agent's bind nobody but a scanner of ports would take it.
-fn free_port() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on the loopback")?;
-    listener.local_addr().context("a listener without an address")
 }

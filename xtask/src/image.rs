@@ -1,5 +1,5 @@
 //! `cargo xtask image`: the agent as an OCI image FROM scratch, one static binary in one layer, without Docker.
-//! Must give the same bytes for the same binary, and must never push anything anywhere. Called by a person and by `cluster`.
+//! Must give the same bytes for the same binary, and must never push anything anywhere. Called by a person, by `cluster` and by `kubernetes`.
 //!
 //! The file is an OCI image layout in a tar, with Docker's `manifest.json` beside its `index.json`, so that `ctr images import`,
 //! `kind load image-archive`, `minikube image load`, `podman load` and `docker load` all take it. The layer is not
@@ -26,6 +26,8 @@ pub enum Of {
     Agent,
     /// The program that scenarios are made of.
     Workload,
+    /// What holds a pod's namespaces on the test's node; not built here.
+    Pause,
 }
 
 impl Of {
@@ -33,6 +35,7 @@ impl Of {
         match self {
             Self::Agent => "fgm",
             Self::Workload => "workload",
+            Self::Pause => "pause",
         }
     }
 }
@@ -71,7 +74,17 @@ pub fn make(of: Of, out: &Path, tag: &str) -> Result<Value> {
     if certificates.is_none() && of == Of::Agent {
         say(&format!("no {CERTIFICATES} here: the image trusts no certificate authority"));
     }
-    let image = assemble(of, &binary, certificates.as_deref(), tag)?;
+    write(&assemble(of, &binary, certificates.as_deref(), tag)?, out, tag)
+}
+
+/// The image of a program that is there already, of `Of::Pause`.
+pub fn pause(program: &Path, out: &Path, tag: &str) -> Result<Value> {
+    must_be_static(program)?;
+    let binary = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    write(&assemble(Of::Pause, &binary, None, tag)?, out, tag)
+}
+
+fn write(image: &Image, out: &Path, tag: &str) -> Result<Value> {
     if let Some(dir) = out.parent() {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
@@ -89,7 +102,7 @@ pub fn workload_tag() -> String {
 }
 
 /// The static program; the agent with its kernel programs in it.
-fn build(of: Of) -> Result<PathBuf> {
+pub fn build(of: Of) -> Result<PathBuf> {
     if std::env::consts::ARCH != "x86_64" {
         bail!("the image is made for x86_64 and this machine is {}", std::env::consts::ARCH);
     }

@@ -1,16 +1,14 @@
 //! Test kernels: Debian's cloud kernels, fetched by series through a private apt state and kept in the cache.
 //! Must never touch the machine's own apt lists, sources or packages. Called by `vm`.
 
-use crate::child::{TempDir, output, run, tool};
-use crate::clock::Deadline;
+use crate::child::{TempDir, run, tool};
+use crate::debian::{Apt, Of};
 use crate::progress::Step;
 use crate::usage::Usage;
 use crate::{initrd, paths};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
 /// The series that we test, oldest first.
 pub const SERIES: &[&str] = &["6.1", "6.12", "6.18", "7.3"];
@@ -62,8 +60,8 @@ fn fetch(series: &str, dir: &Path) -> Result<()> {
     let mut misses = Vec::new();
     for suite in suites(series) {
         let state = TempDir::new("apt")?;
-        let apt = PrivateApt::new(state.path(), suite)?;
-        let found = apt.update().and_then(|()| apt.newest(series));
+        let apt = Apt::new(state.path(), suite, Of::Binaries)?;
+        let found = apt.update().and_then(|()| newest(&apt, series));
         let version = match found {
             Ok(Some(version)) => version,
             Ok(None) => {
@@ -78,7 +76,7 @@ fn fetch(series: &str, dir: &Path) -> Result<()> {
         // Unpacked beside its place and renamed in, so that an interrupted fetch is never taken for a kernel.
         let fresh = parent.join(format!(".{series}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&fresh);
-        apt.unpack(&version, &fresh)?;
+        unpack(&apt, &version, &fresh)?;
         arrange(&version, &fresh)?;
         if fs::rename(&fresh, dir).is_err() {
             // Another run was faster, or an old incomplete folder is in the way.
@@ -117,77 +115,20 @@ fn arrange(version: &str, dir: &Path) -> Result<()> {
     fs::write(dir.join("version"), version).context("cannot write the kernel's version file")
 }
 
-/// An apt whose sources, lists, cache and dpkg status are all in one folder of ours.
-struct PrivateApt {
-    state: PathBuf,
+/// The newest cloud image of a series that the suite has.
+fn newest(apt: &Apt, series: &str) -> Result<Option<String>> {
+    Ok(newest_of(&apt.names(&format!("linux-image-{series}."))?))
 }
 
-impl PrivateApt {
-    fn new(state: &Path, suite: &str) -> Result<Self> {
-        for folder in
-            ["lists/partial", "cache/archives/partial", "etc/preferences.d", "etc/apt.conf.d", "debs"]
-        {
-            fs::create_dir_all(state.join(folder))?;
-        }
-        fs::write(state.join("status"), "")?;
-        let keyring = ["gpg", "pgp"]
-            .map(|e| format!("/usr/share/keyrings/debian-archive-keyring.{e}"))
-            .into_iter()
-            .find(|p| Path::new(p).exists())
-            .context("no Debian archive keyring (package debian-archive-keyring)")?;
-        let source = format!("deb [arch=amd64 signed-by={keyring}] {} {suite} main\n", archive()?);
-        fs::write(state.join("etc/sources.list"), source)?;
-        Ok(Self { state: state.to_path_buf() })
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let at = |name: &str| self.state.join(name).display().to_string();
-        let mut c = tool(program);
-        for option in [
-            format!("Dir::Etc={}", at("etc")),
-            format!("Dir::Etc::sourcelist={}", at("etc/sources.list")),
-            "Dir::Etc::sourceparts=/dev/null".into(),
-            format!("Dir::State={}", self.state.display()),
-            format!("Dir::State::lists={}", at("lists")),
-            format!("Dir::State::status={}", at("status")),
-            format!("Dir::Cache={}", at("cache")),
-            "APT::Architecture=amd64".into(),
-            "APT::Sandbox::User=root".into(),
-            "Acquire::Languages=none".into(),
-            "Acquire::Retries=3".into(),
-        ] {
-            c.arg("-o").arg(option);
-        }
-        c
-    }
-
-    fn update(&self) -> Result<()> {
-        bounded(self.command("apt-get").args(["-qq", "update"]), Duration::from_mins(5))
-    }
-
-    fn newest(&self, series: &str) -> Result<Option<String>> {
-        let prefix = format!("linux-image-{series}.");
-        let names = output(self.command("apt-cache").args(["pkgnames", &prefix]))?;
-        Ok(newest_of(&names))
-    }
-
-    /// The image and, from 6.17 on, the packages that its files were split into.
-    fn unpack(&self, version: &str, into: &Path) -> Result<()> {
-        let names = output(self.command("apt-cache").arg("pkgnames"))?;
-        let wanted: Vec<String> = ["image", "binary", "modules", "base"]
-            .map(|part| format!("linux-{part}-{version}"))
-            .into_iter()
-            .filter(|name| names.lines().any(|l| l == name))
-            .collect();
-        let debs = self.state.join("debs");
-        let mut download = self.command("apt-get");
-        download.args(["-qq", "download"]).args(&wanted).current_dir(&debs);
-        bounded(&mut download, Duration::from_mins(10))?;
-        for deb in fs::read_dir(&debs)?.flatten() {
-            run(tool("dpkg-deb").arg("-x").arg(deb.path()).arg(into))?;
-        }
-        Ok(())
-    }
+/// The image and, from 6.17 on, the packages that its files were split into.
+fn unpack(apt: &Apt, version: &str, into: &Path) -> Result<()> {
+    let names = apt.names("")?;
+    let wanted: Vec<String> = ["image", "binary", "modules", "base"]
+        .map(|part| format!("linux-{part}-{version}"))
+        .into_iter()
+        .filter(|name| names.lines().any(|l| l == name))
+        .collect();
+    apt.unpack(&wanted, into).map(drop)
 }
 
 /// Of package names, the version of the newest ordinary cloud image (`-rt-`, `-dbg` and unsigned ones are not).
@@ -205,49 +146,6 @@ fn numbers(version: &str) -> Vec<u64> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
 }
 
-/// The Debian archive that the machine itself uses, so that a company's mirror is honoured.
-fn archive() -> Result<String> {
-    if let Ok(set) = std::env::var("FGM_DEBIAN_MIRROR") {
-        return Ok(set);
-    }
-    let targets = output(tool("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]));
-    let own = targets.unwrap_or_default();
-    let own = own.lines().map(|l| l.trim().trim_end_matches('/')).find(|l| l.ends_with("/debian"));
-    own.map(str::to_owned).context(
-        "this machine's apt knows no Debian archive (on Ubuntu it does not), and the test VM's kernels come from one: \
-         set FGM_DEBIAN_MIRROR to the address of a Debian mirror, up to and with its /debian",
-    )
-}
-
-/// A command without the dozen options that keep apt in a folder of ours.
-fn brief(command: &Command) -> String {
-    let mut words = vec![command.get_program().display().to_string()];
-    let mut args = command.get_args();
-    while let Some(arg) = args.next() {
-        if arg == "-o" {
-            args.next();
-        } else {
-            words.push(arg.display().to_string());
-        }
-    }
-    words.join(" ")
-}
-
-fn bounded(command: &mut Command, limit: Duration) -> Result<()> {
-    let log = TempDir::new("log")?;
-    let path = log.path().join("out");
-    let file = fs::File::create(&path)?;
-    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-    let child =
-        command.spawn().with_context(|| format!("cannot start `{}`", command.get_program().display()))?;
-    let mut child = crate::child::Reaped(child);
-    match crate::child::wait_until(&mut child.0, Deadline::after(limit))? {
-        Some(status) if status.success() => Ok(()),
-        Some(status) => bail!("{} failed: {status}\n{}", brief(command), crate::child::tail(&path, 20)),
-        None => bail!("{} was ended after {} s", brief(command), limit.as_secs()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::newest_of;
@@ -259,13 +157,6 @@ mod tests {
                      linux-image-6.12.99-amd64\nlinux-image-6.12.90+deb12.1-cloud-amd64-dbg";
         assert_eq!(newest_of(names).as_deref(), Some("6.12.90+deb12.1-cloud-amd64"));
         assert_eq!(newest_of(""), None);
-    }
-
-    #[test]
-    fn a_command_is_shown_without_apts_options() {
-        let mut command = std::process::Command::new("apt-get");
-        command.args(["-o", "Dir::Etc=/x", "-qq", "update"]);
-        assert_eq!(super::brief(&command), "apt-get -qq update");
     }
 
     #[test]

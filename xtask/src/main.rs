@@ -8,6 +8,7 @@ mod cgroup;
 mod child;
 mod clock;
 mod cluster;
+mod debian;
 mod demo;
 mod demo_play;
 mod ebpf;
@@ -17,6 +18,8 @@ mod image;
 mod initrd;
 mod interop;
 mod kernel;
+mod kubernetes;
+mod net;
 mod paths;
 mod progress;
 mod scenario;
@@ -36,6 +39,7 @@ const USAGE: &str = "\
 cargo xtask VERB
 
   test [--long]               all set-up, then every test (long: on all kernels, and the evidence of some kills)
+  test --kubernetes           image and manifests on a real one-node cluster in the test VM, and nothing else
   ci                          format, lints and all tests that need no VM
   build-ebpf                  compile the kernel programs into target/ebpf
   demo                        all set-up, then the report of a real OOM kill
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         "interop" => interop::verb(rest),
         "scenario" => scenario::verb(rest),
         "image" => image::verb(rest),
+        "kubernetes" => kubernetes::verb(rest),
         "vm" => vm::verb(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -9,7 +9,7 @@ use crate::demo::{self, Outcome};
 use crate::progress::{quiet, say};
 use crate::setup::{self, Check, Need};
 use crate::tally::{self, Names, Tally};
-use crate::{bench, browser, ebpf, interop, kernel, paths, scenario, usage};
+use crate::{bench, browser, ebpf, interop, kernel, kubernetes, paths, scenario, usage};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -45,9 +45,10 @@ struct Suite {
 }
 
 pub fn test(args: &[OsString]) -> Result<i32> {
-    const USAGE: &str = "cargo xtask test [--long] [--kernels 6.12,6.1] [--only-kernels | --without-kernels]";
+    const USAGE: &str =
+        "cargo xtask test [--long] [--kernels 6.12,6.1] [--only-kernels | --without-kernels | --kubernetes]";
     let mut kernels: Vec<String> = KERNELS.iter().map(|k| (*k).to_owned()).collect();
-    let (mut long, mut only_kernels, mut without_kernels) = (false, false, false);
+    let (mut long, mut only_kernels, mut without_kernels, mut only_kubernetes) = (false, false, false, false);
     let mut args = args.iter().map(|a| a.to_string_lossy().into_owned());
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -58,6 +59,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
             }
             "--only-kernels" => only_kernels = true,
             "--without-kernels" => without_kernels = true,
+            "--kubernetes" => only_kubernetes = true,
             "--kernels" => {
                 let list = args.next();
                 let list = usage::value(list.as_deref(), "--kernels", USAGE)?;
@@ -75,12 +77,17 @@ pub fn test(args: &[OsString]) -> Result<i32> {
     for series in &kernels {
         kernel::check_series(series)?;
     }
-    if only_kernels && without_kernels {
-        return Err(usage::wrong("--only-kernels and --without-kernels leave nothing", USAGE));
+    if [only_kernels, without_kernels, only_kubernetes].iter().filter(|o| **o).count() > 1 {
+        let what = "--only-kernels, --without-kernels and --kubernetes leave nothing of each other";
+        return Err(usage::wrong(what, USAGE));
     }
     // All set-up first: a machine that lacks something says so before minutes of compiling.
     setup::vm()?;
     let mut suite = Suite::default();
+    if only_kubernetes {
+        suite.kubernetes(&kernels, long);
+        return Ok(suite.finish());
+    }
     if only_kernels {
         ebpf::build()?;
         suite.kernels(&kernels, long);
@@ -103,7 +110,13 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         let names = if long { scenario::names() } else { scenario::GROUP.map(str::to_owned).to_vec() };
         scenario::group(&names, &kernels[0])
     });
+    if !long {
+        say(
+            "\nkubernetes: not in this run; `cargo xtask test --kubernetes` and `--long` have a real cluster, which takes minutes more",
+        );
+    }
     if long {
+        suite.kubernetes(&kernels, long);
         suite.group("evidence", |_| {
             Ok(if bench::short(&kernels[0])? == 0 { Tally::PASSED } else { Tally::FAILED })
         });
@@ -155,6 +168,14 @@ impl Suite {
                 say(&format!("kernel tests: {e:#}"));
                 self.push("kernel tests", Tally::FAILED, 0);
             }
+        }
+    }
+
+    /// On the first kernel by systemd's cgroup driver, as clusters are; `long`: on the second by cgroupfs too.
+    fn kubernetes(&mut self, series: &[String], long: bool) {
+        for (n, series) in series.iter().take(1 + usize::from(long)).enumerate() {
+            let name = if n == 0 { "kubernetes" } else { "kubernetes, cgroupfs" };
+            self.group(name, |_| kubernetes::test(series, n == 0));
         }
     }
 

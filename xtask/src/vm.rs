@@ -4,7 +4,7 @@
 //!
 //! The guest's root is the host's `/` by virtiofs, read-only, under an overlay in memory: programs run from the paths
 //! that they have here. `--icount` counts instructions instead of time: a program's CPU repeats within 0.3 %, and every wait
-//! of the guest is over at once, also that for a host's file, so no deadline inside says anything. A share `job` carries argv in and stdout, stderr and exit code out; a share `out` (--out) is
+//! of the guest is over at once, also that for a host's file, so no deadline inside says anything. `--systemd` has the host's systemd as process 1. A share `job` carries argv in and stdout, stderr and exit code out; a share `out` (--out) is
 //! mounted at the same path as on the host. TCG unless `FGM_VM_KVM=1` and a timed probe boot shows that KVM works:
 //! `/dev/kvm` may exist and still not run an ordinary kernel.
 
@@ -43,6 +43,11 @@ pub struct Guest {
     pub disk: String,
     /// One instruction takes one nanosecond, and nobody waits for an idle guest: CPU time repeats whatever the host does.
     pub icount: bool,
+    /// A network of the guest's own, in which this machine's loopback is 10.0.2.2, with these ports of it forwarded into the guest, at
+    /// 10.0.2.15; else none.
+    pub network: Option<Vec<u16>>,
+    /// systemd as process 1, which the host must have, with its D-Bus.
+    pub systemd: bool,
     pub out: Option<PathBuf>,
     pub cwd: PathBuf,
     pub argv: Vec<OsString>,
@@ -57,6 +62,8 @@ impl Guest {
             smp: 2,
             disk: "256M".to_owned(),
             icount: false,
+            network: None,
+            systemd: false,
             out: None,
             cwd: env::current_dir().context("cannot tell the current folder")?,
             argv,
@@ -218,9 +225,21 @@ impl Guest {
         c.args(["-numa", "node,memdev=mem", "-device", "virtio-rng-pci"]);
         c.arg("-serial").arg(format!("file:{}", console.display()));
         c.arg("-drive").arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
+        if let Some(ports) = &self.network {
+            let mut user = "user,id=net".to_owned();
+            for port in ports {
+                // Writing to a String cannot fail.
+                let _ = std::fmt::Write::write_fmt(
+                    &mut user,
+                    format_args!(",hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{port}"),
+                );
+            }
+            c.args(["-netdev", &user, "-device", "virtio-net-pci,netdev=net"]);
+        }
         c.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&kernel.initrd);
         c.arg("-append");
-        c.arg(format!("console=ttyS0 panic=-1 quiet fgm.modules={}", kernel.modules.display()));
+        let systemd = if self.systemd { " fgm.systemd" } else { "" };
+        c.arg(format!("console=ttyS0 panic=-1 quiet fgm.modules={}{systemd}", kernel.modules.display()));
         Ok(c)
     }
 }
@@ -319,7 +338,7 @@ fn number(option: &str, text: &str) -> Result<u32> {
 /// The verb: options, then `--`, then the command.
 pub fn verb(args: &[OsString]) -> Result<i32> {
     const USAGE: &str = "cargo xtask vm [--kernel 6.1|6.12|6.18|7.3] [--out DIR] [--timeout SECONDS] [--mem 2G] \
-                         [--smp 2] [--disk 256M] [--icount] -- COMMAND [ARGUMENT…]";
+                         [--smp 2] [--disk 256M] [--icount] [--systemd] -- COMMAND [ARGUMENT…]";
     let split = args.iter().position(|a| a == "--").ok_or_else(|| usage::wrong("no `--`", USAGE))?;
     let (options, command) = (&args[..split], &args[split + 1..]);
     if command.is_empty() {
@@ -331,6 +350,10 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
         let name = option.to_string_lossy();
         if name == "--icount" {
             guest.icount = true;
+            continue;
+        }
+        if name == "--systemd" {
+            guest.systemd = true;
             continue;
         }
         if !["--kernel", "--mem", "--disk", "--smp", "--timeout", "--out"].contains(&&*name) {

@@ -6,10 +6,10 @@ use super::{Container, Expect, Scenario};
 use crate::cgroup::{self, Tree};
 use crate::child::{self, TempDir, bound_to_us};
 use crate::clock::{self, Deadline};
+use crate::net::free_port;
 use anyhow::{Context as _, Result, anyhow, bail};
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -79,7 +79,7 @@ impl<'s> Running<'s> {
         }
         let mut ports = BTreeMap::new();
         for c in scenario.container.iter().filter(|c| c.port.is_some()) {
-            ports.insert(c.name.clone(), free_port()?);
+            ports.insert(c.name.clone(), free_port()?.port());
         }
         let mut uses = scenario.container.iter().flat_map(|c| c.role.iter().chain(c.files.values()));
         let scratch = uses.any(|w| w.contains("{scratch}") || w.contains("{disk}")).then(Scratch::new);
@@ -388,12 +388,6 @@ impl Drop for Scratch {
             let _ = fs::remove_file(&self.path);
         }
     }
-}
-
-/// Free now; nobody but a scanner of ports would take it before the workload does.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port on the loopback")?;
-    Ok(listener.local_addr().context("a listener without an address")?.port())
 }
 
 /// So many random bytes, in hex.

@@ -1,0 +1,129 @@
+//! `cargo xtask test --kubernetes`: our image and our manifests on a real one-node cluster, a pod of which is OOM-killed, and the agent
+//! asked what it knows, as a user would ask.
+//! Must never judge the agent by what the agent says: names, reason and restart are those that kubectl has. Called by `suite`.
+//!
+//! The control plane runs here (`control`), the node in the test VM (`node`), of programs that are made once (`programs`). The plain
+//! manifests go in as they are in the tree: nothing of the DaemonSet is changed for the test. The agent is reached by `kubectl
+//! port-forward`, so that what docs/install.md tells is what is tested.
+
+mod check;
+mod control;
+mod node;
+mod play;
+mod programs;
+
+use crate::child::TempDir;
+use crate::clock;
+use crate::image::{self, Of};
+use crate::net::free_port;
+use crate::progress::say;
+use crate::setup::{Check, Need};
+use crate::tally::Tally;
+use crate::vm::Guest;
+use crate::{paths, setup, usage};
+use anyhow::{Context as _, Result, bail};
+use control::Control;
+use play::{Test, manifest};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+/// The life of the guest: every wait of `play`, one after the other.
+const WHOLE: Duration = Duration::from_mins(26);
+
+const SYSTEMD: &[Need] = &[
+    Need {
+        package: "systemd",
+        why: "process 1 of the test's node",
+        check: Check::AnyFile(&["/lib/systemd/systemd", "/usr/lib/systemd/systemd"]),
+    },
+    Need {
+        package: "dbus",
+        why: "by which runc asks systemd for cgroups",
+        check: Check::Program("dbus-daemon"),
+    },
+];
+
+const SANDBOX: &str = "fgm-pause:1";
+
+/// The part that plays in the guest; nobody else calls it.
+pub fn verb(args: &[OsString]) -> Result<i32> {
+    let [flag, out] = args else {
+        return Err(usage::wrong("not for people", "cargo xtask test --kubernetes"));
+    };
+    if flag != "--node" {
+        return Err(usage::wrong("not for people", "cargo xtask test --kubernetes"));
+    }
+    node::run_node(Path::new(out)).map(|()| 0)
+}
+
+/// One cluster on one kernel, by systemd's cgroup driver or by cgroupfs.
+pub fn test(kernel: &str, systemd: bool) -> Result<Tally> {
+    // First, so that a machine that lacks something says so before minutes of compiling.
+    setup::vm()?;
+    if systemd {
+        setup::ensure(SYSTEMD)?;
+    }
+    let programs = programs::ready()?;
+    say(&programs.versions()?);
+    let out = paths::target().join("kubernetes").join(clock::stamp());
+    fs::create_dir_all(out.join("static")).with_context(|| format!("cannot create {}", out.display()))?;
+    let out = out.canonicalize()?;
+    let images = images(&programs, &out)?;
+    let fgm = image::build(Of::Agent)?;
+    let side = TempDir::new("cluster")?;
+    let control = Control::start(&programs, side.path())?;
+    let kubelet_port = free_port()?.port();
+    control.node_files(&out)?;
+    fs::write(out.join("static/keeper.yaml"), manifest("static.yaml")?).context("cannot write a manifest")?;
+    let order = node::Order {
+        programs: programs.dir().to_path_buf(),
+        images,
+        pause: format!("docker.io/library/{SANDBOX}"),
+        api_port: control.port,
+        kubelet_port,
+        static_pods: out.join("static"),
+        systemd,
+        workload: (format!("docker.io/library/{}", image::workload_tag()), image::archive(Of::Workload)),
+    };
+    fs::write(out.join(node::ORDER), serde_json::to_string(&order)?).context("cannot write the order")?;
+    let words: [OsString; 4] =
+        [paths::own()?.into(), "kubernetes".into(), "--node".into(), out.clone().into()];
+    let mut guest = Guest::new(words.to_vec())?;
+    kernel.clone_into(&mut guest.series);
+    (guest.mem, guest.disk) = ("3G".to_owned(), "3G".to_owned());
+    (guest.timeout, guest.out) = (WHOLE, Some(out.clone()));
+    guest.network = Some(vec![kubelet_port]);
+    guest.systemd = systemd;
+
+    let mut test = Test::new(control, out, fgm, systemd);
+    let played = thread::scope(|scope| {
+        let node = scope.spawn(|| guest.run_with(&mut std::io::stderr(), &mut std::io::stderr()));
+        let played = test.play(&node);
+        if played.is_err() {
+            test.last_words();
+        }
+        fs::write(test.out().join(node::STOP), "").context("cannot stop the node")?;
+        let code = node.join().map_err(|_| anyhow::anyhow!("the guest's thread panicked"))??;
+        if played.is_ok() && code != 0 {
+            bail!("the node ended with exit code {code}");
+        }
+        played
+    });
+    test.keep_logs();
+    let killed = played?;
+    test.folder(&killed)?;
+    Ok(test.tally())
+}
+
+/// Agent, workload and the sandbox of pods, as archives.
+fn images(programs: &programs::Programs, out: &Path) -> Result<Vec<PathBuf>> {
+    let (agent, workload, pause) =
+        (image::archive(Of::Agent), image::archive(Of::Workload), out.join("pause.tar"));
+    image::make(Of::Agent, &agent, &image::default_tag())?;
+    image::make(Of::Workload, &workload, &image::workload_tag())?;
+    image::pause(&programs.program("pause")?, &pause, SANDBOX)?;
+    Ok(vec![agent, workload, pause])
+}
