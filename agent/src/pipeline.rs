@@ -35,6 +35,7 @@ use crate::export;
 use crate::kubernetes::Kubernetes;
 use crate::machine::Machine;
 use crate::probes::{self, Kernel, Ladder, Mechanism, Probes, ReclaimTotals};
+use crate::query;
 use crate::recorder;
 use crate::sampler::Sampler;
 use crate::ship::{self, Ship};
@@ -88,8 +89,9 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let mut tree = Tree::new(&config.cgroup_root, rules, config.sampling.max_cgroups)?;
     let store = Store::open(&config.data_dir)?;
     let kubernetes = Kubernetes::start(&config, is_host_name);
-    if let Err(problem) = kubernetes.pods.remember(&store.view()) {
-        tracing::warn!(%problem, "names of an earlier run cannot be read");
+    match query::earlier_pods(&store.view()) {
+        Ok(earlier) => kubernetes.pods.remember(earlier),
+        Err(problem) => tracing::warn!(%problem, "names of an earlier run cannot be read"),
     }
     store.set_pods(kubernetes.pods.clone());
     let series = recorder::install()?;

@@ -6,7 +6,6 @@
 //! alone: this only adds names, and where nothing is known it says nothing. No I/O, no clock.
 
 mod fill;
-mod table;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -330,6 +329,14 @@ impl Pods {
         for uid in &gone {
             known.deleted(uid);
         }
+    }
+
+    /// Those of an earlier run, the latest first, for names that nobody tells any more.
+    pub fn remember(&self, earlier: impl IntoIterator<Item = Pod>) {
+        for pod in earlier {
+            self.known().remember(pod);
+        }
+        self.changed();
     }
 
     /// From now on what is told is kept for [`Pods::take_news`].

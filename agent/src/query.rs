@@ -7,8 +7,10 @@
 
 mod file;
 mod identity;
+mod told;
 
 pub use identity::{Identity, int, text};
+pub use told::{earlier_pods, pods};
 
 use crate::incident::Lost;
 use crate::names::Table;

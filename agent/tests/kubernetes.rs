@@ -294,7 +294,7 @@ fn what_was_told_is_a_table_by_which_a_copied_folder_knows_labels_and_ends() {
     writer.seal(1, batches, rows::metadata(), None);
     writer.shutdown(LIMIT).expect("in time");
 
-    let pods = Pods::of_store(&Store::open_read_only(dir.path()).expect("opens").view()).expect("readable");
+    let pods = query::pods(&Store::open_read_only(dir.path()).expect("opens").view()).expect("readable");
     let who = pods.who(Some(uid), Some(&ended)).expect("known");
     let end = who.ended(&ended).expect("how it ended");
     assert_eq!(
@@ -336,7 +336,9 @@ fn what_was_told_is_a_table_by_which_a_copied_folder_knows_labels_and_ends() {
     }
     // an agent that starts over it has the names of those that are gone
     let again = Pods::default();
-    again.remember(&Store::open_read_only(dir.path()).expect("opens").view()).expect("readable");
+    again.remember(
+        query::earlier_pods(&Store::open_read_only(dir.path()).expect("opens").view()).expect("readable"),
+    );
     assert_eq!((again.count().live, again.count().gone), (0, 1));
     assert_eq!(again.who(Some(uid), None).map(|w| w.pod.name.clone()).as_deref(), Some("cart-0"));
 }

@@ -5,7 +5,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::export::{self, Containers, Evidence, Limits, Problem, Rows, Selection, time_range_or_all};
 use crate::incident::Incident;
-use crate::pods::Pods;
+use crate::query;
 use crate::store::{Store, View};
 use crate::viewer::{self, Analysis};
 use anyhow::Context;
@@ -31,7 +31,7 @@ fn now_us(view: &View) -> i64 {
 /// What the folder's own table tells of labels.
 pub fn know(view: &View, containers: &mut Containers) -> Result<(), Failure> {
     if !containers.labels.is_empty() {
-        containers.know(&Pods::of_store(view).map_err(anyhow::Error::new)?);
+        containers.know(&query::pods(view).map_err(anyhow::Error::new)?);
     }
     Ok(())
 }

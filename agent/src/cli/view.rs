@@ -73,7 +73,7 @@ pub fn run(args: &ViewArgs) -> Result<(), Failure> {
         return Err(Failure::Nothing(format!("{} holds no rows", dir.display())));
     };
     let status = status(&view, newest_us).map_err(anyhow::Error::new)?;
-    let pods = Pods::of_store(&view).map_err(anyhow::Error::new)?;
+    let pods = query::pods(&view).map_err(anyhow::Error::new)?;
     let token_file = args.token_file.clone().unwrap_or_default();
     let config = Config { listen, token_file, ..Config::default() };
     let server = viewer::serve_folder(Arc::new(Folder { newest_us, pods, status }), store, &config)

@@ -11,7 +11,6 @@ use crate::analyze::{self, Grid};
 use crate::catalogue;
 use crate::export::{self, Limits, Problem};
 use crate::names::Table;
-use crate::pods::Pods;
 use crate::query::{self, Filter, Identity, Key};
 use crate::store::View;
 use crate::timeseries::Point;
@@ -85,7 +84,7 @@ impl Analysis {
         let mut wanted = Wanted::parse(&api::understood(self.endpoint(), Ok(Query(pairs)))?, now_us, limits)?;
         wanted.incidents = export::incidents(view, Vec::new())?;
         if !wanted.containers.labels.is_empty() {
-            wanted.containers.know(&Pods::of_store(view).map_err(of_query)?);
+            wanted.containers.know(&query::pods(view).map_err(of_query)?);
         }
         make(view, &wanted, &Watched::default(), self)
     }

@@ -1,8 +1,8 @@
 //! The table `containers` read back: who the pods of a folder, or of an earlier run, were.
 
-use super::{Container, Ended, MAX_PODS, Owner, Pod, Pods};
+use super::{Filter, QueryError, int, rows, text};
 use crate::names::Table;
-use crate::query::{self, Filter, QueryError, int, text};
+use crate::pods::{Container, Ended, MAX_PODS, Owner, Pod, Pods};
 use crate::store::View;
 use arrow::array::{Array, AsArray, RecordBatch};
 use std::collections::{BTreeMap, HashMap};
@@ -52,44 +52,33 @@ fn take(pod: &mut Pod, batch: &RecordBatch, row: usize) {
     }
 }
 
-impl Pods {
-    /// The pods that the table `containers` of a store tells of, each as it was told of last; the latest of them when they are more than
-    /// a table of pods holds.
-    ///
-    /// # Errors
-    /// As of any query.
-    pub fn of_store(view: &View) -> Result<Self, QueryError> {
-        let pods = Self::default();
-        for pod in read(view)? {
-            pods.apply(pod);
-        }
-        Ok(pods)
+/// The pods that the table `containers` of a store tells of, each as it was told of last; the latest of them when they are more than
+/// a table of pods holds.
+///
+/// # Errors
+/// As of any query.
+pub fn pods(view: &View) -> Result<Pods, QueryError> {
+    let pods = Pods::default();
+    for pod in earlier_pods(view)? {
+        pods.apply(pod);
     }
-
-    /// Those of an earlier run, for names that nobody tells any more.
-    ///
-    /// # Errors
-    /// As of any query.
-    pub fn remember(&self, view: &View) -> Result<(), QueryError> {
-        for pod in read(view)? {
-            self.known().remember(pod);
-        }
-        self.changed();
-        Ok(())
-    }
+    Ok(pods)
 }
 
 /// The latest pods, the latest first.
-fn read(view: &View) -> Result<Vec<Pod>, QueryError> {
+///
+/// # Errors
+/// As of any query.
+pub fn earlier_pods(view: &View) -> Result<Vec<Pod>, QueryError> {
     let all = Filter::range(i64::MIN, i64::MAX);
-    let (batches, _) = query::rows(view, Table::Containers, &all, None, u64::MAX)?;
-    let mut rows: Vec<(i64, usize, usize)> = Vec::new();
+    let (batches, _) = rows(view, Table::Containers, &all, None, u64::MAX)?;
+    let mut places: Vec<(i64, usize, usize)> = Vec::new();
     for (b, batch) in batches.iter().enumerate() {
-        rows.extend((0..batch.num_rows()).filter_map(|row| Some((int(batch, "ts", row)?, b, row))));
+        places.extend((0..batch.num_rows()).filter_map(|row| Some((int(batch, "ts", row)?, b, row))));
     }
-    rows.sort_unstable();
+    places.sort_unstable();
     let mut pods: HashMap<String, (i64, Pod)> = HashMap::new();
-    for (ts, b, row) in rows {
+    for (ts, b, row) in places {
         let Some(uid) = text(&batches[b], "pod_uid", row) else { continue };
         let (last, pod) =
             pods.entry(uid.to_owned()).or_insert_with(|| (ts, Pod { uid: uid.to_owned(), ..Pod::default() }));
