@@ -138,6 +138,7 @@ fn names_come_into_rows_answers_and_incidents() {
         assert!(named > 0 || table == "events", "no row of {table} has a name");
     }
     // what was told is a table of its own
+    agent.settle("containers");
     let told: Vec<_> = agent
         .stored("containers")
         .iter()
