@@ -246,8 +246,7 @@ fn attempt(
     go_on: GoOn<'_>,
     sink: &mut Sink,
 ) -> Result<String, Failure> {
-    let mut found = choose::find_rows(evidence, &selection.rows)?;
-    found.plan = found.plan.lean()?;
+    let found = choose::find_rows(evidence, &selection.rows)?;
     let names = wanted_columns(selection);
     let mut stem = match &found.incident {
         Some(incident) => format!("incident-{}", file_stem(&incident.id)),

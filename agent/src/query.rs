@@ -36,8 +36,6 @@ const SLICE_ROWS: usize = 8192;
 const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS * 3 / 4 - RUN_ROWS;
 /// Rows of a run at the most: a page, so that a cgroup of a whole day can be cut.
 const RUN_ROWS: usize = 4096;
-/// Places of pages are kept of files of which less than this part of the rows is wanted.
-const PLACES_FOR: usize = 8;
 /// Runs whose keys are in memory at once: 262,144 rows, 6 MB.
 const RUNS_AT_ONCE: usize = 64;
 
@@ -68,6 +66,11 @@ pub struct Filter {
 impl Filter {
     pub fn range(from_us: i64, to_us: i64) -> Self {
         Self { from_us, to_us, boot: None, cgroups: None, containers: None }
+    }
+
+    /// No cgroup is left out by it.
+    fn is_of_all(&self) -> bool {
+        self.cgroups.is_none() && self.containers.is_none()
     }
 
     fn wants(&self, cgroup_id: Option<i64>, ts_us: i64) -> bool {
@@ -142,7 +145,10 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         let boot: Arc<str> = segment.name.boot.as_str().into();
         let mut found = Runs { filter, boot, source, counts: &|ts| segment.counts(ts), found: &mut runs };
         let origin = segment.origin();
-        match file::keys(&origin, &mut found) {
+        // no page of it can be left out
+        let is_whole =
+            filter.is_of_all() && filter.from_us <= segment.from_us && segment.to_us <= filter.to_us;
+        match file::keys(&origin, is_whole, &mut found) {
             Ok(metadata) => {
                 plan.sources.push(Source::File { origin, metadata });
                 plan.runs.extend(runs);
@@ -379,26 +385,6 @@ impl Plan {
         self.runs.retain(|run| wanted(&run.key));
         self.rows = self.runs.iter().map(|r| r.rows.len() as u64).sum();
         self
-    }
-
-    /// The same plan without the places of pages, of files of which much is wanted: they help who leaves most pages out, and of all files of a
-    /// large export they take as much memory as its rows.
-    ///
-    /// # Errors
-    /// Such a file's schema is not understood.
-    pub fn lean(mut self) -> Result<Self, QueryError> {
-        let mut wanted = vec![0; self.sources.len()];
-        self.runs.iter().for_each(|r| wanted[r.source] += r.rows.len());
-        for (source, wanted) in self.sources.iter_mut().zip(wanted) {
-            let Source::File { origin, metadata } = source else { continue };
-            let rows = usize::try_from(metadata.metadata().file_metadata().num_rows()).unwrap_or(usize::MAX);
-            // of a far file only what is wanted may come
-            if wanted >= rows / PLACES_FOR && origin.far.is_none() {
-                let vanished = |reason| QueryError::Vanished { path: origin.path.clone(), reason };
-                *metadata = segment::without_pages(metadata).map_err(vanished)?;
-            }
-        }
-        Ok(self)
     }
 
     /// That the rows are no more than `max_rows`.

@@ -14,7 +14,7 @@ mod footer;
 mod origin;
 
 pub use encoder::{Encoder, distinct, few};
-pub use footer::{Footer, load, load_from, without_pages};
+pub use footer::{Footer, load, load_from};
 pub use origin::{Distant, Far, Origin, Reader};
 
 use crate::names::Table;

@@ -160,7 +160,7 @@ impl Far {
         let mut out = Vec::new();
         for some in bundles.chunks(FILES_AT_ONCE) {
             for origin in self.fleet.ends(some)? {
-                match load_from(&origin).and_then(|metadata| incident_of(&metadata)) {
+                match load_from(&origin, false).and_then(|metadata| incident_of(&metadata)) {
                     Ok(incident) => out.push(incident),
                     Err(reason) => {
                         tracing::error!(path = %origin.path.display(), reason, "left an unreadable bundle out");
@@ -286,7 +286,7 @@ impl Far {
             for some in files.chunks(FILES_AT_ONCE) {
                 let view = self.fleet.view(some, None)?;
                 for segment in &view.segments {
-                    match load_from(&segment.origin()).map(|metadata| Footer::of(&metadata)) {
+                    match load_from(&segment.origin(), false).map(|metadata| Footer::of(&metadata)) {
                         Ok(footer) => {
                             rows += footer.rows();
                             let own = range_of(&footer).unwrap_or((segment.from_us, segment.to_us));

@@ -19,9 +19,10 @@ use std::ops::Range;
 
 const KEYS: [&str; 2] = ["cgroup_id", "ts"];
 
-/// Notes the wanted rows; gives what is needed to read them.
-pub fn keys(origin: &Origin, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, String> {
-    let metadata = segment::load_from(origin)?;
+/// Notes the wanted rows; gives what is needed to read them. `is_whole` says that no page of it can be left out.
+pub fn keys(origin: &Origin, is_whole: bool, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, String> {
+    // of one far away the places of pages are what is asked for
+    let metadata = segment::load_from(origin, !is_whole || origin.far.is_some())?;
     if let Some(far) = &origin.far {
         // of a file on the disk its segment says so
         let version = segment::metadata_value(metadata.metadata(), segment::SCHEMA);

@@ -14,7 +14,6 @@ use parquet::file::reader::ChunkReader;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::Arc;
 
 pub struct Footer(ParquetMetaData);
 
@@ -50,26 +49,22 @@ pub fn stamp(tail: &mut [u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// A file's footer and page index, held against their checksum: what rows are read by.
+/// A file's footer, held against its checksum: what all of its rows are read by.
 pub fn load(path: &Path) -> Result<ArrowReaderMetadata, String> {
-    load_from(&Origin::disk(path))
+    load_from(&Origin::disk(path), false)
 }
 
-/// [`load`], wherever the file is.
-pub fn load_from(origin: &Origin) -> Result<ArrowReaderMetadata, String> {
+/// The same wherever the file is, with the page index if somebody will leave pages out by it: it takes 24 bytes in memory for each
+/// page of each column, and without it the pages are found by their headers.
+pub fn load_from(origin: &Origin, with_pages: bool) -> Result<ArrowReaderMetadata, String> {
     let file = origin.open().map_err(|e| e.to_string())?;
-    let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+    let policy = if with_pages { PageIndexPolicy::Optional } else { PageIndexPolicy::Skip };
+    let options = ArrowReaderOptions::new().with_page_index_policy(policy);
     guarded(|| {
         let metadata = ArrowReaderMetadata::load(&file, options).map_err(|e| e.to_string())?;
         check_tail(&file, metadata.metadata())?;
         Ok(metadata)
     })
-}
-
-/// The same without the page index, 24 bytes for each page of each column: who reads on finds the pages by their headers.
-pub fn without_pages(metadata: &ArrowReaderMetadata) -> Result<ArrowReaderMetadata, String> {
-    let bare = metadata.metadata().as_ref().clone().into_builder().set_page_index(None).build();
-    ArrowReaderMetadata::try_new(Arc::new(bare), ArrowReaderOptions::new()).map_err(|e| e.to_string())
 }
 
 /// Holds page index and footer against their checksum.
