@@ -35,7 +35,6 @@ use crate::export;
 use crate::kubernetes::Kubernetes;
 use crate::machine::Machine;
 use crate::probes::{self, Kernel, Ladder, Mechanism, Probes, ReclaimTotals};
-use crate::query;
 use crate::recorder;
 use crate::sampler::Sampler;
 use crate::ship::{self, Ship};
@@ -89,10 +88,6 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let mut tree = Tree::new(&config.cgroup_root, rules, config.sampling.max_cgroups)?;
     let store = Store::open(&config.data_dir)?;
     let kubernetes = Kubernetes::start(&config, is_host_name);
-    match query::earlier_pods(&store.view()) {
-        Ok(earlier) => kubernetes.pods.remember(earlier),
-        Err(problem) => tracing::warn!(%problem, "names of an earlier run cannot be read"),
-    }
     store.set_pods(kubernetes.pods.clone());
     let series = recorder::install()?;
     let Means { mut probes, lane, notices, ladder, has_events } = Means::find(&config, &mut tree)?;
@@ -131,7 +126,8 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         ship.status(),
     ));
     let server = viewer::serve(source, store.clone(), &config)?;
-    let upkeep = Upkeep::start(store.clone(), &config).context("cannot start the upkeep thread")?;
+    let upkeep = Upkeep::start(store.clone(), &config, kubernetes.pods.clone())
+        .context("cannot start the upkeep thread")?;
     stop_on_signals(outside).context("cannot listen for signals")?;
 
     let mut sampler = Sampler::new(&config.cgroup_root, &series, machine.descriptor_limit);

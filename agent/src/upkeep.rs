@@ -6,7 +6,9 @@
 use crate::clock;
 use crate::config::{Config, Retention};
 use crate::export;
+use crate::pods::Pods;
 use crate::priority::{self, Work};
+use crate::query;
 use crate::retention::{Limits, Window};
 use crate::segment::{self, Disk};
 use crate::store::{self, Rules, Store};
@@ -31,13 +33,18 @@ pub struct Upkeep {
 }
 
 impl Upkeep {
-    pub fn start(store: Arc<Store>, config: &Config) -> io::Result<Self> {
+    /// `pods` gets the names that earlier runs have written.
+    pub fn start(store: Arc<Store>, config: &Config, pods: Pods) -> io::Result<Self> {
         let after_us = i64::try_from(config.compaction.after_s).unwrap_or(0) * 1_000_000;
         let rules = config.compaction.enabled.then(|| Rules { after_us, ..Rules::default() });
         let retention = config.retention.clone();
         let (running, told) = bounded(0);
         let builder = std::thread::Builder::new().name("fgm-upkeep".to_owned());
-        let thread = builder.spawn(move || run(&store, rules.as_ref(), &retention, &told))?;
+        let thread = builder.spawn(move || {
+            priority::of_this_thread(Work::Upkeep);
+            remember(&store, &pods);
+            run(&store, rules.as_ref(), &retention, &told);
+        })?;
         Ok(Self { running, thread })
     }
 
@@ -50,8 +57,15 @@ impl Upkeep {
     }
 }
 
+/// Who the pods were that nobody tells of any more: a start must not wait for the reading.
+fn remember(store: &Store, pods: &Pods) {
+    match query::earlier_pods(&store.view()) {
+        Ok(earlier) => pods.remember(earlier),
+        Err(problem) => tracing::warn!(%problem, "names of an earlier run cannot be read"),
+    }
+}
+
 fn run(store: &Store, rules: Option<&Rules>, retention: &Retention, running: &Receiver<()>) {
-    priority::of_this_thread(Work::Upkeep);
     let stop = || !matches!(running.try_recv(), Err(TryRecvError::Empty));
     let (mut trouble, mut next_ns) = (None, 0);
     let mut pause = FIRST;

@@ -1,6 +1,6 @@
 //! The table `containers` read back: who the pods of a folder, or of an earlier run, were.
 
-use super::{Filter, QueryError, int, rows, text};
+use super::{Filter, QueryError, int, plan, text};
 use crate::names::Table;
 use crate::pods::{Container, Ended, MAX_PODS, Owner, Pod, Pods};
 use crate::store::View;
@@ -22,23 +22,48 @@ fn labels(batch: &RecordBatch, row: usize) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Takes one row into what the earlier ones said of its pod.
-fn take(pod: &mut Pod, batch: &RecordBatch, row: usize) {
+/// What stands in the table of them.
+const COLUMNS: [&str; 17] = [
+    "ts",
+    "pod_uid",
+    "container_id",
+    "qos",
+    "namespace",
+    "pod",
+    "container",
+    "labels",
+    "owner_kind",
+    "owner_name",
+    "image",
+    "cpu_limit",
+    "memory_limit",
+    "restart_count",
+    "reason",
+    "exit_code",
+    "next_container_id",
+];
+
+/// Takes one row into what others said of its pod; of one that is older than them only what they do not say.
+fn take(pod: &mut Pod, batch: &RecordBatch, row: usize, is_newest: bool) {
     let of = |name: &str| text(batch, name, row).map(str::to_owned);
     let count = |name: &str| int(batch, name, row).and_then(|n| i32::try_from(n).ok());
-    (pod.namespace, pod.name) = (of("namespace").unwrap_or_default(), of("pod").unwrap_or_default());
-    (pod.labels, pod.qos) = (labels(batch, row), of("qos"));
-    pod.owner = of("owner_kind").zip(of("owner_name")).map(|(kind, name)| Owner { kind, name });
+    if is_newest {
+        (pod.namespace, pod.name) = (of("namespace").unwrap_or_default(), of("pod").unwrap_or_default());
+        (pod.labels, pod.qos) = (labels(batch, row), of("qos"));
+        pod.owner = of("owner_kind").zip(of("owner_name")).map(|(kind, name)| Owner { kind, name });
+    }
     let (Some(id), Some(name)) = (of("container_id"), of("container")) else { return };
     let place = pod.containers.iter().position(|c| c.name == name).unwrap_or_else(|| {
         pod.containers.push(Container { name, ..Container::default() });
         pod.containers.len() - 1
     });
     let c = &mut pod.containers[place];
-    (c.image, c.cpu_limit, c.memory_limit) = (of("image"), of("cpu_limit"), of("memory_limit"));
+    if is_newest || c.ids.is_empty() {
+        (c.image, c.cpu_limit, c.memory_limit) = (of("image"), of("cpu_limit"), of("memory_limit"));
+    }
     c.restart_count = c.restart_count.max(count("restart_count").unwrap_or(0));
     if !c.ids.contains(&id) {
-        c.ids.push(id.clone());
+        c.ids.insert(if is_newest { c.ids.len() } else { 0 }, id.clone());
     }
     if let Some(exit_code) = count("exit_code") {
         c.ended.retain(|e| e.container_id != id);
@@ -59,31 +84,30 @@ fn take(pod: &mut Pod, batch: &RecordBatch, row: usize) {
 /// As of any query.
 pub fn pods(view: &View) -> Result<Pods, QueryError> {
     let pods = Pods::default();
-    for pod in earlier_pods(view)? {
-        pods.apply(pod);
-    }
+    earlier_pods(view)?.into_iter().for_each(|pod| pods.apply(pod));
     Ok(pods)
 }
 
-/// The latest pods, the latest first.
+/// The latest pods, the latest first. A week of a node's rows is read a piece at a time.
 ///
 /// # Errors
 /// As of any query.
 pub fn earlier_pods(view: &View) -> Result<Vec<Pod>, QueryError> {
-    let all = Filter::range(i64::MIN, i64::MAX);
-    let (batches, _) = rows(view, Table::Containers, &all, None, u64::MAX)?;
-    let mut places: Vec<(i64, usize, usize)> = Vec::new();
-    for (b, batch) in batches.iter().enumerate() {
-        places.extend((0..batch.num_rows()).filter_map(|row| Some((int(batch, "ts", row)?, b, row))));
-    }
-    places.sort_unstable();
     let mut pods: HashMap<String, (i64, Pod)> = HashMap::new();
-    for (ts, b, row) in places {
-        let Some(uid) = text(&batches[b], "pod_uid", row) else { continue };
-        let (last, pod) =
-            pods.entry(uid.to_owned()).or_insert_with(|| (ts, Pod { uid: uid.to_owned(), ..Pod::default() }));
-        *last = ts;
-        take(pod, &batches[b], row);
+    let plan = plan(view, Table::Containers, &Filter::range(i64::MIN, i64::MAX), u64::MAX)?;
+    // in the order of their time within a boot, and boots in any
+    for batch in plan.slices(Some(&COLUMNS))? {
+        let batch = batch?;
+        for row in 0..batch.num_rows() {
+            let (Some(uid), Some(ts)) = (text(&batch, "pod_uid", row), int(&batch, "ts", row)) else {
+                continue;
+            };
+            let (last, pod) = pods
+                .entry(uid.to_owned())
+                .or_insert_with(|| (ts, Pod { uid: uid.to_owned(), ..Pod::default() }));
+            take(pod, &batch, row, ts >= *last);
+            *last = ts.max(*last);
+        }
     }
     let mut pods: Vec<_> = pods.into_values().collect();
     pods.sort_by_key(|(last, pod)| (std::cmp::Reverse(*last), pod.uid.clone()));
