@@ -4,10 +4,7 @@
 #[path = "../tests/support/rows.rs"]
 mod rows;
 
-use arrow::array::RecordBatch;
-use fgm::accumulator::{NodeNames, Pending, Stamp};
 use fgm::incident::Incident;
-use fgm::ledger::Accounts;
 use fgm::names::Table;
 use fgm::segment::{Disk, HOUR_US};
 use fgm::store::{Rules, SealResult, Store, Writer};
@@ -18,16 +15,6 @@ use std::time::Duration;
 const WAIT: Duration = Duration::from_secs(60);
 const HOURS: i64 = 3;
 const HOUR: i64 = KILL_US - KILL_US % HOUR_US;
-
-fn ledger_of(all: &[(Table, RecordBatch)], at: i64) -> (Table, RecordBatch) {
-    let mut account = Accounts::default();
-    for (table, rows) in all {
-        account.written(*table, rows.num_rows() as u64);
-    }
-    let ledger = account.rows(Stamp { ktime_ns: at.unsigned_abs(), wall_us: at });
-    let names = NodeNames { cluster: None, node: rows::NODE.into(), boot_id: BOOT_ID.into() };
-    (Table::Ledger, Pending { ledger, ..Pending::default() }.batch(Table::Ledger, &names).expect("a batch"))
-}
 
 fn main() {
     let mut args = std::env::args_os().skip(1);
@@ -42,7 +29,7 @@ fn main() {
             let seconds = (0..600).flat_map(|s| [KILLED, QUIET].map(|c| rows::base(c, at + s * 1_000_000)));
             all.push((Table::Samples, rows::batch(Table::Samples, &seconds.collect::<Vec<_>>())));
         }
-        all.push(ledger_of(&all, at + 900_000_000));
+        all.push(rows::ledger_of(&all, at + 900_000_000));
         writer.seal(1, all, rows::metadata(), Some(tell.clone()));
         assert!(matches!(told.recv_timeout(WAIT), Ok(SealResult::Stored { .. })), "stored");
     }

@@ -8,10 +8,8 @@ mod rows;
 #[path = "support/store_faults.rs"]
 mod store_faults;
 
-use arrow::array::RecordBatch;
 use crossbeam_channel::unbounded;
 use faults::random;
-use fgm::accumulator::{NodeNames, Pending, Stamp};
 use fgm::bucket::{Bucket, Put};
 use fgm::config::Ship as Settings;
 use fgm::incident::Incident;
@@ -38,16 +36,6 @@ const HOURS: i64 = 3;
 const NOW: i64 = HOUR + (HOURS + 1) * HOUR_US;
 const URL: &str = "s3://bucket/prefix";
 
-fn ledger_of(all: &[(Table, RecordBatch)], at: i64) -> (Table, RecordBatch) {
-    let mut account = Accounts::default();
-    for (table, rows) in all {
-        account.written(*table, rows.num_rows() as u64);
-    }
-    let ledger = account.rows(Stamp { ktime_ns: at.unsigned_abs(), wall_us: at });
-    let names = NodeNames { cluster: None, node: rows::NODE.into(), boot_id: BOOT_ID.into() };
-    (Table::Ledger, Pending { ledger, ..Pending::default() }.batch(Table::Ledger, &names).expect("a batch"))
-}
-
 /// Three hours of two cgroups, with an incident in the first of them, compacted.
 fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder");
@@ -61,7 +49,7 @@ fn folder() -> tempfile::TempDir {
         if hour == 0 {
             all = rows::all();
         }
-        all.push(ledger_of(&all, at + 3_000_000_000));
+        all.push(rows::ledger_of(&all, at + 3_000_000_000));
         writer.seal(1, all, rows::metadata(), Some(tell.clone()));
         assert!(matches!(told.recv_timeout(WAIT), Ok(SealResult::Stored { .. })));
     }
@@ -350,14 +338,14 @@ fn what_is_not_there_yet_stays_on_the_disk_until_it_is_too_much_and_then_it_is_t
     let dir = folder();
     let store = Store::open(dir.path()).expect("opens");
     let shipped = Arc::new(Mutex::new(Shipped::read(dir.path(), URL)));
-    let all: u64 = store.merged().iter().map(|s| s.bytes).sum();
+    let all: u64 = store.merged(|_| true).iter().map(|s| s.bytes).sum();
     ship::hold(&store, What::All, all, shipped.clone());
     let none = || Ok(Vec::<Window>::new());
     let limits = Limits { max_bytes: 0, ..ALL };
     assert!(store.retain(&Disk, NOW, &limits, none).expect("nothing").is_empty(), "all of it waits");
 
     // half of it arrives: that may go
-    let half: Vec<_> = store.merged().into_iter().filter(|s| s.table == Table::Samples).collect();
+    let half: Vec<_> = store.merged(|_| true).into_iter().filter(|s| s.table == Table::Samples).collect();
     let first = half.first().expect("samples");
     let name = first.path.strip_prefix(dir.path()).expect("below").to_str().expect("text").to_owned();
     shipped.lock().expect("no panic").note(&name);
@@ -367,7 +355,7 @@ fn what_is_not_there_yet_stays_on_the_disk_until_it_is_too_much_and_then_it_is_t
 
     // beyond the bound the oldest goes, and the account is of one mind
     let store = Store::open(dir.path()).expect("opens");
-    let all: u64 = store.merged().iter().map(|s| s.bytes).sum();
+    let all: u64 = store.merged(|_| true).iter().map(|s| s.bytes).sum();
     ship::hold(&store, What::All, all - 1, shipped);
     let gone = store.retain(&Disk, NOW, &limits, none).expect("one");
     let reasons: Vec<&str> = gone.iter().map(|g| g.reason.as_str()).collect();
@@ -383,9 +371,7 @@ fn what_is_not_there_yet_stays_on_the_disk_until_it_is_too_much_and_then_it_is_t
     assert!(ship::told(&store).is_empty());
     let mut account = Accounts::default();
     account.lost_later(table, "ship_backlog", rows);
-    let ledger = account.rows(Stamp { ktime_ns: 1, wall_us: NOW });
-    let names = NodeNames { cluster: None, node: rows::NODE.into(), boot_id: BOOT_ID.into() };
-    let ledger = Pending { ledger, ..Pending::default() }.batch(Table::Ledger, &names).expect("a batch");
+    let ledger = rows::told_by(&account, NOW);
     let writer = Writer::start(store.clone(), BOOT_ID).expect("starts");
     writer.seal(1, vec![(Table::Ledger, ledger)], rows::metadata(), None);
     writer.shutdown(WAIT).expect("in time");

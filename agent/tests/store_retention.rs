@@ -8,11 +8,8 @@ mod faults;
 #[path = "support/rows.rs"]
 mod rows;
 
-use arrow::array::RecordBatch;
 use crossbeam_channel::unbounded;
 use faults::{Deadly, Tally, random};
-use fgm::accumulator::{NodeNames, Pending, Stamp};
-use fgm::ledger::Accounts;
 use fgm::names::Table;
 use fgm::retention::{Limits, Window};
 use fgm::segment::{Disk, HOUR_US, Io};
@@ -34,16 +31,6 @@ const NOW: i64 = HOUR + (HOURS + 1) * HOUR_US;
 const ALL: Limits =
     Limits { max_age_us: i64::MAX, incident_max_age_us: i64::MAX, max_bytes: u64::MAX, wanted_bytes: 0 };
 
-fn ledger_of(all: &[(Table, RecordBatch)], at: i64) -> (Table, RecordBatch) {
-    let mut account = Accounts::default();
-    for (table, rows) in all {
-        account.written(*table, rows.num_rows() as u64);
-    }
-    let ledger = account.rows(Stamp { ktime_ns: at.unsigned_abs(), wall_us: at });
-    let names = NodeNames { cluster: None, node: rows::NODE.into(), boot_id: BOOT_ID.into() };
-    (Table::Ledger, Pending { ledger, ..Pending::default() }.batch(Table::Ledger, &names).expect("a batch"))
-}
-
 /// Six hours of two cgroups, with an incident in the first of them.
 fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder");
@@ -59,7 +46,7 @@ fn folder() -> tempfile::TempDir {
             if (hour, part) == (0, 0) {
                 all = rows::all();
             }
-            all.push(ledger_of(&all, at + 300_000_000));
+            all.push(rows::ledger_of(&all, at + 300_000_000));
             writer.seal(1, all, rows::metadata(), Some(tell.clone()));
             assert!(matches!(told.recv_timeout(WAIT), Ok(SealResult::Stored { .. })));
         }

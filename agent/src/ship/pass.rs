@@ -184,18 +184,19 @@ impl Shipper {
 
     /// Files of `v1/` that the bucket is not known to have; what failed before at the end.
     fn due(&self) -> Vec<(String, Segment)> {
-        let all = self.store.merged().into_iter().filter(|s| self.what.wants(s.table));
-        let named = all.filter_map(|s| Some((name_below(self.store.dir(), &s.path)?.to_owned(), s)));
-        let mut due: Vec<_> = {
-            let shipped = lock(&self.shipped);
-            named.filter(|(name, _)| !shipped.has(name)).collect()
+        let name = |s: &Segment| name_below(self.store.dir(), &s.path).map(str::to_owned);
+        // this is asked every two seconds, and nearly all of them are there
+        let is_due = |s: &Segment| {
+            self.what.wants(s.table) && name(s).is_some_and(|name| !lock(&self.shipped).has(&name))
         };
+        let all = self.store.merged(is_due).into_iter();
+        let mut due: Vec<_> = all.filter_map(|s| Some((name(&s)?, s))).collect();
         due.sort_by_key(|(name, s)| (self.failures(name), s.from_us));
         due
     }
 
     fn due_incidents(&self, incidents: &Incidents, now_us: i64) -> Vec<Incident> {
-        let shipped = lock(&self.shipped).clone();
+        let shipped = lock(&self.shipped);
         let mut all = incidents(&|i: &Incident| {
             i.closed
                 && i.window.to_us.saturating_add(SETTLE_US) <= now_us

@@ -99,10 +99,10 @@ impl Shipped {
 }
 
 impl Store {
-    /// The files of `v1/`, oldest first.
-    pub fn merged(&self) -> Vec<Segment> {
+    /// The files of `v1/` that are wanted, oldest first.
+    pub fn merged(&self, wanted: impl Fn(&Segment) -> bool) -> Vec<Segment> {
         let mut all: Vec<Segment> =
-            self.state().segments.iter().filter(|s| s.merged.is_some()).cloned().collect();
+            self.state().segments.iter().filter(|s| s.merged.is_some() && wanted(s)).cloned().collect();
         all.sort_by(|a, b| (a.from_us, &a.path).cmp(&(b.from_us, &b.path)));
         all
     }

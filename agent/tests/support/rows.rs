@@ -8,6 +8,7 @@ use fgm::accumulator::{Device, NodeNames, Pending, Stamp};
 use fgm::catalogue::loose::metric;
 use fgm::cgroup::{Meta, identify};
 use fgm::incident::{Incident, LimitHit, Trigger, Victim, Window};
+use fgm::ledger::Accounts;
 use fgm::names::{CgroupId, Table};
 use fgm::schema;
 use std::collections::BTreeMap;
@@ -324,6 +325,22 @@ pub fn all() -> Vec<(Table, RecordBatch)> {
             batch(Table::Incidents, &[incident_row(&incident(1)), incident_row(&incident(2))]),
         ),
     ]
+}
+
+/// The account of these rows, as one row a table.
+pub fn ledger_of(all: &[(Table, RecordBatch)], at: i64) -> (Table, RecordBatch) {
+    let mut account = Accounts::default();
+    for (table, rows) in all {
+        account.written(*table, rows.num_rows() as u64);
+    }
+    (Table::Ledger, told_by(&account, at))
+}
+
+/// An account as rows of the table `ledger`.
+pub fn told_by(account: &Accounts, at: i64) -> RecordBatch {
+    let ledger = account.rows(Stamp { ktime_ns: at.unsigned_abs(), wall_us: at });
+    let names = NodeNames { cluster: None, node: NODE.into(), boot_id: BOOT_ID.into() };
+    Pending { ledger, ..Pending::default() }.batch(Table::Ledger, &names).expect("a batch")
 }
 
 pub fn metadata() -> Vec<(String, String)> {
