@@ -170,7 +170,7 @@ impl Tree {
     }
 
     /// One that has gone and was never in the tree, as it would have been followed; `None` when it lies outside the root (or below
-    /// another stranger), when the rules pass it over, and when there was no room for it, which [`Tree::cut`] has counted.
+    /// another stranger), when the rules pass it over, and when there is no room in which it would have been followed.
     pub fn stranger(&self, id: CgroupId, parent_id: Option<CgroupId>, name: &str) -> Option<Arc<Meta>> {
         let has_room =
             self.followed < self.max_followed && self.nodes.len() < self.max_followed * KNOWN_PER_FOLLOWED;

@@ -3,11 +3,12 @@
 //! The same questions as of a folder, over the same query layer; what is not of the time, the cluster or the node that is asked for is
 //! left out by its name. How many requests and bytes it took is said on stderr, and in what `--json` prints.
 
-use super::{Failure, local, output};
+use super::local::{get, limits};
+use super::{Failure, inspect, output};
 use crate::bucket::Bucket;
 use crate::clock;
-use crate::config::{Config, Ship};
-use crate::export::{self, Containers, Evidence, Format, Limits, Rows, Selection, time_range_or_all};
+use crate::config::Ship;
+use crate::export::{self, Containers, Evidence, Format, Rows, Selection, time_range_or_all};
 use crate::fleet::{Bundle, FILES_AT_ONCE, Fleet, FleetError, Found, Who};
 use crate::incident::Incident;
 use crate::ledger::Accounts;
@@ -65,15 +66,6 @@ impl From<FleetError> for Failure {
     fn from(e: FleetError) -> Self {
         Self::Failed(anyhow::Error::new(e))
     }
-}
-
-fn get<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    pairs.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
-}
-
-fn limits() -> Limits {
-    let defaults = Config::default().export;
-    Limits { max_rows: defaults.max_rows, max_containers: defaults.max_containers }
 }
 
 impl Far {
@@ -225,7 +217,7 @@ impl Far {
         let who = Who { cluster: self.who.cluster.clone(), node };
         let view = self.evidence(range, &who)?;
         if let Rows::Range { containers, .. } = &mut selection.rows {
-            local::know(&view, containers)?;
+            containers.know_by(&view).map_err(anyhow::Error::new)?;
         }
         let has_samples = view.segments.iter().any(|s| s.table == Table::Samples);
         if let (true, false, Some(incident)) = (boot, has_samples, incidents.first()) {
@@ -386,11 +378,7 @@ fn text(all: &Value) -> String {
     }
     let _ = writeln!(out, "bundles of incidents: {}", all["bundles"]);
     for (table, a) in all["ledger"].as_object().into_iter().flatten() {
-        let lost: Vec<String> =
-            a["lost"].as_object().into_iter().flatten().map(|(reason, n)| format!("{reason} {n}")).collect();
-        let lost =
-            if lost.is_empty() { "nothing lost".to_owned() } else { format!("lost: {}", lost.join(", ")) };
-        let _ = writeln!(out, "ledger of {table}: due {}, written {}, {lost}", a["due"], a["written"]);
+        let _ = writeln!(out, "{}", inspect::account(table, a));
     }
     for problem in all["problems"].as_array().into_iter().flatten() {
         let _ = writeln!(out, "PROBLEM: {}", output::printable(problem.as_str().unwrap_or_default()));

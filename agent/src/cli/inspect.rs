@@ -239,16 +239,12 @@ fn text(all: &Value) -> String {
         }
     }
     for (table, a) in all["ledger"].as_object().into_iter().flatten() {
-        let lost: Vec<String> =
-            a["lost"].as_object().into_iter().flatten().map(|(reason, n)| format!("{reason} {n}")).collect();
-        let lost =
-            if lost.is_empty() { "nothing lost".to_owned() } else { format!("lost: {}", lost.join(", ")) };
         let rows = if a["rows"] == a["written"] {
             String::new()
         } else {
             format!("  PROBLEM: {} rows are there", a["rows"])
         };
-        let _ = writeln!(out, "ledger of {table}: due {}, written {}, {lost}{rows}", a["due"], a["written"]);
+        let _ = writeln!(out, "{}{rows}", account(table, a));
     }
     let verdict = if all["problems"] == 0 {
         "all is well".to_owned()
@@ -257,4 +253,12 @@ fn text(all: &Value) -> String {
     };
     let _ = writeln!(out, "{verdict}");
     out
+}
+
+/// One table's account on a line.
+pub fn account(table: &str, a: &Value) -> String {
+    let lost: Vec<String> =
+        a["lost"].as_object().into_iter().flatten().map(|(reason, n)| format!("{reason} {n}")).collect();
+    let lost = if lost.is_empty() { "nothing lost".to_owned() } else { format!("lost: {}", lost.join(", ")) };
+    format!("ledger of {table}: due {}, written {}, {lost}", a["due"], a["written"])
 }

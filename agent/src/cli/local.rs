@@ -5,7 +5,6 @@ use crate::clock;
 use crate::config::Config;
 use crate::export::{self, Containers, Evidence, Limits, Problem, Rows, Selection, time_range_or_all};
 use crate::incident::Incident;
-use crate::query;
 use crate::store::{Store, View};
 use crate::viewer::{self, Analysis};
 use anyhow::Context;
@@ -19,21 +18,14 @@ fn view(dir: &Path) -> Result<View, Failure> {
     Ok(store.view())
 }
 
-fn get<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
+/// A parameter by its name.
+pub fn get<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
     pairs.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
 }
 
 /// Of a folder the newest row is now.
 fn now_us(view: &View) -> i64 {
     reach(view).map_or(0, |(_, newest_us)| newest_us)
-}
-
-/// What the folder's own table tells of labels.
-pub fn know(view: &View, containers: &mut Containers) -> Result<(), Failure> {
-    if !containers.labels.is_empty() {
-        containers.know(&query::pods(view).map_err(anyhow::Error::new)?);
-    }
-    Ok(())
 }
 
 /// The first and the last instant of which the folder holds rows.
@@ -58,7 +50,7 @@ pub fn export(dir: &Path, pairs: &[(String, String)], mut file: File) -> Result<
     let view = view(dir)?;
     let mut selection = Selection::parse(pairs, now_us(&view))?;
     if let Rows::Range { containers, .. } = &mut selection.rows {
-        know(&view, containers)?;
+        containers.know_by(&view).map_err(anyhow::Error::new)?;
     }
     let now_us = clock::wall_us();
     let incidents = export::incidents(&view, Vec::new())?;
@@ -75,7 +67,8 @@ pub fn analysis(dir: &Path, analysis: Analysis, pairs: Vec<(String, String)>) ->
     Ok(analysis.of_folder(&view, pairs, now_us(&view), limits())?)
 }
 
-fn limits() -> Limits {
+/// Those of an agent at its defaults.
+pub fn limits() -> Limits {
     let defaults = Config::default().export;
     Limits { max_rows: defaults.max_rows, max_containers: defaults.max_containers }
 }
@@ -83,7 +76,7 @@ fn limits() -> Limits {
 pub fn events(dir: &Path, pairs: &[(String, String)]) -> Result<Vec<Value>, Failure> {
     let view = view(dir)?;
     let mut containers = Containers::parse(|name| get(pairs, name))?;
-    know(&view, &mut containers)?;
+    containers.know_by(&view).map_err(anyhow::Error::new)?;
     let kind = get(pairs, "kind").unwrap_or_default();
     Ok(viewer::events(&view, kind, &containers, range(&view, pairs)?)?)
 }

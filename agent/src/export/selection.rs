@@ -7,6 +7,8 @@ use super::labels::Labels;
 use super::problem::Problem;
 use crate::catalogue;
 use crate::pods::Pods;
+use crate::query::{self, QueryError};
+use crate::store::View;
 use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
 
 pub const PARAMETERS: [&str; 12] = [
@@ -109,6 +111,18 @@ impl Containers {
         if !self.labels.is_empty() {
             self.pods = pods.labelled(|has| self.labels.hold(has));
         }
+    }
+
+    /// The same, by what a store's own table tells.
+    ///
+    /// # Errors
+    /// As of any query.
+    pub fn know_by(&mut self, view: &View) -> Result<(), QueryError> {
+        if self.labels.is_empty() {
+            return Ok(());
+        }
+        self.know(&query::pods(view)?);
+        Ok(())
     }
 
     pub fn is_everything(&self) -> bool {

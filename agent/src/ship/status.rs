@@ -42,22 +42,20 @@ impl Status {
     }
 
     pub(super) fn put(&self, bytes: u64, was_there: bool) {
-        let mut state = lock(&self.0);
-        state.files += 1;
-        state.bytes += bytes;
-        state.found += u64::from(was_there);
-        drop(state);
-        metrics::counter!("fgm_ship_files_total").increment(1);
-        metrics::counter!("fgm_ship_bytes_total").increment(bytes);
+        self.arrived(|state| &mut state.files, "fgm_ship_files_total", bytes, was_there);
     }
 
     pub(super) fn put_bundle(&self, bytes: u64, was_there: bool) {
+        self.arrived(|state| &mut state.bundles, "fgm_ship_bundles_total", bytes, was_there);
+    }
+
+    fn arrived(&self, of: fn(&mut State) -> &mut u64, total: &'static str, bytes: u64, was_there: bool) {
         let mut state = lock(&self.0);
-        state.bundles += 1;
+        *of(&mut state) += 1;
         state.bytes += bytes;
         state.found += u64::from(was_there);
         drop(state);
-        metrics::counter!("fgm_ship_bundles_total").increment(1);
+        metrics::counter!(total).increment(1);
         metrics::counter!("fgm_ship_bytes_total").increment(bytes);
     }
 

@@ -83,9 +83,7 @@ impl Analysis {
     ) -> Result<Value, Problem> {
         let mut wanted = Wanted::parse(&api::understood(self.endpoint(), Ok(Query(pairs)))?, now_us, limits)?;
         wanted.incidents = export::incidents(view, Vec::new())?;
-        if !wanted.containers.labels.is_empty() {
-            wanted.containers.know(&query::pods(view).map_err(of_query)?);
-        }
+        wanted.containers.know_by(view).map_err(of_query)?;
         make(view, &wanted, &Watched::default(), self)
     }
 }

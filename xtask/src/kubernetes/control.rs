@@ -176,11 +176,16 @@ impl<'p> Control<'p> {
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
         ];
         self.spawn("kube-apiserver", &args)?;
+        self.answers(&["get", "--raw", "/readyz"], "the API server is not ready")
+    }
+
+    /// Asks until there is an answer; `otherwise` is what is said when none comes.
+    fn answers(&mut self, question: &[&str], otherwise: &str) -> Result<()> {
         let deadline = Deadline::after(READY);
-        while self.ask(&["get", "--raw", "/readyz"]).is_err() {
+        while self.ask(question).is_err() {
             self.alive()?;
             if deadline.passed() {
-                bail!("the API server is not ready after {} s{}", READY.as_secs(), self.last_words());
+                bail!("{otherwise} after {} s{}", READY.as_secs(), self.last_words());
             }
             thread::sleep(Duration::from_millis(250));
         }
@@ -208,15 +213,7 @@ impl<'p> Control<'p> {
         self.spawn("kube-controller-manager", &controllers)?;
         self.spawn("kube-scheduler", &scheduler)?;
         // Pods are refused until their namespace has its account.
-        let deadline = Deadline::after(READY);
-        while self.ask(&["get", "serviceaccount", "default"]).is_err() {
-            self.alive()?;
-            if deadline.passed() {
-                bail!("the controllers do nothing after {} s{}", READY.as_secs(), self.last_words());
-            }
-            thread::sleep(Duration::from_millis(250));
-        }
-        Ok(())
+        self.answers(&["get", "serviceaccount", "default"], "the controllers do nothing")
     }
 
     pub fn alive(&mut self) -> Result<()> {
