@@ -9,6 +9,7 @@ use crate::{initrd, paths};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// The series that we test, oldest first.
 pub const SERIES: &[&str] = &["6.1", "6.12", "6.18", "7.3"];
@@ -39,9 +40,13 @@ pub fn check_series(series: &str) -> Result<()> {
     Err(Usage(format!("`{series}` is no kernel series; tested are {}", SERIES.join(", "))).into())
 }
 
+/// Held while the cache is looked into and filled: guests of one series start side by side.
+static CACHE: Mutex<()> = Mutex::new(());
+
 /// The kernel of a series, fetched unless the cache has it.
 pub fn ready(series: &str) -> Result<Kernel> {
     check_series(series)?;
+    let _one = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = paths::cache()?.join("kernels").join(series);
     if !dir.join("version").exists() {
         fetch(series, &dir)?;

@@ -9,7 +9,7 @@ use crate::clock::ktime_ns;
 use crate::progress::say;
 use crate::tally::{self, Names, Tally};
 use crate::vm::Guest;
-use crate::{child, ebpf, kernel, paths};
+use crate::{child, ebpf, paths};
 use anyhow::Result;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -43,10 +43,6 @@ struct Outcome {
 /// A row of the summary for each kernel: its name, its count, and the seconds of its boots.
 pub fn run(kernels: &[String], long: bool, names: &mut Names) -> Result<Vec<(String, Tally, u64)>> {
     let jobs = jobs(kernels, long)?;
-    // two guests of one series would fetch it at the same time
-    for series in kernels {
-        kernel::ready(series)?;
-    }
     let done = Mutex::new(Vec::new());
     let (alone, together): (Vec<_>, Vec<_>) =
         jobs.iter().enumerate().partition(|(_, job)| ALONE.contains(&job.file.as_str()));
