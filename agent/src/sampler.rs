@@ -134,6 +134,8 @@ pub struct Taken {
     pub devices: u64,
     /// Values that found no room among the series.
     pub cut: u64,
+    /// memory.current of a row that takes the place of a lane reading, in bytes.
+    pub in_lane: Option<u64>,
 }
 
 /// What went wrong with files, since the start.
@@ -505,6 +507,7 @@ impl Sampler {
         {
             return Err(self.vanished());
         }
+        let memory_current = reading.as_ref().and_then(Reading::memory_current);
         if let Some(reading) = reading.filter(|r| !r.is_empty()) {
             target.ring.push_written(reading);
         } else if looked.is_some() {
@@ -520,7 +523,8 @@ impl Sampler {
         }
         let metrics = out.metrics.commit(stamp, Some(&target.meta), &mut self.values);
         target.last_row_ns = at;
-        Ok(Taken { at: stamp, metrics, devices, cut: std::mem::take(&mut self.loose.cut) })
+        let cut = std::mem::take(&mut self.loose.cut);
+        Ok(Taken { at: stamp, metrics, devices, cut, in_lane: memory_current })
     }
 
     /// Leaves out the values that are as they were written last, unless all are due.
@@ -575,11 +579,10 @@ impl Sampler {
             Read::Text(n) => {
                 self.pairs.clear();
                 let parsed = parse(0, &mut self.hints[0], &self.buffer[..n], &mut self.pairs);
-                let Some(&(_, memory_current)) = parsed.ok().and(self.pairs.first()) else {
+                if parsed.is_err() {
                     self.faults.unparsed(FILES[0].name);
                     return Ok(None);
-                };
-                target.last_memory = Some(memory_current);
+                }
                 let mut reading = Reading::new(ktime_ns, period_ms);
                 reading.take(0, &self.pairs);
                 Ok(target.ring.push(reading).then_some(reading))

@@ -11,7 +11,7 @@ use crate::config::{self, Source};
 use crate::lane::{Pace, Ring, capacity};
 use crate::names::{CgroupId, Scope};
 use crate::probes::{Hook, Kernel, Walk};
-use crate::sampler::{Target, Vanished};
+use crate::sampler::{Taken, Target, Vanished};
 use agent_ebpf::LaneDue;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -309,6 +309,11 @@ pub(super) struct Seen {
 impl Seen {
     fn is_empty(&self) -> bool {
         self.memory.is_empty() && self.tables.is_empty() && self.limits.is_empty()
+    }
+
+    /// A burst's row: while the lane rests, warnings and tables near the limit go by what the burst reads.
+    pub(super) fn row(&mut self, target: &mut Target, taken: &Taken) {
+        self.take(target, taken.in_lane, taken.at.ktime_ns);
     }
 
     fn take(&mut self, target: &mut Target, memory_current: Option<u64>, now: u64) {

@@ -369,6 +369,9 @@ impl State {
         let (before, is_first) = (target.memory_max, target.last_row_ns == 0);
         let taken = self.sampler.sample(target, plan, self.offset, &mut self.pending);
         let after = target.memory_max;
+        if let Ok(taken) = &taken {
+            self.seen.row(target, taken);
+        }
         if let (Ok(taken), true) = (&taken, before != after && !is_first) {
             let not_after_ns = taken.at.ktime_ns;
             self.limit_changed(

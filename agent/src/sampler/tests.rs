@@ -66,6 +66,21 @@ fn max_is_null_with_its_bit_and_junk_is_null_without() {
 }
 
 #[test]
+fn a_row_in_place_of_a_lane_reading_tells_its_memory() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let meta = fake(dir.path(), &[("memory.current", "8192\n")]);
+    with_sampler(dir.path(), 1024, |s| {
+        let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
+        let mut out = Pending::default();
+        for (in_lane, told) in [(true, Some(8192)), (false, None)] {
+            let plan = Plan { cause: Cause::Burst, in_lane, ..HOT };
+            let taken = s.sample(&mut target, plan, clock::Offset::measure(), &mut out).expect("there");
+            assert_eq!(taken.in_lane, told);
+        }
+    });
+}
+
+#[test]
 fn a_directory_made_anew_under_the_old_name_is_another_cgroup() {
     let dir = tempfile::tempdir().expect("a folder");
     let meta = fake(dir.path(), &[("memory.current", "1\n")]);
