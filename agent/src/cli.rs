@@ -11,9 +11,11 @@ mod doctor;
 mod events;
 mod far;
 mod fetch;
+mod incidents;
 mod inspect;
 mod local;
 mod metrics;
+mod nodes;
 mod output;
 mod ship;
 mod view;
@@ -24,11 +26,9 @@ use crate::config::{Config, ConfigError};
 use crate::discovery::DiscoveryError;
 use crate::export::{self, Format, Problem};
 use crate::fleet::Who;
-use crate::incident::Incident;
 use crate::viewer::ServeError;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use serde::Deserialize;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fmt;
@@ -62,7 +62,7 @@ enum Command {
     /// Write an incident or a range of samples to a file.
     Export(Box<ExportArgs>),
     /// List the recorded incidents, newest first: all of them, or those of a range.
-    Incidents(IncidentsArgs),
+    Incidents(incidents::IncidentsArgs),
     /// Tell what is in a file or a data folder, and whether it is well.
     Inspect(InspectArgs),
     /// Merge the segments of finished hours below v1/, in a data folder that no agent holds.
@@ -151,23 +151,6 @@ impl TimeRange {
 fn pairs<'a>(named: impl IntoIterator<Item = (&'static str, &'a Option<String>)>) -> Vec<(String, String)> {
     let given = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
     given.collect()
-}
-
-#[derive(Args)]
-#[command(after_help = EXIT_CODES)]
-struct IncidentsArgs {
-    #[command(flatten)]
-    bucket: far::InBucket,
-    #[command(flatten)]
-    place: Place,
-    #[command(flatten)]
-    time: TimeRange,
-    /// So many at the most, the newest; default 1000.
-    #[arg(long, value_name = "N")]
-    limit: Option<String>,
-    /// Print JSON: {"incidents": […], "total": N}, as the API gives it.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
@@ -351,7 +334,10 @@ pub fn main() -> ExitCode {
         },
         Command::Agent(args) => agent(&args),
         Command::Export(args) => export(&args),
-        Command::Incidents(args) => incidents(&args),
+        Command::Incidents(args) => {
+            log_to_stderr(nodes::LOG);
+            incidents::run(&args)
+        }
         Command::Inspect(args) => {
             log_to_stderr("warn");
             match args.path.to_str().filter(|path| Bucket::is_url(path)) {
@@ -369,7 +355,7 @@ pub fn main() -> ExitCode {
             ship::run(&args)
         }
         Command::Events(args) => {
-            log_to_stderr("warn");
+            log_to_stderr(nodes::LOG);
             events::run(&args)
         }
         Command::Metrics(args) => metrics::run(&args),
@@ -432,60 +418,6 @@ fn configuration(path: Option<&Path>) -> Result<Config, Failure> {
     let text = |value: OsString| value.to_string_lossy().into_owned();
     Config::check_variables(std::env::vars_os().map(|(name, _)| text(name))).map_err(wrong)?;
     Config::load(path, |name| std::env::var_os(name).map(text)).map_err(wrong)
-}
-
-/// What `/api/incidents` answers.
-#[derive(Deserialize)]
-struct Page {
-    incidents: Vec<Incident>,
-    total: usize,
-}
-
-fn incidents(args: &IncidentsArgs) -> Result<(), Failure> {
-    log_to_stderr("warn");
-    let pairs = pairs(args.time.named().into_iter().chain([("limit", &args.limit)]));
-    let far = args.bucket.open()?;
-    let Page { incidents: all, total } = if let Some(far) = &far {
-        let (incidents, total) = far.incidents(&pairs)?;
-        far.finish()?;
-        Page { incidents, total }
-    } else if let Some(dir) = &args.place.data {
-        let (incidents, total) = local::incidents(dir, &pairs)?;
-        Page { incidents, total }
-    } else {
-        serde_json::from_value(fetch::json(&args.place, &fetch::path("/api/incidents", &pairs))?)
-            .map_err(|e| anyhow::anyhow!("{} gave incidents of another version: {e}", args.place.server))?
-    };
-    if args.json {
-        let mut answer = json!({"incidents": all, "total": total});
-        if let Some(far) = &far {
-            answer["requests"] = far.took();
-        }
-        output::print(&format!("{answer}\n"))?;
-    } else {
-        for i in &all {
-            output::print(&format!(
-                "{}  {}  {}\n    {}\n",
-                i.id,
-                i.kind,
-                output::severity(&i.severity, 0),
-                output::printable(&i.summary)
-            ))?;
-        }
-    }
-    if let Some(last) = all.last().filter(|_| total > all.len()) {
-        // to the microsecond: rounded, it would pass over others of that instant
-        let to = export::instant(last.ts_us, 6);
-        tracing::warn!(
-            "{} older incidents are not shown; --limit N shows more, --to {to} goes on",
-            total - all.len()
-        );
-    }
-    match far {
-        _ if !all.is_empty() => Ok(()),
-        Some(far) => Err(far.nothing("incident")),
-        None => Err(nothing("incident", &args.place, &args.time, None)),
-    }
 }
 
 fn export(args: &ExportArgs) -> Result<(), Failure> {

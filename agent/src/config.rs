@@ -7,6 +7,7 @@
 mod kubernetes;
 mod lane;
 mod place;
+mod prometheus;
 mod range;
 mod ship;
 mod upkeep;
@@ -14,6 +15,7 @@ mod upkeep;
 use crate::event::Kind;
 pub use kubernetes::Kubernetes;
 pub use lane::{Lane, Period, Source};
+pub use prometheus::Prometheus;
 use serde::{Deserialize, Serialize};
 pub use ship::Ship;
 use std::fmt::Write as _;
@@ -59,6 +61,7 @@ pub struct Config {
     pub retention: Retention,
     pub ship: Ship,
     pub export: Export,
+    pub prometheus: Prometheus,
     pub kubernetes: Kubernetes,
 }
 
@@ -82,6 +85,7 @@ impl Default for Config {
             retention: Retention::default(),
             ship: Ship::default(),
             export: Export::default(),
+            prometheus: Prometheus::default(),
             kubernetes: Kubernetes::default(),
         }
     }
@@ -349,6 +353,11 @@ const KEYS: &[(&str, &str)] = &[
     ("ship.retry_max_s", "longest pause between two attempts; the pauses double from 1 s on (1 to 86400)"),
     ("export.max_rows", "rows one export may hold"),
     ("export.max_containers", "containers one export may hold"),
+    (
+        "prometheus.metrics",
+        "values of containers on /metrics: names or globs of docs/metrics.md; empty = none",
+    ),
+    ("prometheus.max_containers", "containers and services on /metrics at the most (1 to 100000)"),
     ("kubernetes.enabled", "ask the Kubernetes API for the names of this node's pods, where there is one"),
     (
         "kubernetes.kubeconfig",

@@ -5,6 +5,7 @@
 //! a client (an end in the middle of an object, 410, a refusal, silence) ends in a state that says what is wrong and how to mend
 //! it, and in another attempt. `pipeline` starts and ends it.
 
+pub mod agents;
 mod pod;
 mod state;
 
@@ -70,7 +71,7 @@ impl Place {
                     chain(&e)
                 )
             }),
-            Self::Kubeconfig(path) => Self::read(path).await.map_err(|why| {
+            Self::Kubeconfig(path) => kube_config(path, &KubeConfigOptions::default()).await.map_err(|why| {
                 format!(
                     "kubernetes.kubeconfig {} cannot be used: {why}; name a file that `kubectl --kubeconfig {} get pods -A` works with",
                     path.display(),
@@ -79,11 +80,11 @@ impl Place {
             }),
         }
     }
+}
 
-    async fn read(path: &Path) -> Result<kube::Config, String> {
-        let file = Kubeconfig::read_from(path).map_err(|e| chain(&e))?;
-        kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| chain(&e))
-    }
+async fn kube_config(path: &Path, options: &KubeConfigOptions) -> Result<kube::Config, String> {
+    let file = Kubeconfig::read_from(path).map_err(|e| chain(&e))?;
+    kube::Config::from_custom_kubeconfig(file, options).await.map_err(|e| chain(&e))
 }
 
 /// An error with its causes, each said once.

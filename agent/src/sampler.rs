@@ -578,8 +578,7 @@ impl Sampler {
         match self.read_file(target, 0, None) {
             Read::Text(n) => {
                 self.pairs.clear();
-                let parsed = parse(0, &mut self.hints[0], &self.buffer[..n], &mut self.pairs);
-                if parsed.is_err() {
+                if parse(0, &mut self.hints[0], &self.buffer[..n], &mut self.pairs).is_err() {
                     self.faults.unparsed(FILES[0].name);
                     return Ok(None);
                 }

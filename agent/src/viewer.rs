@@ -8,6 +8,7 @@ mod analyses;
 mod answers;
 mod api;
 mod containers;
+mod exposition;
 mod guard;
 mod lines;
 mod live;
@@ -33,6 +34,7 @@ use arrow::array::RecordBatch;
 use axum::Router;
 use axum::middleware;
 use axum::routing::get;
+use exposition::Exposition;
 use guard::Token;
 use serde_json::Value;
 use std::io;
@@ -103,6 +105,8 @@ pub enum ServeError {
     Open { address: SocketAddr },
     #[error("cannot take a token from {} (token_file): {why}; `openssl rand -hex 32` makes one", path.display())]
     Token { path: PathBuf, why: String },
+    #[error("[prometheus] {why}; `fgm metrics` lists all as well, and metrics = [] shows none")]
+    Exposed { why: String },
     #[error("cannot start the threads of the HTTP server: {source}")]
     Threads { source: io::Error },
 }
@@ -115,6 +119,7 @@ pub struct App<S> {
     /// Addresses by which a request may name us, besides loopback.
     bound: Option<IpAddr>,
     token: Option<Token>,
+    exposition: Exposition,
     requests: Arc<Semaphore>,
     exports: Arc<Semaphore>,
     queries: Arc<Semaphore>,
@@ -139,6 +144,7 @@ impl<S: Source> App<S> {
             limits,
             bound: Some(config.listen.ip()),
             token: Token::read(&config.token_file)?,
+            exposition: Exposition::new(config)?,
             requests: places(guard::REQUESTS_AT_ONCE),
             exports: places(EXPORTS_AT_ONCE),
             queries: places(QUERIES_AT_ONCE),
@@ -200,6 +206,7 @@ type Bound = (TcpListener, SocketAddr);
 /// Binds both addresses. Dropping them gives them back: `fgm doctor` asks no more than whether they can be had.
 pub fn bind_both(config: &Config) -> Result<[Bound; 2], ServeError> {
     closed_or_guarded(config, Token::read(&config.token_file)?.is_some())?;
+    Exposition::new(config)?;
     Ok([bind("listen", config.listen)?, bind("health_listen", config.health_listen)?])
 }
 

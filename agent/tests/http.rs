@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::http::{Request, header};
 use fgm::config::Config;
 use fgm::incident::Incident;
+use fgm::names::Table;
 use fgm::segment::Io;
 use fgm::store::Writer;
 use fgm::viewer::{self, App, ServeError};
@@ -48,6 +49,56 @@ fn health_readiness_and_metrics() {
     assert!(problem(&router, "/readyz", 503)["detail"].as_str().is_some_and(|d| d.contains("no cgroup v2")));
     assert_eq!(ask(&router, "/healthz").0, 200, "alive all the same");
     problem(&health(Agent::default()), "/api/status", 404);
+}
+
+#[test]
+fn values_of_containers_that_live_are_on_metrics_and_nothing_of_the_dead() {
+    let mut s = setup();
+    s.seal_all();
+    let shown = |s: &server::Setup, seconds: i64, more: Vec<rows::Row>| {
+        let memory = vec![(Table::Samples, rows::batch(Table::Samples, &more))];
+        let now_us = Some(KILL_US + seconds * 1_000_000);
+        let router = s.router(Agent { memory: memory.into(), now_us, ..Agent::default() });
+        String::from_utf8(ask(&router, "/metrics").2.to_vec()).expect("text")
+    };
+    let sidecar = |metric: &str| {
+        let id = rows::container_id(rows::QUIET);
+        let labels = format!("namespace=\"shop\",pod=\"cart-0\",container=\"sidecar\",container_id=\"{id}\"");
+        format!("\nfgm_container_{metric}{{{labels},pod_uid=\"7a000000-0000-4000-8000-000000000001\"}} ")
+    };
+    let ten = shown(&s, 10, Vec::new());
+    assert!(ten.contains("\nfgm_prometheus_containers 2\n"), "neither pods nor slices: {ten}");
+    assert!(ten.contains(&format!("{}8388608\n", sidecar("memory_current_bytes"))), "{ten}");
+    assert!(ten.contains("\n# TYPE fgm_container_memory_current_bytes gauge\n"), "{ten}");
+    assert!(ten.contains("\n# TYPE fgm_container_cpu_stat_usage_seconds_total counter\n"), "{ten}");
+    assert!(ten.contains(&sidecar("cpu_stat_usage_seconds_total")), "{ten}");
+    assert!(!ten.contains("memory_stat_file"), "not in the list: {ten}");
+
+    // a limit that is there, and one that was taken away
+    let row = |seconds: i64, max: Option<i64>| {
+        let mut row = rows::base(rows::QUIET, KILL_US + seconds * 1_000_000);
+        let bit = fgm::catalogue::file("memory.max").expect("known");
+        row.insert("files_read", rows::int(1 | 1 << bit));
+        row.remove("memory_max");
+        row.extend(max.map(|max| ("memory_max", rows::int(max))));
+        row
+    };
+    let limited = shown(&s, 12, vec![row(11, Some(1 << 26))]);
+    assert!(limited.contains(&format!("{}67108864\n", sidecar("memory_max_bytes"))), "{limited}");
+    let free = shown(&s, 13, vec![row(11, Some(1 << 26)), row(12, None)]);
+    assert!(!free.contains(&sidecar("memory_max_bytes")), "{free}");
+
+    let minute = shown(&s, 60, Vec::new());
+    assert!(minute.contains("\nfgm_prometheus_containers 0\n") && !minute.contains("sidecar"), "{minute}");
+
+    s.config.prometheus.max_containers = 1;
+    let cut = shown(&s, 10, Vec::new());
+    assert!(cut.contains("\nfgm_prometheus_containers_left_out 1\n"), "{cut}");
+    s.config.prometheus.metrics = vec!["memory_curent".to_owned()];
+    let refused = App::new(Arc::new(Agent::default()), s.store.clone(), &s.config).err().expect("refused");
+    assert!(refused.to_string().contains("memory_curent"), "{refused}");
+    s.config.prometheus.metrics.clear();
+    assert!(!shown(&s, 10, Vec::new()).contains("fgm_container_"));
 }
 
 #[test]

@@ -78,6 +78,7 @@ pub fn check(config: &Config, origin: &dyn Fn(&str) -> String) -> Result<(), Con
     range("ship.retry_max_s", s.retry_max_s, 1, 86_400, "1 to 86400")?;
     range("export.max_rows", config.export.max_rows, 1, u64::MAX, "at least 1")?;
     range("export.max_containers", config.export.max_containers as u64, 1, u64::MAX, "at least 1")?;
+    range("prometheus.max_containers", config.prometheus.max_containers as u64, 1, 100_000, "1 to 100000")?;
     let ring = u64::from(config.probes.ring_bytes);
     range("probes.ring_bytes", ring, 4096, 1 << 28, "4096 to 268435456")?;
     if let Some(name) = config.probes.without.iter().find(|n| !Probes::MECHANISMS.contains(&n.as_str())) {

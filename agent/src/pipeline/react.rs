@@ -159,6 +159,13 @@ impl State {
         }
         // a walk may have been faster than the event: born under our eyes all the same
         self.follow_now(id);
+        // of what it did until it was followed there are no rows, where that took long
+        if let Some(target) = self.targets.get(&id) {
+            let unread_ns = target.first_seen_ns.saturating_sub(ktime_ns);
+            let missed = unread_ns / (self.config.sampling.base_period_ms * 1_000_000);
+            self.ledger.lost(Table::Samples, "late", missed);
+            self.story.lost(id, Table::Samples.as_str(), "late", missed);
+        }
         let Some(node) = self.tree.get(id) else {
             self.outside += 1;
             return;

@@ -2,7 +2,7 @@
 //! or a problem. No state of its own.
 
 use super::api::{self, Pairs};
-use super::{App, Source, TURN_WITHIN, rows};
+use super::{App, Source, TURN_WITHIN, exposition, rows};
 use crate::event::Kind;
 use crate::export::{
     self, Chooser, Containers, EVENT_COLUMNS, Evidence, MEDIA_TYPE, Problem, Rows, Selection,
@@ -86,6 +86,13 @@ pub async fn metrics<S: Source>(State(app): State<Arc<App<S>>>) -> impl IntoResp
     gauge("fgm_store_pending_rows", "Rows that wait to be written.", &status["pending"]["rows"]);
     let degraded = json!(u64::from(status["degraded"].is_string()));
     gauge("fgm_store_degraded", "1 while the store cannot be written.", &degraded);
+    // what is asked for because something is wrong must not fail of it
+    match exposition::lines(&app).await {
+        Ok(lines) => text.push_str(&lines),
+        Err(problem) => {
+            let _ = writeln!(text, "# no values of containers: {}", problem.detail.replace('\n', " "));
+        }
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

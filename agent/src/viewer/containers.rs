@@ -187,8 +187,7 @@ fn tell(
                 first_us: *first_us,
                 last_us: *last_us,
                 rows: range.len() as u64,
-                is_live: !ended.contains(&key)
-                    && now_us - last_us <= GAP_PERIODS * 1000 * period_ms.max(&1000) + LATE_US,
+                is_live: !ended.contains(&key) && is_live(*last_us, *period_ms, now_us),
                 memory_bytes: newest(memory),
                 memory_limit_bytes: newest(limit),
                 memory_peak_bytes: range.clone().filter_map(|row| rows::int(memory, row)).max(),
@@ -210,8 +209,13 @@ fn tell(
     Ok(out)
 }
 
+/// Whether the next row is not overdue.
+pub(super) fn is_live(last_us: i64, period_ms: i64, now_us: i64) -> bool {
+    now_us - last_us <= GAP_PERIODS * 1000 * period_ms.max(1000) + LATE_US
+}
+
 /// The cgroups of which the kernel told the end: gone, however new their last row is.
-fn ended(view: &View, filter: &Filter) -> Result<BTreeSet<Key>, Problem> {
+pub(super) fn ended(view: &View, filter: &Filter) -> Result<BTreeSet<Key>, Problem> {
     let columns = ["ts", "cgroup_id", "boot_id", "kind"];
     let (batches, _) =
         query::rows(view, Table::Events, filter, Some(&columns), u64::MAX).map_err(of_query)?;

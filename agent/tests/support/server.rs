@@ -32,6 +32,8 @@ pub struct Agent {
     pub busy: bool,
     /// Hands its rows over when it is told to.
     pub held: Option<Arc<tokio::sync::Notify>>,
+    /// What its clock says; the machine's own without.
+    pub now_us: Option<i64>,
 }
 
 impl Source for Agent {
@@ -63,6 +65,10 @@ impl Source for Agent {
 
     fn ready(&self) -> Result<(), String> {
         self.not_ready.clone().map_or(Ok(()), Err)
+    }
+
+    fn now_us(&self) -> i64 {
+        self.now_us.unwrap_or_else(fgm::clock::wall_us)
     }
 
     fn metrics(&self) -> String {
