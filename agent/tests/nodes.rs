@@ -142,9 +142,7 @@ fn forward(stream: &TcpStream, node: &Node) {
     }
     let Some(mut agent) = node.agent.and_then(|a| TcpStream::connect(a).ok()) else {
         send(&mut socket, 1, b"failed to connect to localhost:8050 inside namespace: connection refused");
-        let _ = socket.close(None);
-        let _ = socket.flush();
-        return;
+        return close(socket);
     };
     let mut asked = Vec::new();
     while !asked.ends_with(b"\r\n\r\n") {
@@ -164,8 +162,13 @@ fn forward(stream: &TcpStream, node: &Node) {
             break;
         }
     }
+    close(socket);
+}
+
+/// What is not read when a socket is dropped resets the connection, and takes with it what was sent last.
+fn close(mut socket: WebSocket<TcpStream>) {
     let _ = socket.close(None);
-    let _ = socket.flush();
+    while socket.read().is_ok() {}
 }
 
 /// An agent that serves, and its folder.

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::copy_bidirectional;
@@ -54,13 +55,27 @@ pub struct Agents {
 /// A way into a pod, as long as its [`Agents`] live.
 pub struct Way {
     pub address: SocketAddr,
-    failed: Arc<Mutex<Option<String>>>,
+    failed: Arc<Failed>,
+}
+
+/// Why the last connection came to nothing, and how many have no verdict yet.
+#[derive(Default)]
+struct Failed {
+    why: Mutex<Option<String>>,
+    open: AtomicUsize,
 }
 
 impl Way {
-    /// Why the last connection came to nothing, where it was the way's fault.
+    /// Why the last connection came to nothing, where it was the way's fault. Whoever asks has seen its end before we have: waits
+    /// for ours, a second at the most.
     pub fn failed(&self) -> Option<String> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        for _ in 0..100 {
+            if self.failed.open.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.failed.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -169,16 +184,18 @@ impl Agents {
             .block_on(TcpListener::bind("127.0.0.1:0"))
             .map_err(|e| format!("no port on loopback: {e}"))?;
         let address = listener.local_addr().map_err(|e| e.to_string())?;
-        let failed = Arc::new(Mutex::new(None));
+        let failed = Arc::new(Failed::default());
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.wanted.namespace);
         let (pod, port, told) = (pod.to_owned(), self.wanted.port, failed.clone());
         let handle = self.runtime.handle().clone();
         self.runtime.spawn(async move {
             while let Ok((from, _)) = listener.accept().await {
                 let (api, pod, told) = (api.clone(), pod.clone(), told.clone());
+                told.open.fetch_add(1, Ordering::AcqRel);
                 handle.spawn(async move {
                     let failed = forward(&api, &pod, port, from).await.err();
-                    *told.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+                    *told.why.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+                    told.open.fetch_sub(1, Ordering::AcqRel);
                 });
             }
         });
@@ -199,9 +216,10 @@ async fn forward(api: &Api<Pod>, pod: &str, port: u16, mut from: TcpStream) -> R
     };
     let copied = copy_bidirectional(&mut from, &mut stream).await;
     drop(stream);
-    there.abort();
     // what the kubelet says, such as that nobody listens there
-    if let Ok(Some(why)) = timeout(Duration::from_millis(100), error).await {
+    let said = timeout(Duration::from_millis(100), error).await;
+    there.abort();
+    if let Ok(Some(why)) = said {
         return Err(why);
     }
     copied.map(drop).map_err(|e| format!("the port-forward broke off: {e}"))
