@@ -1,4 +1,5 @@
-//! What comes after: the container that takes the place of a dead one, and rows across a jump of the wall clock. Run like
+//! What comes after: the container that takes the place of a dead one, rows across a jump of the wall clock, and a bucket that does not
+//! answer. Run like
 //! `kernel_agent.rs`, whose stage it shares.
 //!
 //! Truth: inode numbers, and clocks read before and after by the test.
@@ -14,6 +15,7 @@ use fgm::clock::{ktime_ns, wall_us};
 use stage::{Agent, Cgroup, Pod, guard, ints, rows, wait};
 use std::{
     fs,
+    net::TcpListener,
     process::{Command, Stdio},
     thread,
     time::Duration,
@@ -142,4 +144,47 @@ fn a_wall_clock_that_is_set_anew_takes_no_row_along() {
     let exported: Vec<_> = rows(&agent.get_ok(&path)).into_iter().map(|r| r.ktime_ns).collect();
     assert!(all.iter().all(|(ktime, _)| exported.contains(ktime)), "{} of {}", exported.len(), all.len());
     assert!(agent.stop());
+}
+
+/// A bucket that takes connections and never answers.
+#[test]
+fn a_dead_bucket_makes_no_row_late() {
+    if !guard("a_dead_bucket_makes_no_row_late") {
+        return;
+    }
+    let silent = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let endpoint = silent.local_addr().expect("bound");
+    let dead = format!(
+        "[ship]\nurl = \"s3://evidence/x\"\nendpoint = \"http://{endpoint}\"\nregion = \"here\"\ntimeout_s = 1\nretry_max_s = 1\n"
+    );
+    // by how much the rows of a container are apart from their period, ms, at nine of ten, and attempts to ship that failed
+    let late = |name: &str, config: &str| {
+        let words = vec!["env", "AWS_ACCESS_KEY_ID=a", "AWS_SECRET_ACCESS_KEY=b"];
+        let agent = Agent::start_under_with(name, words, config);
+        let (pod, other) = (Pod::new(None), Pod::new(None));
+        let (app, steady) = (pod.container(None), other.container(None));
+        let _idle = begin("sleep 100", &steady);
+        // an incident wants to be shipped at once
+        let mut init = begin("sleep 60", &app);
+        thread::sleep(Duration::from_secs(1));
+        assert!(Command::new("kill").args(["-9", &init.pid.to_string()]).status().expect("kill").success());
+        assert_eq!(init.wait().1, Some(9));
+        agent.closed_incident_of(&app, LIMIT);
+        let mut all = Vec::new();
+        wait("rows of half a minute", LIMIT, || {
+            all = instants(&agent, &steady);
+            all.len() > 30
+        });
+        let mut off: Vec<i64> =
+            all.windows(2).map(|w| ((w[1].0 - w[0].0) / 1_000_000 - 1000).abs()).collect();
+        off.sort_unstable();
+        (off[off.len() * 9 / 10], agent.status()["ship"]["failures"].as_u64().unwrap_or(0))
+    };
+    let (without, none) = late("no-bucket", "");
+    let (with, failed) = late("dead-bucket", &dead);
+    println!(
+        "rows are {without} ms off their period without a bucket, {with} ms with one that is dead; {failed} attempts failed"
+    );
+    assert!(none == 0 && failed >= 3, "{failed} attempts failed");
+    assert!(with <= without + 100, "{with} ms and {without} ms");
 }
