@@ -73,12 +73,13 @@ fn a_child_is_killed_while_the_containers_init_lives_on() {
     assert!(instants.first().is_some_and(|t| *t > born.cast_signed()), "no row before it was born");
     let history: Vec<_> = of_app.iter().filter(|r| r.cause == "history").collect();
     assert!(history.len() > 200, "{} rows of history in 34 s", history.len());
-    let before: Vec<_> = history.iter().filter(|r| r.ktime_ns < kill_ns).collect();
+    // a warning may have started a burst, whose rows then stand for the lane's
+    let before: Vec<_> = of_app.iter().filter(|r| r.cause != "base" && r.ktime_ns < kill_ns).collect();
     let (first, last) = (before.first().expect("rows"), before.last().expect("rows"));
     assert!(first.memory_current < Some(20 * MIB.cast_signed()), "{first:?}");
     assert!(last.memory_current > Some(40 * MIB.cast_signed()), "{last:?}");
     let widest = before.windows(2).map(|w| w[1].ktime_ns - w[0].ktime_ns).max().expect("rows");
-    assert!(widest < 2_000_000_000, "a gap of {widest} ns in the history");
+    assert!(widest < 2_000_000_000, "a gap of {widest} ns in history and burst");
     assert!(
         of_app.iter().any(|r| r.memory_max == Some((64 * MIB).cast_signed())),
         "the limit is in the rows"

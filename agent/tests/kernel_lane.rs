@@ -294,7 +294,9 @@ fn the_last_reading_before_a_kill_is_young() {
         assert!(history.len() > 20, "{} rows", history.len());
         let limit = Some((64 * MIB).cast_signed());
         assert!(history.iter().skip(5).all(|r| r.memory_max == limit), "the limit is in the history");
-        assert!(history.iter().any(|r| r.memory_current > Some((50 * MIB).cast_signed())));
+        // in place of the lane, where a warning has started a burst
+        let mut fast = of_app.iter().filter(|r| r.cause != "base");
+        assert!(fast.any(|r| r.memory_current > Some((50 * MIB).cast_signed())));
     }
     println!("last reading before the kill, ms: {last:?}; {}", agent.status()["lane"]);
     assert!(last.iter().all(|ms| (0.0..1000.0).contains(ms)), "{last:?}");
