@@ -97,8 +97,11 @@ export function createCharts(stack, scene) {
   return {
     panels,
     redraw: () => built.forEach((panel) => panel.chart?.redraw(true, true)),
-    /** Draws other values in the same panels; false when these are others. @param {Panel[]} fresh @param {Group} newer */
-    replace(fresh, newer) {
+    /**
+     * Draws other values in the same panels; false when these are others.
+     * @param {Panel[]} fresh @param {Group} newer @param {boolean} [draws] false while a new range is about to draw them
+     */
+    replace(fresh, newer, draws = true) {
       const shape = (/** @type {Panel[]} */ list) => list.map((p) => [p.id, ...p.traces.map((t) => t.key), ...p.steps.map((s) => s.key)].join()).join(';');
       if (shape(fresh) !== shape(panels)) return false;
       bands = series.bands(newer);
@@ -107,7 +110,7 @@ export function createCharts(stack, scene) {
         panel.traces.forEach((trace, j) => (trace.line = fresh[i].traces[j].line));
         panel.steps.forEach((step, j) => (step.readings = fresh[i].steps[j].readings));
       });
-      onRange();
+      if (draws) onRange();
       return true;
     },
     destroy() {

@@ -25,7 +25,7 @@ import { containerList, empty, eventList, findings, head, incidentList, keep, mi
 import { analysis, around, catalogue, charts, containers, dashboard, events, extent, groups, incident, incidents, isFolder, keyOf, MOST_CONTAINERS, nameOf, nowUs, RANGE, scene, seconds, set, state, status, view } from './session.js';
 
 /** A zoom is asked for anew once it has rested so long. */
-const REST_MS = 120;
+const REST_MS = 250;
 const SEVERITIES = ['critical', 'warning', 'info'];
 
 /** @type {AbortController | null} */
@@ -33,6 +33,8 @@ let asking = null;
 /** @type {AbortController | null} */
 let refining = null;
 let resting = 0;
+/** Whether the charts show what was asked for the visible part alone. */
+let isFiner = false;
 
 const filters = createFilters({ containers: () => containers, state, changed: (isServer) => { keep(false); if (isServer) void loadContainers(); else drawLists(); } });
 const search = createMetricSearch({ catalogue: () => catalogue, chosen: () => state.metrics, toggle: toggleMetric });
@@ -205,6 +207,7 @@ function clear(why) {
 /** @param {{from: number, to: number}} whole @param {boolean} quiet */
 function draw(whole, quiet) {
   empty.hidden = true;
+  isFiner = false;
   const same = quiet && view && charts && scene;
   const follows = same && view && view.range.from === view.extent.from && view.range.to === view.extent.to;
   if (!same || !view) {
@@ -236,6 +239,7 @@ function draw(whole, quiet) {
   if (state.analyze && !quiet) void analyse();
 }
 
+/** Each step of a wheel comes here: what does not change with the range is left alone. */
 function onZoom() {
   if (!view) return;
   const isWhole = view.range.from === view.extent.from && view.range.to === view.extent.to;
@@ -243,8 +247,9 @@ function onZoom() {
   refining?.abort();
   clearTimeout(resting);
   // What is there already, at once; what the zoom brings out, when it rests.
-  charts?.replace(panelsFor(groups), groups[0]);
-  drawTools(acts, search);
+  if (isFiner) charts?.replace(panelsFor(groups), groups[0], false);
+  isFiner = false;
+  if (isWhole === Boolean(tools.querySelector('#narrow'))) drawTools(acts, search);
   resting = setTimeout(() => { keep(false); void refine(); if (state.analyze) void analyse(); }, REST_MS);
 }
 
@@ -261,7 +266,7 @@ async function refine() {
       const whole = groups.find((g) => g.id === group.id);
       for (const name of Object.keys(whole?.drawn ?? {})) if (whole?.drawn && group.drawn && !group.drawn[name]) group.drawn[name] = whole.drawn[name];
     }
-    charts?.replace(panelsFor(finer, others), finer[0]);
+    if (charts.replace(panelsFor(finer, others), finer[0])) isFiner = true;
     stack.dataset.refined = String(Number(stack.dataset.refined ?? 0) + 1);
   } catch (error) {
     tell(error);
