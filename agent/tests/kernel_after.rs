@@ -170,21 +170,22 @@ fn a_dead_bucket_makes_no_row_late() {
         assert!(Command::new("kill").args(["-9", &init.pid.to_string()]).status().expect("kill").success());
         assert_eq!(init.wait().1, Some(9));
         agent.closed_incident_of(&app, LIMIT);
+        let failures = || agent.status()["ship"]["failures"].as_u64().unwrap_or(0);
         let mut all = Vec::new();
-        wait("rows of half a minute", LIMIT, || {
+        wait("rows of half a minute, and an attempt that failed", LIMIT, || {
             all = instants(&agent, &steady);
-            all.len() > 30
+            all.len() > 30 && (config.is_empty() || failures() > 0)
         });
         let mut off: Vec<i64> =
             all.windows(2).map(|w| ((w[1].0 - w[0].0) / 1_000_000 - 1000).abs()).collect();
         off.sort_unstable();
-        (off[off.len() * 9 / 10], agent.status()["ship"]["failures"].as_u64().unwrap_or(0))
+        (off[off.len() * 9 / 10], failures())
     };
     let (without, none) = late("no-bucket", "");
     let (with, failed) = late("dead-bucket", &dead);
     println!(
         "rows are {without} ms off their period without a bucket, {with} ms with one that is dead; {failed} attempts failed"
     );
-    assert!(none == 0 && failed >= 3, "{failed} attempts failed");
+    assert!(none == 0 && failed >= 1, "{failed} attempts failed");
     assert!(with <= without + 100, "{with} ms and {without} ms");
 }

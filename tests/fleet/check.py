@@ -302,13 +302,14 @@ def questions(run, parent):
     check(there == json.loads(here.stdout), "and is read as one")
     page = (pathlib.Path(__file__).parents[2] / "docs/fleet.md").read_text()
     check(cost.table(cost.KNOBS) in page, "the table of costs is what cost.py makes")
-    engines.compare(bucket / "v1", pathlib.Path(__file__).parents[2] / "docs/fleet.md", check)
+    engines.compare(bucket / "v1", pathlib.Path(__file__).parents[2] / "docs/fleet.md", check, run.is_all)
 
 
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("--fgm", required=True)
     args.add_argument("--recorded", required=True)
+    args.add_argument("--all", action="store_true", help="the ten questions to ClickHouse and Spark as well")
     args = args.parse_args()
     moto_port, proxy_port = free_port(), free_port()
     moto = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(moto_port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -331,6 +332,7 @@ def main():
             recorded = parent / "recorded"
             print(subprocess.run([args.recorded, recorded], check=True, capture_output=True, text=True, timeout=120).stdout.strip())
             run = Run(args.fgm, proxy_port, moto_port, recorded)
+            run.is_all = args.all
             for part in (reads, questions, faults, kills):
                 start = time.monotonic()
                 part(run, parent)

@@ -125,7 +125,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         let demo = outcome.as_ref().context("there is no demo to read")?;
         interop::check(&demo.data, &demo.parquet, false)
     });
-    suite.group("fleet", |_| fleet());
+    suite.group("fleet", |_| fleet(long));
     suite.group("deploy", |_| deploy());
     suite.group("api", |_| api(outcome.as_ref().context("there is no demo to ask about")?));
     suite.group("browser", |names| pages(outcome.as_ref().context("there is no demo to look at")?, names));
@@ -239,14 +239,17 @@ fn deploy() -> Result<Tally> {
     checked(status, &text)
 }
 
-/// A folder is shipped into an S3 server that fails, and read back.
-fn fleet() -> Result<Tally> {
+/// A folder is shipped into an S3 server that fails, and read back; `long`: by ClickHouse and Spark as well.
+fn fleet(long: bool) -> Result<Tally> {
     let folder = paths::root().join("tests/fleet");
     let recorded = ebpf::cargo_build("a folder's maker", &["-p", "fgm", "--example", "recorded"])?;
     let recorded =
         recorded.into_iter().find(|p| p.ends_with("recorded")).context("cargo built no recorded")?;
-    let mut c = tool(venv(&folder, &["requirements.txt"])?);
+    let lists: &[&str] =
+        if long { &["requirements.txt", "requirements-all.txt"] } else { &["requirements.txt"] };
+    let mut c = tool(venv(&folder, lists)?);
     c.arg(folder.join("check.py")).arg("--fgm").arg(built_agent()?).arg("--recorded").arg(recorded);
+    c.args(long.then_some("--all"));
     let (status, text) = shown(&mut c, OTHER)?;
     checked(status, &text)
 }
