@@ -33,7 +33,7 @@ const CHUNK_ROWS: usize = 16_384;
 const SLICE_ROWS: usize = 8192;
 /// Rows of a group, beyond which it ends like a slice: with the run that follows it is no more than a row group. Their keys and
 /// their order take 80 bytes a row.
-const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS / 2 - RUN_ROWS;
+const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS * 5 / 8 - RUN_ROWS;
 /// Rows of a run at the most: a page, so that a cgroup of a whole day can be cut.
 const RUN_ROWS: usize = 4096;
 /// Runs whose keys are in memory at once: 262,144 rows, 6 MB.
