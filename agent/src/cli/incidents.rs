@@ -7,9 +7,6 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::json;
 
-/// Incidents of a list that names no limit.
-const DEFAULT_LIMIT: usize = 1000;
-
 #[derive(Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub struct IncidentsArgs {
@@ -38,15 +35,15 @@ struct Page {
 
 impl Page {
     /// Those of several agents, newest first and no more than one of them would give.
-    fn of_all(pages: impl Iterator<Item = Self>, limit: Option<&str>) -> Self {
+    fn of_all(pages: impl Iterator<Item = Self>, limit: Option<&str>) -> Result<Self, Failure> {
         let (mut incidents, mut total) = (Vec::new(), 0);
         for page in pages {
             incidents.extend(page.incidents);
             total += page.total;
         }
         incidents.sort_by(|a, b| (b.ts_us, &b.id).cmp(&(a.ts_us, &a.id)));
-        incidents.truncate(limit.and_then(|n| n.parse().ok()).unwrap_or(DEFAULT_LIMIT));
-        Self { incidents, total }
+        let (incidents, _) = export::listed(incidents, (i64::MIN, i64::MAX), limit)?;
+        Ok(Self { incidents, total })
     }
 }
 
@@ -65,7 +62,7 @@ pub fn run(args: &IncidentsArgs) -> Result<(), Failure> {
     } else if let Some(nodes) = nodes {
         let answers = nodes.ask(args.place.token_file.as_deref(), ask)?;
         unanswered = Some(answers.unanswered());
-        Page::of_all(answers.given.into_iter().map(|(_, page)| page), args.limit.as_deref())
+        Page::of_all(answers.given.into_iter().map(|(_, page)| page), args.limit.as_deref())?
     } else if let Some(dir) = &args.place.data {
         let (incidents, total) = local::incidents(dir, &pairs)?;
         Page { incidents, total }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -52,10 +53,17 @@ pub struct Agents {
     wanted: Wanted,
 }
 
-/// A way into a pod, as long as its [`Agents`] live.
+/// A way into a pod, open until it is dropped.
 pub struct Way {
     pub address: SocketAddr,
     failed: Arc<Failed>,
+    listening: AbortHandle,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
 }
 
 /// Why the last connection came to nothing, and how many have no verdict yet.
@@ -188,7 +196,7 @@ impl Agents {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.wanted.namespace);
         let (pod, port, told) = (pod.to_owned(), self.wanted.port, failed.clone());
         let handle = self.runtime.handle().clone();
-        self.runtime.spawn(async move {
+        let listening = self.runtime.spawn(async move {
             while let Ok((from, _)) = listener.accept().await {
                 let (api, pod, told) = (api.clone(), pod.clone(), told.clone());
                 told.open.fetch_add(1, Ordering::AcqRel);
@@ -199,7 +207,7 @@ impl Agents {
                 });
             }
         });
-        Ok(Way { address, failed })
+        Ok(Way { address, failed, listening: listening.abort_handle() })
     }
 }
 

@@ -85,11 +85,6 @@ impl State {
         Plan { cause: Cause::Burst, period_ms, burst: Some(id), slow: false, loose: false, in_lane }
     }
 
-    fn burst_lost(&mut self, owner: CgroupId, reason: &'static str, rows: u64) {
-        self.ledger.lost(Table::Samples, reason, rows);
-        self.story.lost(owner, Table::Samples.as_str(), reason, rows);
-    }
-
     pub(super) fn burst_tick(&mut self, now: u64) {
         let mut due = Vec::new();
         self.trigger.due(now, |d| due.push(d));
@@ -101,8 +96,8 @@ impl State {
         for d in due {
             let Some(running) = self.bursts.remove(&d.cgroup) else { continue };
             let members = running.members.len() as u64;
-            self.burst_lost(d.cgroup, "late", d.late * members);
-            self.burst_lost(d.cgroup, Suppressed::TooManyBursts.as_str(), d.budget * members);
+            self.lost_of(d.cgroup, Table::Samples, "late", d.late * members);
+            self.lost_of(d.cgroup, Table::Samples, Suppressed::TooManyBursts.as_str(), d.budget * members);
             for &member in &running.members {
                 let Some(period) = d.period_ns else { break };
                 if d.late > 0 {
@@ -153,7 +148,7 @@ impl State {
         for (other, samples) in self.trigger.take_evicted() {
             if let Some(gave_way) = self.bursts.remove(&other) {
                 let rows = samples * gave_way.members.len() as u64;
-                self.burst_lost(other, Suppressed::TooManyBursts.as_str(), rows);
+                self.lost_of(other, Table::Samples, Suppressed::TooManyBursts.as_str(), rows);
             }
         }
         let settings = self.trigger.settings(kind);

@@ -163,8 +163,7 @@ impl State {
         if let Some(target) = self.targets.get(&id) {
             let unread_ns = target.first_seen_ns.saturating_sub(ktime_ns);
             let missed = unread_ns / (self.config.sampling.base_period_ms * 1_000_000);
-            self.ledger.lost(Table::Samples, "late", missed);
-            self.story.lost(id, Table::Samples.as_str(), "late", missed);
+            self.lost_of(id, Table::Samples, "late", missed);
         }
         let Some(node) = self.tree.get(id) else {
             self.outside += 1;

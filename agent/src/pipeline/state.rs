@@ -276,6 +276,12 @@ impl State {
         }
     }
 
+    /// Rows of a cgroup that were due and are not there: into the account, and into its incident, if one is open.
+    pub(super) fn lost_of(&mut self, id: CgroupId, table: Table, reason: &'static str, rows: u64) {
+        self.ledger.lost(table, reason, rows);
+        self.story.lost(id, table.as_str(), reason, rows);
+    }
+
     /// Starts to follow a cgroup and takes its first sample at once: it may not live long.
     pub(super) fn follow(&mut self, meta: &Arc<Meta>) {
         let now = clock::ktime_ns();
@@ -424,8 +430,7 @@ impl State {
             if n == hot {
                 self.spent.hot += lap.ns();
             }
-            self.ledger.lost(Table::Samples, "late", missed);
-            self.story.lost(id, Table::Samples.as_str(), "late", missed);
+            self.lost_of(id, Table::Samples, "late", missed);
             if look_for_init {
                 self.look_for_init(id);
             }

@@ -56,7 +56,7 @@ impl State {
         let rests = |id| self.tables.0.get(&id).filter(|last| now < last.rests_until).copied();
         if let Some(last) = rests(id).or(pod.and_then(rests)) {
             if now >= self.tables.0.get(&id).map_or(0, |last| last.at) + YOUNG {
-                self.table_lost(id, "process_budget", last.rows);
+                self.lost_of(id, Table::Processes, "process_budget", last.rows);
             }
             return;
         }
@@ -100,14 +100,8 @@ impl State {
         let written = self.pending.metrics.commit(at, Some(&meta), &mut values);
         self.ledger.written(Table::Metrics, written);
         for (reason, rows) in [("pss_budget", late), ("pss_denied", denied)] {
-            self.ledger.lost(Table::Metrics, reason, rows);
-            self.story.lost(id, Table::Metrics.as_str(), reason, rows);
+            self.lost_of(id, Table::Metrics, reason, rows);
         }
-    }
-
-    fn table_lost(&mut self, id: CgroupId, reason: &'static str, rows: u64) {
-        self.ledger.lost(Table::Processes, reason, rows);
-        self.story.lost(id, Table::Processes.as_str(), reason, rows);
     }
 
     /// Reads the table of a cgroup and says how many rows it has.
@@ -119,9 +113,9 @@ impl State {
             processes::list(Path::new(super::state::PROC), &self.tree.path(&meta), self.inits.pid(id));
         let rows = listing.processes.len() as u64;
         self.ledger.written(Table::Processes, rows);
-        self.table_lost(id, "too_many", listing.cut);
+        self.lost_of(id, Table::Processes, "too_many", listing.cut);
         // one a directory at the least, since how many are in it is what was not read
-        self.table_lost(id, "too_many_cgroups", listing.directories_cut);
+        self.lost_of(id, Table::Processes, "too_many_cgroups", listing.directories_cut);
         // the first is the likeliest to be there at the next time as well
         if let Some(process) = listing.processes.first() {
             self.take_network(process.pid, Some(&meta), at);
