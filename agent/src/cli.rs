@@ -254,9 +254,10 @@ fn chain(error: &anyhow::Error) -> String {
 
 impl From<anyhow::Error> for Failure {
     fn from(e: anyhow::Error) -> Self {
-        let is_configuration =
-            matches!(e.downcast_ref(), Some(ServeError::Open { .. } | ServeError::Token { .. }))
-                || matches!(e.downcast_ref(), Some(DiscoveryError::Glob { .. }));
+        let is_configuration = matches!(
+            e.downcast_ref(),
+            Some(ServeError::Open { .. } | ServeError::Token { .. } | ServeError::Exposed { .. })
+        ) || matches!(e.downcast_ref(), Some(DiscoveryError::Glob { .. }));
         if is_configuration { Self::Usage(chain(&e)) } else { Self::Failed(e) }
     }
 }
