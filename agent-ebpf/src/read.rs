@@ -30,6 +30,17 @@ pub fn read<T>(base: *const u8, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast::<T>()) }.ok()
 }
 
+/// The same into a place of its own; whether it was there, else the place holds zeros.
+#[inline(always)]
+pub fn read_into<T>(base: *const u8, offset: u32, to: &mut T) -> bool {
+    let from = base.wrapping_add(offset as usize);
+    // SAFETY: the helper checks the address, and writes as many bytes as `to` has.
+    offset != ABSENT
+        && unsafe {
+            generated::bpf_probe_read_kernel((&raw mut *to).cast(), size_of::<T>() as u32, from.cast()) == 0
+        }
+}
+
 /// A pointer at an offset from a kernel address; `None` when it is NULL.
 #[inline(always)]
 pub fn follow(base: *const u8, offset: u32) -> Option<*const u8> {

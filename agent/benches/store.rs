@@ -365,6 +365,11 @@ fn bench(dir: &Path, fgm: &Path, hours: i64) -> Value {
         "merge_of_an_hour": {"segments": 40, "ms": hour_ms, "mib_above_idle": hour_mib - idle_mib},
         "one_hour_one_container_ten_metrics": {"rows": found, "by_cgroup_ms": by_cgroup_ms, "export_by_container_id_ms": by_container_ms},
         "export_of_a_million_values": {"ms": million_ms, "bytes": bytes},
-        "export_of_many_rows": {"rows": exported, "ms": many_ms, "mib_above_a_small_one": many_mib - few_mib},
+        "export_of_many_rows": {
+            "rows": exported,
+            "ms": many_ms,
+            "mib_above_idle": many_mib - idle_mib,
+            "mib_above_a_small_one": many_mib - few_mib,
+        },
     })
 }

@@ -31,9 +31,8 @@ const CHUNK_ROWS: usize = 16_384;
 /// Rows of a slice, beyond which it ends where a run does that no other overlaps; they are in memory three times while they
 /// are put in order.
 const SLICE_ROWS: usize = 8192;
-/// Rows of a group, beyond which it ends like a slice: with the run that follows it is no more than a row group. Their keys and
-/// their order take 80 bytes a row.
-const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS * 5 / 8 - RUN_ROWS;
+/// Rows of a group, beyond which it ends like a slice: with the run that follows it is no more than a row group.
+const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS - RUN_ROWS;
 /// Rows of a run at the most: a page, so that a cgroup of a whole day can be cut.
 const RUN_ROWS: usize = 4096;
 /// Runs whose keys are in memory at once: 262,144 rows, 6 MB.
@@ -90,7 +89,7 @@ pub struct Key {
     pub boot: Arc<str>,
 }
 
-/// Neighbouring rows of one cgroup in one source.
+/// Neighbouring rows of one cgroup in one source, each later than the one before.
 #[derive(Clone, Debug)]
 struct Run {
     key: Key,
@@ -224,10 +223,11 @@ impl Runs<'_> {
                     if r.source == self.source
                         && r.rows.end == row
                         && r.key.cgroup_id == cgroup_id
+                        && r.to_us < ts
                         && r.rows.len() < RUN_ROWS =>
                 {
                     r.rows.end += 1;
-                    (r.from_us, r.to_us) = (r.from_us.min(ts), r.to_us.max(ts));
+                    r.to_us = ts;
                 }
                 _ => {
                     let key = Key { cgroup_id, boot: self.boot.clone() };
@@ -428,68 +428,100 @@ impl Plan {
     }
 
     fn read(&self, runs: &[Run], out: &SchemaRef) -> Result<RecordBatch, QueryError> {
-        // The sort needs its keys even when they are not asked for.
-        let mut names: Vec<&str> = out.fields().iter().map(|f| f.name().as_str()).collect();
-        names.extend(ROW_KEY);
-        let wide = project(self.table, &names);
-        let places = places(runs);
-        // one file has its rows in order, when they were taken out of it in the order of its rows
-        let is_one_file = places.len() == 1
-            && matches!(self.sources[runs[0].source], Source::File { .. })
-            && runs.is_sorted_by_key(|r| r.rows.start);
-        let pieces = self.gathered(&places, &wide)?;
-        let rows = if is_one_file {
-            segment::joined(self.table, &pieces, out)?
-        } else {
-            segment::conform(self.table, &segment::sorted(self.table, &pieces, &wide)?, out)?
-        };
-        Ok(rows)
-    }
-
-    /// Rows as they stand in their sources; of the same places the same batches, whatever the columns are.
-    fn gathered(&self, places: &Places, columns: &SchemaRef) -> Result<Vec<RecordBatch>, QueryError> {
-        let mut all = Vec::new();
-        for (source, ranges) in places {
-            all.extend(self.pieces(*source, ranges, columns)?);
-        }
-        Ok(all)
+        Group::new(self, runs)?.columns(out)
     }
 }
 
-/// Which rows of which source, in the order of the source.
-type Places = BTreeMap<usize, Vec<Range<usize>>>;
+/// Rows as they stand in one source.
+struct Taken {
+    ranges: Vec<Range<usize>>,
+    /// Where each range begins among the rows that are taken.
+    begins: Vec<usize>,
+}
 
-fn places(runs: &[Run]) -> Places {
-    let mut by_source = Places::new();
-    for run in runs {
-        by_source.entry(run.source).or_default().push(run.rows.clone());
-    }
-    for ranges in by_source.values_mut() {
+impl Taken {
+    fn of(mut ranges: Vec<Range<usize>>) -> Self {
         ranges.sort_by_key(|r| r.start);
+        let lengths = ranges.iter().map(Range::len);
+        let begins = lengths.scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
+        Self { ranges, begins }
     }
-    by_source
+
+    /// Where a run's rows are in the batches that were taken.
+    fn places(&self, run: &Run, batches: &[RecordBatch], mut give: impl FnMut(usize, usize)) {
+        let mut from = self.begins[self.ranges.partition_point(|r| r.start < run.rows.start)];
+        let (until, mut begin) = (from + run.rows.len(), 0);
+        for (i, batch) in batches.iter().enumerate() {
+            let end = begin + batch.num_rows();
+            for row in from..until.min(end) {
+                give(i, row - begin);
+            }
+            (from, begin) = (from.max(end), end);
+        }
+    }
 }
 
 /// Neighbouring rows of a plan, to be read a few columns at a time.
 pub struct Group<'a> {
     plan: &'a Plan,
-    places: Places,
-    /// Piece and place in it of each row.
-    order: Vec<(usize, usize)>,
+    runs: &'a [Run],
+    sources: BTreeMap<usize, Taken>,
+    /// Piece and place in it of each row, where runs reach over into others.
+    order: Option<Vec<(usize, usize)>>,
 }
 
 impl<'a> Group<'a> {
-    fn new(plan: &'a Plan, runs: &[Run]) -> Result<Self, QueryError> {
-        let (places, keys) = (places(runs), project(plan.table, &ROW_KEY));
-        let order = segment::order(plan.table, &plan.gathered(&places, &keys)?, &keys)?;
-        Ok(Self { plan, places, order })
+    fn new(plan: &'a Plan, runs: &'a [Run]) -> Result<Self, QueryError> {
+        let mut ranges: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
+        for run in runs {
+            ranges.entry(run.source).or_default().push(run.rows.clone());
+        }
+        let sources = ranges.into_iter().map(|(source, ranges)| (source, Taken::of(ranges))).collect();
+        let mut group = Self { plan, runs, sources, order: None };
+        if !runs.is_sorted_by(follows) {
+            let keys = project(plan.table, &ROW_KEY);
+            let pieces = group.gathered(&keys)?.into_values().flatten().collect::<Vec<_>>();
+            group.order = Some(segment::order(plan.table, &pieces, &keys)?);
+        }
+        Ok(group)
     }
 
-    /// Columns of all its rows.
+    /// Columns of all its rows, in order.
     pub fn columns(&self, wanted: &SchemaRef) -> Result<RecordBatch, QueryError> {
-        let pieces = self.plan.gathered(&self.places, wanted)?;
-        Ok(segment::ordered(self.plan.table, &pieces, wanted, &self.order)?)
+        let pieces = self.gathered(wanted)?;
+        let by_runs = self.order.is_none().then(|| self.by_runs(&pieces));
+        let order = self.order.as_ref().or(by_runs.as_ref()).map_or(&[][..], Vec::as_slice);
+        let pieces: Vec<_> = pieces.into_values().flatten().collect();
+        Ok(segment::ordered(self.plan.table, &pieces, wanted, order)?)
     }
+
+    /// The order of the rows where it is that of the runs.
+    fn by_runs(&self, pieces: &BTreeMap<usize, Vec<RecordBatch>>) -> Vec<(usize, usize)> {
+        let firsts = pieces.values().scan(0, |at, batches| Some(std::mem::replace(at, *at + batches.len())));
+        let firsts: BTreeMap<usize, usize> = pieces.keys().copied().zip(firsts).collect();
+        let mut order = Vec::with_capacity(self.runs.iter().map(|r| r.rows.len()).sum());
+        for run in self.runs {
+            let first = firsts[&run.source];
+            let give = |piece, row| order.push((first + piece, row));
+            self.sources[&run.source].places(run, &pieces[&run.source], give);
+        }
+        order
+    }
+
+    /// Rows as they stand in their sources: the same batches, whatever the columns are.
+    fn gathered(&self, columns: &SchemaRef) -> Result<BTreeMap<usize, Vec<RecordBatch>>, QueryError> {
+        let pieces = self
+            .sources
+            .iter()
+            .map(|(source, taken)| Ok((*source, self.plan.pieces(*source, &taken.ranges, columns)?)));
+        pieces.collect()
+    }
+}
+
+/// Whether no row of a run has to stand before one of the run ahead of it.
+fn follows(ahead: &Run, run: &Run) -> bool {
+    let cgroups = (ahead.key.cgroup_id, run.key.cgroup_id);
+    cgroups.0 < cgroups.1 || cgroups.0 == cgroups.1 && ahead.to_us < run.from_us
 }
 
 /// [`plan`] and all its rows at once, for what is known to be small.

@@ -21,8 +21,7 @@ use crate::names::Table;
 use crate::schema;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array, new_null_array};
 use arrow::compute::{
-    SortColumn, SortOptions, cast, concat, concat_batches, filter_record_batch, interleave,
-    lexsort_to_indices,
+    SortColumn, SortOptions, cast, concat, filter_record_batch, interleave, lexsort_to_indices,
 };
 use arrow::datatypes::{Field, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
@@ -282,21 +281,6 @@ pub fn conform(table: Table, batch: &RecordBatch, schema: &SchemaRef) -> Result<
         schema.fields().iter().map(|field| column(table, batch, field)).collect::<Result<_, _>>()?;
     let rows = |source| SegmentError::Rows { table: table.as_str(), source };
     RecordBatch::try_new(schema.clone(), columns).map_err(rows)
-}
-
-/// All batches as one, in the order in which they come.
-pub fn joined(
-    table: Table,
-    batches: &[RecordBatch],
-    schema: &SchemaRef,
-) -> Result<RecordBatch, SegmentError> {
-    let conformed: Vec<RecordBatch> =
-        batches.iter().map(|b| conform(table, b, schema)).collect::<Result<_, _>>()?;
-    match <[RecordBatch; 1]>::try_from(conformed) {
-        Ok([one]) => Ok(one),
-        Err(many) => concat_batches(schema, &many)
-            .map_err(|source| SegmentError::Rows { table: table.as_str(), source }),
-    }
 }
 
 /// Where the rows of some batches are, as (batch, row), sorted by (cgroup_id, ts, ktime_ns); equal keys keep the order in which

@@ -15,7 +15,8 @@ use super::{Reading, VALUES, Value};
 use std::collections::VecDeque;
 
 /// The longest entry: time, mask, shape and period, and all values.
-const LONGEST: usize = 10 + 3 + 5 + 3 + VALUES * 10;
+const LONGEST: usize = LONGEST_TIME + 3 + 5 + 3 + VALUES * 10;
+const LONGEST_TIME: usize = 10;
 const SHAPE: u32 = 1 << VALUES;
 const PERIOD: u32 = 1 << (VALUES + 1);
 const WRITTEN: u32 = 1 << (VALUES + 2);
@@ -90,12 +91,12 @@ impl Ring {
             return false;
         }
         let step_us = us - newest.us;
-        let mut packed = Packed::default();
+        let mut packed = Packed::<LONGEST>::new();
         let is_written = std::mem::take(&mut self.newest_is_written);
         let point = Point { us, step_us, reading };
         packed.entry(newest, &point, is_written);
         *newest = point;
-        self.append(us, &packed)
+        self.append(us, packed.bytes())
     }
 
     /// Appends the newest reading again, at another instant: of most readings of most cgroups nothing but the time is another one.
@@ -108,14 +109,14 @@ impl Ring {
             return false;
         }
         let step_us = us - newest.us;
-        let mut packed = Packed::default();
+        let mut packed = Packed::<LONGEST_TIME>::new();
         packed.varint(zigzag(newest.step_us, step_us) << 1);
         (newest.us, newest.step_us) = (us, step_us);
-        self.append(us, &packed)
+        self.append(us, packed.bytes())
     }
 
     /// Puts an entry behind the others and lets go what is too old or has no room.
-    fn append(&mut self, us: u64, packed: &Packed) -> bool {
+    fn append(&mut self, us: u64, packed: &[u8]) -> bool {
         self.len += 1;
         let oldest_wanted = us.saturating_sub(self.window_us);
         while self.oldest_us() < oldest_wanted {
@@ -124,15 +125,15 @@ impl Ring {
             }
             self.drop_oldest();
         }
-        while self.entries.len() + packed.len > self.room() {
+        while self.entries.len() + packed.len() > self.room() {
             self.cut += 1;
             if self.entries.is_empty() {
                 return self.keep_newest();
             }
             self.drop_oldest();
         }
-        self.grow(packed.len);
-        self.entries.extend(&packed.bytes[..packed.len]);
+        self.grow(packed.len());
+        self.entries.extend(packed);
         true
     }
 
@@ -291,18 +292,20 @@ fn unzigzag(from: u64, by: u64) -> u64 {
     from.wrapping_add(by >> 1 ^ (by & 1).wrapping_neg())
 }
 
-struct Packed {
-    bytes: [u8; LONGEST],
+struct Packed<const N: usize> {
+    bytes: [u8; N],
     len: usize,
 }
 
-impl Default for Packed {
-    fn default() -> Self {
-        Self { bytes: [0; LONGEST], len: 0 }
+impl<const N: usize> Packed<N> {
+    fn new() -> Self {
+        Self { bytes: [0; N], len: 0 }
     }
-}
 
-impl Packed {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
     fn varint(&mut self, mut v: u64) {
         while v >= 0x80 {
             self.byte(v | 0x80);

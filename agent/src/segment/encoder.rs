@@ -16,8 +16,9 @@ use std::collections::HashSet;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-/// Rows of a page at the most; at 1 Hz it is a little over an hour of one cgroup.
-const PAGE_ROWS: usize = 4096;
+/// Rows of a page at the most; at 1 Hz it is over two hours of one cgroup. Whoever reads or writes a file has 24 bytes in memory for
+/// each page of each column.
+const PAGE_ROWS: usize = 8192;
 /// zstd 9 saves 2-3 % more for four times the CPU.
 const ZSTD_LEVEL: i32 = 3;
 
