@@ -112,10 +112,19 @@ struct Place {
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 struct ViewArgs {
-    /// A data folder (what data_dir names, or a copy of it), as it is at the start; or the address of a running agent,
-    /// which serves the viewer itself: then its page's address is printed once it answers.
-    #[arg(value_name = "DIR|URL")]
+    /// A data folder (what data_dir names, or a copy of it), as it is at the start; a time of a bucket (s3://, gs:// or
+    /// az://bucket/prefix, file:///folder); or the address of a running agent, which serves the viewer itself: then its page's
+    /// address is printed once it answers.
+    #[arg(value_name = "DIR|BUCKET|URL")]
     place: PathBuf,
+    #[command(flatten)]
+    time: TimeRange,
+    /// Of a bucket this cluster alone.
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<String>,
+    /// Of a bucket this node alone.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
     /// Address to serve on; port 0 = any free one. The address is printed.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8050")]
     listen: SocketAddr,
@@ -125,6 +134,18 @@ struct ViewArgs {
     /// Print JSON: {"url"}.
     #[arg(long)]
     json: bool,
+}
+
+impl ViewArgs {
+    fn who(&self) -> Who {
+        Who { cluster: self.cluster.clone(), node: self.node.clone() }
+    }
+
+    /// The options that narrow a bucket: a folder is shown as a whole.
+    fn of_a_bucket(&self) -> Option<(String, String)> {
+        let who = [("cluster", &self.cluster), ("node", &self.node)];
+        pairs(self.time.named().into_iter().chain(who)).into_iter().next()
+    }
 }
 
 /// Which time.

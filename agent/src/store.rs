@@ -256,6 +256,12 @@ impl Store {
         }
     }
 
+    /// One that nobody writes, of what lies elsewhere; `place` is its name in what is told of it.
+    pub fn over(place: &Path, view: View) -> Arc<Self> {
+        let View { segments, journaled, lost, seq, .. } = view;
+        Arc::new(Self::of(place, None, segments, journaled, lost, seq, Removed::default()))
+    }
+
     /// Where the writer finds names for rows that have none. Set once, before it is needed.
     pub fn set_pods(&self, pods: Pods) {
         let _ = self.pods.set(pods);

@@ -215,6 +215,42 @@ def took(text):
     return json.loads(text).pop("requests")
 
 
+def views(run, url, folder):
+    """The viewer's answers over a bucket are those over its folder, and nothing is fetched twice."""
+    span = f"from={RANGE[1]}&to={RANGE[3]}"
+    asked = ["incidents", "events?" + span, f"containers?{span}", f"filters?{span}", f"timeseries?metric=memory_current,cpu_stat_usage_usec&{span}",
+             f"export?format=csv&{span}", "export?incident=latest&format=parquet"]
+    answers, stopped = [], []
+    Proxy.seen.clear()
+    for place in ([folder], [url, *RANGE]):
+        child = subprocess.Popen([run.fgm, "view", *place, "--listen", "127.0.0.1:0", "--json"], env=run.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = child.stdout.readline()
+        if not line:
+            check(False, f"view {place[0]}: {child.communicate(timeout=10)[1]}")
+            return
+        address = json.loads(line)["url"].removeprefix("http://").rstrip("/")
+        got = []
+        for path in asked:
+            connection = http.client.HTTPConnection(address, timeout=60)
+            connection.request("GET", "/api/" + path)
+            response = connection.getresponse()
+            got.append((response.status, response.read()))
+        answers.append(got)
+        child.terminate()
+        stopped.append((child.wait(20), child.stderr.read()))
+    for path, here, far in zip(asked, *answers):
+        check(here == far and far[0] == 200, f"view: {path.split('?')[0]} of the bucket is the folder's {here[1][:200] if here != far else ''} {far[1][:200] if here != far else ''}")
+    gets = len([p for m, p, _ in Proxy.seen if m == "GET" and "list-type=2" not in p])
+    check(0 < gets <= 2 * len(files(folder)), f"view: {gets} GET of {len(files(folder))} files for all questions")
+    check(stopped[1][0] == 0 and "bytes read" in stopped[1][1], f"view: at its end it says what it took: {stopped[1]}")
+    wrong = run("view", folder, "--node", "a")
+    check(wrong.returncode == 2 and "--node is for a bucket" in wrong.stderr, f"view of a folder has no --node: {wrong.stderr.strip()}")
+    wrong = run("view", url)
+    check(wrong.returncode == 2 and "which time" in wrong.stderr, f"view of a bucket wants a time: {wrong.stderr.strip()}")
+    wrong = run("view", url, "--range", "1h")
+    check(wrong.returncode == 3 and "that time" in wrong.stderr, f"view of a time without rows: {wrong.stderr.strip()}")
+
+
 def reads(run, parent):
     folder, url = run.folder(parent), f"s3://{BUCKET}/read"
     Proxy.seen.clear()
@@ -273,6 +309,11 @@ def reads(run, parent):
     check(rows == of_folder and not told["problems"], f"inspect: rows of each table {rows}")
     ledger = {t: (a["due"], a["written"]) for t, a in told["ledger"].items()}
     check(ledger == {t: (a["due"], a["written"]) for t, a in local["ledger"].items()}, "inspect: the ledger is the folder's")
+
+    for what in ("trend", "changepoint"):
+        a, b = (run("analyze", what, *place, *RANGE, "-m", "memory_current,pids_current", "--json") for place in ([url], ["--data", folder]))
+        check(a.returncode == 0 and a.stdout == b.stdout and json.loads(a.stdout)["series"], f"analyze {what}: the bucket's answer is the folder's {a.stderr}")
+    views(run, url, folder)
 
     # an incident whose hour is not there yet is known by its bundle alone
     only, env = run.folder(parent), run.env

@@ -1,6 +1,6 @@
 //! `fgm analyze`: whether metrics repeat, where they changed, where they are going; a sentence a line, or the API's JSON.
 
-use super::{Failure, Place, fetch, local, output};
+use super::{Failure, Place, far, fetch, local, output};
 use crate::export::{Problem, instant};
 use crate::viewer::Analysis;
 use clap::{Args, ValueEnum};
@@ -20,6 +20,8 @@ enum What {
 #[command(after_help = super::EXIT_CODES)]
 pub struct AnalyzeArgs {
     what: What,
+    #[command(flatten)]
+    bucket: far::InBucket,
     #[command(flatten)]
     place: Place,
     /// Metrics or globs of them, comma-separated.
@@ -61,9 +63,14 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), Failure> {
     let pairs = super::pairs(named.into_iter().chain(args.time.named()));
     let answer = {
         let _shown = output::Progress::start("analyzing");
-        match &args.place.data {
-            Some(dir) => local::analysis(dir, analysis, pairs)?,
-            None => fetch::json(&args.place, &fetch::path(analysis.path(), &pairs))?,
+        if let Some(far) = args.bucket.open()? {
+            let answer = far.analysis(analysis, pairs)?;
+            far.finish()?;
+            answer
+        } else if let Some(dir) = &args.place.data {
+            local::analysis(dir, analysis, pairs)?
+        } else {
+            fetch::json(&args.place, &fetch::path(analysis.path(), &pairs))?
         }
     };
     if args.json {

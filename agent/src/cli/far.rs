@@ -1,4 +1,4 @@
-//! Reading what many agents have shipped into a bucket: `fgm incidents|events|export|inspect s3://bucket/prefix`.
+//! Reading what many agents have shipped into a bucket: `fgm view|incidents|events|export|analyze|inspect s3://bucket/prefix`.
 //!
 //! The same questions as of a folder, over the same query layer; what is not of the time, the cluster or the node that is asked for is
 //! left out by its name. How many requests and bytes it took is said on stderr, and in what `--json` prints.
@@ -15,8 +15,8 @@ use crate::ledger::Accounts;
 use crate::names::Table;
 use crate::query::{self, Filter};
 use crate::segment::{Footer, load_from, metadata_value};
-use crate::store::{View, part};
-use crate::viewer;
+use crate::store::{Store, View, part};
+use crate::viewer::{self, Analysis};
 use anyhow::Context as _;
 use clap::Args;
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
@@ -25,6 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Seek, Write as _};
+use std::path::Path;
+use std::sync::Arc;
 
 const ALL: (i64, i64) = (i64::MIN, i64::MAX);
 /// Events of one answer.
@@ -108,6 +110,15 @@ impl Far {
         Ok(time_range_or_all(get(pairs, "range"), get(pairs, "from"), get(pairs, "to"), clock::wall_us())?)
     }
 
+    /// One that has to be named.
+    fn named_range(pairs: &[(String, String)]) -> Result<(i64, i64), Failure> {
+        if ["range", "from"].iter().all(|name| get(pairs, name).is_none()) {
+            let detail = "which time of a bucket? --range 6h counts back from now, --from and --to name it";
+            return Err(Failure::Usage(detail.to_owned()));
+        }
+        Self::range(pairs)
+    }
+
     /// As `/api/incidents` has them, of all nodes.
     pub fn incidents(&self, pairs: &[(String, String)]) -> Result<(Vec<Incident>, usize), Failure> {
         let range = Self::range(pairs)?;
@@ -165,11 +176,7 @@ impl Far {
     }
 
     pub fn events(&self, pairs: &[(String, String)]) -> Result<Vec<Value>, Failure> {
-        if ["range", "from"].iter().all(|name| get(pairs, name).is_none()) {
-            let detail = "which time of a bucket? --range 6h counts back from now, --from and --to name it";
-            return Err(Failure::Usage(detail.to_owned()));
-        }
-        let range = Self::range(pairs)?;
+        let range = Self::named_range(pairs)?;
         let containers = Containers::parse(|name| get(pairs, name))?;
         let kind = get(pairs, "kind").unwrap_or_default();
         viewer::kinds(kind)?;
@@ -231,11 +238,17 @@ impl Far {
     }
 
     /// All that an export of a time draws on.
-    fn evidence(&self, (from_us, to_us): (i64, i64), who: &Who) -> Result<View, Failure> {
+    fn evidence(&self, range: (i64, i64), who: &Who) -> Result<View, Failure> {
+        let tables = [Table::Samples, Table::Events, Table::Processes, Table::Containers, Table::Ledger];
+        self.view(&tables, range, who)
+    }
+
+    /// The files of some tables and a time, as of a folder.
+    fn view(&self, tables: &[Table], (from_us, to_us): (i64, i64), who: &Who) -> Result<View, Failure> {
         let mut files: Vec<Found> = Vec::new();
-        for table in [Table::Samples, Table::Events, Table::Processes, Table::Containers, Table::Ledger] {
-            let to_us = if table == Table::Ledger { to_us.saturating_add(MINUTE_US) } else { to_us };
-            files.extend(self.fleet.files(table, (from_us, to_us), who)?);
+        for table in tables {
+            let to_us = if *table == Table::Ledger { to_us.saturating_add(MINUTE_US) } else { to_us };
+            files.extend(self.fleet.files(*table, (from_us, to_us), who)?);
         }
         if files.len() > 5 * FILES_AT_ONCE {
             return Err(Failure::Usage(format!(
@@ -244,6 +257,40 @@ impl Far {
             )));
         }
         Ok(self.fleet.view(&files, None)?)
+    }
+
+    /// All tables of a time as a folder that nobody writes, and whose they are; rows are fetched when somebody asks for them.
+    pub fn folder(&self, pairs: &[(String, String)]) -> Result<(Arc<Store>, String), Failure> {
+        let mut view = self.view(&Table::ALL, Self::named_range(pairs)?, &self.who)?;
+        for segment in &mut view.segments {
+            // the name tells the hour alone; one that cannot be read is told of when it is asked for
+            let Ok(metadata) = load_from(&segment.origin(), false) else { continue };
+            let footer = Footer::of(&metadata);
+            segment.rows = footer.rows();
+            (segment.from_us, segment.to_us) = range_of(&footer).unwrap_or((segment.from_us, segment.to_us));
+        }
+        if view.segments.is_empty() {
+            return Err(self.nothing("row"));
+        }
+        let nodes: BTreeSet<&str> = view.segments.iter().filter_map(|s| node_of(&s.path)).collect();
+        let whose = match nodes.first() {
+            Some(node) if nodes.len() == 1 => (*node).to_owned(),
+            _ => format!("{} nodes of {}", nodes.len(), self.fleet.url()),
+        };
+        Ok((Store::over(Path::new(self.fleet.url()), view), whose))
+    }
+
+    /// As `/api/analyze/…` has it.
+    pub fn analysis(&self, analysis: Analysis, pairs: Vec<(String, String)>) -> Result<Value, Failure> {
+        let range = Self::named_range(&pairs)?;
+        let named = get(&pairs, "table").unwrap_or(Table::Samples.as_str());
+        let table = Table::ALL.into_iter().find(|t| t.as_str() == named).unwrap_or(Table::Samples);
+        let mut tables = vec![table, Table::Samples, Table::Containers];
+        // they know labels of pods that the rows do not
+        tables.extend(get(&pairs, "labels").map(|_| Table::Incidents));
+        tables.dedup();
+        let view = self.view(&tables, range, &self.who)?;
+        Ok(analysis.of_folder(&view, pairs, clock::wall_us(), limits())?)
     }
 
     /// Of an incident whose hour is not in the bucket, its bundle is the export.
@@ -328,6 +375,10 @@ impl Far {
         )
         .into())
     }
+}
+
+fn node_of(path: &Path) -> Option<&str> {
+    path.iter().find_map(|part| part.to_str()?.strip_prefix("node="))
 }
 
 fn range_of(footer: &Footer) -> Option<(i64, i64)> {
