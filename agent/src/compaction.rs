@@ -8,7 +8,9 @@
 
 use crate::names::Table;
 use crate::schema;
-use crate::segment::{self, Encoder, Footer, Io, Merging, ROW_GROUP_ROWS, SegmentError, Temporary};
+use crate::segment::{
+    self, Encoder, Footer, Io, Merging, PAGE_ROWS, ROW_GROUP_ROWS, SegmentError, Temporary,
+};
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::{concat_batches, interleave};
 use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
@@ -319,7 +321,8 @@ pub fn merge(
     let (temporary, file) = Temporary::create(io, path)?;
     let own = temporary.path().to_owned();
     let encode = |source| SegmentError::Encode { path: own.clone(), source };
-    let mut encoder = Encoder::new(file, &schema::of(what.table), ndv, what.metadata).map_err(encode)?;
+    let mut encoder =
+        Encoder::new(file, &schema::of(what.table), PAGE_ROWS, ndv, what.metadata).map_err(encode)?;
     let mut rows = 0;
     loop {
         let order = merger.order()?;

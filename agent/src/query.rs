@@ -35,6 +35,8 @@ const SLICE_ROWS: usize = 8192;
 const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS - RUN_ROWS;
 /// Rows of a run at the most: a page, so that a cgroup of a whole day can be cut.
 const RUN_ROWS: usize = 4096;
+/// Rows of a run on the average, from which on whole runs are copied and not row after row.
+const LONG_RUN_ROWS: usize = 64;
 /// Runs whose keys are in memory at once: 262,144 rows, 6 MB.
 const RUNS_AT_ONCE: usize = 64;
 
@@ -126,7 +128,7 @@ pub type Chunk = Result<RecordBatch, QueryError>;
 /// Finds the rows. An error when they are more than `max_rows`.
 pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result<Plan, QueryError> {
     let lost = view.lost.iter().filter(|l| l.table == table.as_str()).cloned().collect();
-    let (sources, runs) = (Vec::new(), Vec::new());
+    let (sources, runs, mut schemas) = (Vec::new(), Vec::new(), Vec::new());
     let mut plan = Plan { table, sources, runs, rows: 0, lost, pin: view.pin.clone() };
     for segment in &view.segments {
         let is_wanted = segment.table == table
@@ -147,7 +149,7 @@ pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result
         // no page of it can be left out
         let is_whole =
             filter.is_of_all() && filter.from_us <= segment.from_us && segment.to_us <= filter.to_us;
-        match file::keys(&origin, is_whole, &mut found) {
+        match file::keys(&origin, is_whole, &mut schemas, &mut found) {
             Ok(metadata) => {
                 plan.sources.push(Source::File { origin, metadata });
                 plan.runs.extend(runs);
@@ -447,14 +449,14 @@ impl Taken {
         Self { ranges, begins }
     }
 
-    /// Where a run's rows are in the batches that were taken.
-    fn places(&self, run: &Run, batches: &[RecordBatch], mut give: impl FnMut(usize, usize)) {
+    /// Where a run's rows are in the batches that were taken: batch, first row, rows.
+    fn places(&self, run: &Run, batches: &[RecordBatch], mut give: impl FnMut(usize, usize, usize)) {
         let mut from = self.begins[self.ranges.partition_point(|r| r.start < run.rows.start)];
         let (until, mut begin) = (from + run.rows.len(), 0);
         for (i, batch) in batches.iter().enumerate() {
             let end = begin + batch.num_rows();
-            for row in from..until.min(end) {
-                give(i, row - begin);
+            if from < until.min(end) {
+                give(i, from - begin, until.min(end) - from);
             }
             (from, begin) = (from.max(end), end);
         }
@@ -488,24 +490,34 @@ impl<'a> Group<'a> {
 
     /// Columns of all its rows, in order.
     pub fn columns(&self, wanted: &SchemaRef) -> Result<RecordBatch, QueryError> {
+        let table = self.plan.table;
         let pieces = self.gathered(wanted)?;
-        let by_runs = self.order.is_none().then(|| self.by_runs(&pieces));
-        let order = self.order.as_ref().or(by_runs.as_ref()).map_or(&[][..], Vec::as_slice);
-        let pieces: Vec<_> = pieces.into_values().flatten().collect();
-        Ok(segment::ordered(self.plan.table, &pieces, wanted, order)?)
-    }
-
-    /// The order of the rows where it is that of the runs.
-    fn by_runs(&self, pieces: &BTreeMap<usize, Vec<RecordBatch>>) -> Vec<(usize, usize)> {
+        if let Some(order) = &self.order {
+            let pieces: Vec<_> = pieces.into_values().flatten().collect();
+            return Ok(segment::ordered(table, &pieces, wanted, order)?);
+        }
+        let (rows, runs) = (self.runs.iter().map(|r| r.rows.len()).sum::<usize>(), self.runs.len());
+        let mut slices = Vec::new();
+        // a slice has 160 bytes of its own for each column, a place in an order 16
+        let are_long = rows >= LONG_RUN_ROWS * runs;
+        let mut order = Vec::with_capacity(if are_long { 0 } else { rows });
         let firsts = pieces.values().scan(0, |at, batches| Some(std::mem::replace(at, *at + batches.len())));
         let firsts: BTreeMap<usize, usize> = pieces.keys().copied().zip(firsts).collect();
-        let mut order = Vec::with_capacity(self.runs.iter().map(|r| r.rows.len()).sum());
         for run in self.runs {
-            let first = firsts[&run.source];
-            let give = |piece, row| order.push((first + piece, row));
-            self.sources[&run.source].places(run, &pieces[&run.source], give);
+            let (first, batches) = (firsts[&run.source], &pieces[&run.source]);
+            self.sources[&run.source].places(run, batches, |batch, row, n| {
+                if are_long {
+                    slices.push(batches[batch].slice(row, n));
+                } else {
+                    order.extend((row..row + n).map(|row| (first + batch, row)));
+                }
+            });
         }
-        order
+        if are_long {
+            return Ok(segment::joined(table, &slices, wanted)?);
+        }
+        let pieces: Vec<_> = pieces.into_values().flatten().collect();
+        Ok(segment::ordered(table, &pieces, wanted, &order)?)
     }
 
     /// Rows as they stand in their sources: the same batches, whatever the columns are.

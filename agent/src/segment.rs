@@ -13,15 +13,16 @@ mod encoder;
 mod footer;
 mod origin;
 
-pub use encoder::{Encoder, distinct, few};
-pub use footer::{Footer, load, load_from};
+pub use encoder::{Encoder, LONG_PAGE_ROWS, PAGE_ROWS, distinct, few};
+pub use footer::{Footer, load, load_from, without_copies};
 pub use origin::{Distant, Far, Origin, Reader};
 
 use crate::names::Table;
 use crate::schema;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array, new_null_array};
 use arrow::compute::{
-    SortColumn, SortOptions, cast, concat, filter_record_batch, interleave, lexsort_to_indices,
+    SortColumn, SortOptions, cast, concat, concat_batches, filter_record_batch, interleave,
+    lexsort_to_indices,
 };
 use arrow::datatypes::{Field, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
@@ -283,6 +284,17 @@ pub fn conform(table: Table, batch: &RecordBatch, schema: &SchemaRef) -> Result<
     RecordBatch::try_new(schema.clone(), columns).map_err(rows)
 }
 
+/// All batches as one, in the order in which they come.
+pub fn joined(
+    table: Table,
+    batches: &[RecordBatch],
+    schema: &SchemaRef,
+) -> Result<RecordBatch, SegmentError> {
+    let conformed: Vec<RecordBatch> =
+        batches.iter().map(|b| conform(table, b, schema)).collect::<Result<_, _>>()?;
+    concat_batches(schema, &conformed).map_err(|source| SegmentError::Rows { table: table.as_str(), source })
+}
+
 /// Where the rows of some batches are, as (batch, row), sorted by (cgroup_id, ts, ktime_ns); equal keys keep the order in which
 /// they came, so that the same rows always give the same bytes.
 pub fn order(
@@ -432,7 +444,7 @@ pub fn write(
     let (temporary, file) = Temporary::create(io, &path)?;
     let encode = |source| SegmentError::Encode { path: temporary.path.clone(), source };
     let ndv = (distinct(batches, "container_id"), distinct(batches, "pod_uid"));
-    let mut encoder = Encoder::new(file, &schema, ndv, &pairs).map_err(encode)?;
+    let mut encoder = Encoder::new(file, &schema, PAGE_ROWS, ndv, &pairs).map_err(encode)?;
     // one column at a time: all of them would be as much memory again as the rows
     for rows in order.chunks(ROW_GROUP_ROWS) {
         let mut group = encoder.row_group().map_err(encode)?;

@@ -5,7 +5,7 @@
 use super::redact::Redaction;
 use super::{Failure, Problem};
 use crate::query::Plan;
-use crate::segment::{self, Encoder};
+use crate::segment::{self, Encoder, LONG_PAGE_ROWS};
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use std::fs::File;
@@ -115,7 +115,7 @@ impl Way<'_> {
     pub fn parquet(&self, metadata: &[(String, String)], sink: &mut Sink) -> Result<(), Failure> {
         let containers = self.plan.keys().len() as u64;
         let schema = self.plan.schema(self.columns)?;
-        let encoder = Encoder::new(&mut *sink, &schema, (containers, containers), metadata);
+        let encoder = Encoder::new(&mut *sink, &schema, LONG_PAGE_ROWS, (containers, containers), metadata);
         let result = encoder.map_err(|e| Problem::internal(e).into()).and_then(|e| self.groups(e, &schema));
         sink.outcome(result)
     }

@@ -9,6 +9,7 @@ use super::{CHUNK_ROWS, Filter, Runs};
 use crate::schema;
 use crate::segment::{self, Origin};
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder, RowSelection};
 use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
@@ -19,8 +20,14 @@ use std::ops::Range;
 
 const KEYS: [&str; 2] = ["cgroup_id", "ts"];
 
-/// Notes the wanted rows; gives what is needed to read them. `is_whole` says that no page of it can be left out.
-pub fn keys(origin: &Origin, is_whole: bool, found: &mut Runs<'_>) -> Result<ArrowReaderMetadata, String> {
+/// Notes the wanted rows; gives what is needed to read them. `is_whole` says that no page of it can be left out; `schemas` are
+/// those of other files.
+pub fn keys(
+    origin: &Origin,
+    is_whole: bool,
+    schemas: &mut Vec<SchemaRef>,
+    found: &mut Runs<'_>,
+) -> Result<ArrowReaderMetadata, String> {
     // of one far away the places of pages are what is asked for
     let metadata = segment::load_from(origin, !is_whole || origin.far.is_some())?;
     if let Some(far) = &origin.far {
@@ -55,7 +62,7 @@ pub fn keys(origin: &Origin, is_whole: bool, found: &mut Runs<'_>) -> Result<Arr
         }
         start = end;
     }
-    Ok(metadata)
+    segment::without_copies(metadata, schemas).map_err(|e| e.to_string())
 }
 
 /// Rows by their place in the file; `ranges` are sorted.

@@ -5,15 +5,20 @@
 
 use super::{BODY_CRC, Origin, SCHEMA, SegmentError, TAIL_CRC, UNSTAMPED, guarded, metadata_value};
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
-use parquet::arrow::ProjectionMask;
+use arrow::datatypes::{Int64Type, SchemaRef, TimestampMicrosecondType};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::arrow::{ARROW_SCHEMA_META_KEY, ProjectionMask};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{
+    FileMetaData, PageIndexPolicy, ParquetMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader,
+    RowGroupMetaData,
+};
 use parquet::file::reader::ChunkReader;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 pub struct Footer(ParquetMetaData);
 
@@ -65,6 +70,35 @@ pub fn load_from(origin: &Origin, with_pages: bool) -> Result<ArrowReaderMetadat
         check_tail(&file, metadata.metadata())?;
         Ok(metadata)
     })
+}
+
+/// The same footer without what other files have alike: the schema, of which each has 60 KB of text and as much again when it is
+/// parsed, is one of `known` if it was met before.
+pub fn without_copies(
+    metadata: ArrowReaderMetadata,
+    known: &mut Vec<SchemaRef>,
+) -> Result<ArrowReaderMetadata, ParquetError> {
+    let schema = known.iter().find(|s| *s == metadata.schema()).cloned();
+    let schema = schema.unwrap_or_else(|| {
+        known.push(metadata.schema().clone());
+        metadata.schema().clone()
+    });
+    let whole = metadata.metadata().clone();
+    drop(metadata);
+    let file = whole.file_metadata();
+    let pairs = file.key_value_metadata().into_iter().flatten();
+    let lean = FileMetaData::new(
+        file.version(),
+        file.num_rows(),
+        file.created_by().map(str::to_owned),
+        Some(pairs.filter(|kv| kv.key != ARROW_SCHEMA_META_KEY).cloned().collect()),
+        file.schema_descr_ptr(),
+        file.column_orders().cloned(),
+    );
+    let mut whole = Arc::unwrap_or_clone(whole).into_builder();
+    let (groups, pages) = (whole.take_row_groups(), whole.take_page_index());
+    let lean = ParquetMetaDataBuilder::new(lean).set_row_groups(groups).set_page_index(pages).build();
+    ArrowReaderMetadata::try_new(Arc::new(lean), ArrowReaderOptions::new().with_schema(schema))
 }
 
 /// Holds page index and footer against their checksum.
