@@ -236,10 +236,15 @@ impl<'p> Control<'p> {
         text
     }
 
+    /// The administrator's kubeconfig.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("admin.kubeconfig")
+    }
+
     /// kubectl of the same version, for this cluster.
     pub fn kubectl(&self, args: &[&str]) -> Result<Command> {
         let mut c = self.programs.command("kubectl")?;
-        c.arg("--kubeconfig").arg(self.dir.join("admin.kubeconfig"));
+        c.arg("--kubeconfig").arg(self.config());
         // so that what it looks up is of this cluster, not of the last that had this port
         c.arg("--cache-dir").arg(self.dir.join("kubectl"));
         c.args(args).stdin(Stdio::null()).env_remove("KUBECONFIG");

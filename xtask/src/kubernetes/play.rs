@@ -272,6 +272,27 @@ impl<'p> Test<'p> {
         );
         let listed: Value = serde_json::from_str(&self.get("/api/containers")?)?;
         self.paths(killed, &listed);
+        self.all_nodes(&id)
+    }
+
+    /// All agents asked through the API server, each in its pod: here the one.
+    fn all_nodes(&mut self, incident: &str) -> Result<()> {
+        let config = self.control.config();
+        let ask = |what: &str| {
+            let mut c = Command::new(&self.fgm);
+            bounded(c.args([what, "--all-nodes", "--json", "--kubeconfig"]).arg(&config), EXPORT)
+        };
+        let (incidents, events) = (ask("incidents")?, ask("events")?);
+        let all: Value = serde_json::from_str(&incidents).context("fgm incidents is no JSON")?;
+        let own = all["incidents"].as_array().into_iter().flatten().find(|i| i["id"] == incident);
+        self.checks.that(
+            "fgm incidents --all-nodes has it, and each node answers",
+            own.is_some_and(|i| i["node"] == NODE) && all["unanswered"] == json!([]),
+            &all,
+        );
+        let kills = events.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+        let kills = kills.filter(|e| e["kind"] == "oom_kill" && e["node"] == NODE).count();
+        self.checks.that("fgm events --all-nodes has the kill", kills >= 1, &kills);
         Ok(())
     }
 
