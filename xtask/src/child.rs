@@ -39,6 +39,11 @@ pub fn tool(program: impl AsRef<OsStr>) -> Command {
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(crate::paths::root()).env_remove("LD_LIBRARY_PATH").stdin(Stdio::null());
+    // what `cargo run` tells of this program: a build script that looks at it (ring's) would run anew, and all that hangs on it
+    let of_us = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_us)) {
+        command.env_remove(name);
+    }
     command
 }
 
