@@ -13,7 +13,7 @@ use fgm::export;
 use fgm::ledger::Accounts;
 use fgm::names::Table;
 use fgm::query::{self, Filter};
-use fgm::segment::Encoder;
+use fgm::segment::{Encoder, PAGE_ROWS};
 use fgm::store::{Chunk, Kept, SealResult, Store, View, Writer};
 use rows::{BOOT_ID, KILL_US, KILLED, batch};
 use serde_json::Value;
@@ -338,7 +338,8 @@ fn inspect_says_what_is_well_and_what_is_not() {
     let disorder = batch(Table::Samples, &[rows::base(KILLED, KILL_US + 1), rows::base(KILLED, KILL_US)]);
     let path = copy.path().join("exported.parquet");
     let sink = fs::File::create(&path).expect("create");
-    let mut encoder = Encoder::new(sink, &disorder.schema(), (1, 1), &rows::metadata()).expect("an encoder");
+    let mut encoder =
+        Encoder::new(sink, &disorder.schema(), PAGE_ROWS, (1, 1), &rows::metadata()).expect("an encoder");
     let mut group = encoder.row_group().expect("a row group");
     disorder.columns().iter().for_each(|column| group.column(column).expect("written"));
     group.close().expect("written");
