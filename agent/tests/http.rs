@@ -10,6 +10,8 @@ use axum::http::{Request, header};
 use fgm::config::Config;
 use fgm::incident::Incident;
 use fgm::names::Table;
+use fgm::pods::{Container, Pod};
+use fgm::query;
 use fgm::segment::Io;
 use fgm::store::Writer;
 use fgm::viewer::{self, App, ServeError};
@@ -220,6 +222,29 @@ fn rows_in_memory_are_in_an_export_at_once() {
     assert_eq!(data["provenance"]["ladder"], "full");
     assert_eq!(data["provenance"]["hooks"][0]["event"], "oom_kill");
     assert_eq!(data["processes"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn rows_in_memory_have_the_names_that_are_known_by_now() {
+    let s = setup();
+    let mut row = rows::base(rows::QUIET, rows::KILL_US);
+    for name in ["namespace", "pod", "container"] {
+        row.remove(name);
+    }
+    let batch = rows::batch(Table::Samples, &[row]);
+    let of = |name| query::text(&batch, name, 0).expect("of a container").to_owned();
+    let app = Container { name: "app".into(), ids: vec![of("container_id")], ..Container::default() };
+    let agent = Agent { memory: vec![(Table::Samples, batch.clone())].into(), ..Agent::default() };
+    let (pods, all) = (agent.pods.clone(), "/api/export?format=json&from=1&to=9999999999");
+    let router = s.router(agent);
+    assert_eq!(get_json(&router, all)[0].get("container"), None);
+    let (namespace, name) = ("shop".to_owned(), "cart-0".to_owned());
+    pods.apply(Pod { uid: of("pod_uid"), namespace, name, containers: vec![app], ..Pod::default() });
+    let row = &get_json(&router, all)[0];
+    assert_eq!(
+        (&row["namespace"], &row["pod"], &row["container"]),
+        (&json!("shop"), &json!("cart-0"), &json!("app"))
+    );
 }
 
 #[test]

@@ -299,6 +299,11 @@ pub(super) async fn look<S: Source>(app: &App<S>, tables: &[Table], from_us: i64
         let mut view = app.store.view();
         if view.seq == before {
             view.loose.extend(loose);
+            // rows that were written before their names were known get them when their segment closes, and here until then
+            let pods = app.source.pods();
+            for loose in &mut view.loose {
+                loose.batch = pods.fill(loose.batch.clone());
+            }
             return Ok(view);
         }
     }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use fgm::config::Config;
 use fgm::incident::Incident;
 use fgm::names::Table;
+use fgm::pods::Pods;
 use fgm::store::{Store, Writer};
 use fgm::viewer::{self, App, Source};
 use serde_json::{Value, json};
@@ -34,6 +35,7 @@ pub struct Agent {
     pub held: Option<Arc<tokio::sync::Notify>>,
     /// What its clock says; the machine's own without.
     pub now_us: Option<i64>,
+    pub pods: Pods,
 }
 
 impl Source for Agent {
@@ -69,6 +71,10 @@ impl Source for Agent {
 
     fn now_us(&self) -> i64 {
         self.now_us.unwrap_or_else(fgm::clock::wall_us)
+    }
+
+    fn pods(&self) -> Pods {
+        self.pods.clone()
     }
 
     fn metrics(&self) -> String {
