@@ -33,7 +33,7 @@ const CHUNK_ROWS: usize = 16_384;
 const SLICE_ROWS: usize = 8192;
 /// Rows of a group, beyond which it ends like a slice: with the run that follows it is no more than a row group.
 const GROUP_ROWS: usize = segment::ROW_GROUP_ROWS - RUN_ROWS;
-/// Rows of a run at the most: a page, so that a cgroup of a whole day can be cut.
+/// Rows of a run at the most, so that a cgroup of a whole day can be cut: half a page.
 const RUN_ROWS: usize = 4096;
 /// Rows of a run on the average, from which on whole runs are copied and not row after row.
 const LONG_RUN_ROWS: usize = 64;

@@ -285,10 +285,9 @@ impl Far {
         let range = Self::named_range(&pairs)?;
         let named = get(&pairs, "table").unwrap_or(Table::Samples.as_str());
         let table = Table::ALL.into_iter().find(|t| t.as_str() == named).unwrap_or(Table::Samples);
-        let mut tables = vec![table, Table::Samples, Table::Containers];
+        let mut tables = vec![table, Table::Containers];
         // they know labels of pods that the rows do not
         tables.extend(get(&pairs, "labels").map(|_| Table::Incidents));
-        tables.dedup();
         let view = self.view(&tables, range, &self.who)?;
         Ok(analysis.of_folder(&view, pairs, clock::wall_us(), limits())?)
     }

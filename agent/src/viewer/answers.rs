@@ -301,7 +301,7 @@ pub(super) async fn look<S: Source>(app: &App<S>, tables: &[Table], from_us: i64
             view.loose.extend(loose);
             // rows that were written before their names were known get them when their segment closes, and here until then
             let pods = app.source.pods();
-            for loose in &mut view.loose {
+            for loose in view.loose.iter_mut().filter(|l| tables.contains(&l.table)) {
                 loose.batch = pods.fill(loose.batch.clone());
             }
             return Ok(view);
