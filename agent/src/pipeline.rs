@@ -5,6 +5,7 @@
 //! instant at which something is due; it never waits for disk, network or Kubernetes.
 
 mod bursts;
+mod early;
 mod handover;
 mod inbox;
 mod inits;

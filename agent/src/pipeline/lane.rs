@@ -132,13 +132,18 @@ fn pace(config: &config::Lane, walk: bool) -> Pace {
 }
 
 impl State {
-    /// A ring for one more cgroup. All have the same share, or together they would outgrow their budget.
-    pub(super) fn ring(&mut self) -> Ring {
+    /// A ring for one more cgroup, with what was read of it already. All have the same share, or together they would outgrow
+    /// their budget.
+    pub(super) fn ring(&mut self, id: CgroupId) -> Ring {
         let capacity = capacity(self.config.lane.memory_bytes, self.targets.len() + 1);
         if std::mem::replace(&mut self.ring_capacity, capacity) != capacity {
             for t in self.targets.values_mut() {
                 t.ring.set_capacity(capacity);
             }
+        }
+        if let Some(mut ring) = self.early.give(id) {
+            ring.set_capacity(capacity);
+            return ring;
         }
         Ring::new(capacity, self.config.lane.history_s * SECOND)
     }
@@ -207,7 +212,8 @@ impl State {
 
     fn walk_look(&mut self, now: u64, resting: &BTreeMap<CgroupId, u64>, seen: &mut Seen) {
         let Some(walk) = &mut self.lane.walk else { return };
-        let targets = &mut self.targets;
+        let (targets, tree, early) = (&mut self.targets, &self.tree, &mut self.early);
+        let window_ns = self.config.lane.history_s * SECOND;
         let last_walk_ns = self.lane.last_walk_ns.replace(now);
         // memory.stat is marked of those whose base row comes in this turn
         let period_ns = self.config.sampling.base_period_ms * MS;
@@ -219,8 +225,14 @@ impl State {
         let period_ms = self.lane.pace.period_ms();
         let result = walk.look(period_ms, due, |look| {
             let id = look.id();
-            // one that we do not follow, or not yet
-            let Some(target) = targets.get_mut(&id) else { return };
+            let Some(target) = targets.get_mut(&id) else {
+                // one that nobody has told us of yet, or that waits for its turn
+                let reading = look.reading();
+                if !reading.is_empty() && tree.get(id).is_none_or(|n| n.followed) {
+                    early.keep(id, reading, window_ns);
+                }
+                return;
+            };
             let is_resting = rests(resting, target, now);
             if let Some(since_ns) = look.same_since_ns
                 && !is_resting
@@ -253,6 +265,7 @@ impl State {
         match result {
             Ok(counts) => {
                 self.lane.failures = 0;
+                self.early.walked(now);
                 self.lane.readings += counts.readings;
                 self.lane.ring_full += counts.lost;
             }

@@ -3,6 +3,7 @@
 //! `react` beside this file holds what it does when the kernel reports something. Nothing here waits for anything.
 
 use super::bursts::{self, Running};
+use super::early::Early;
 use super::handover::Handover;
 use super::inits::Inits;
 use super::lane::{Lane, Seen};
@@ -107,6 +108,8 @@ pub struct State {
     pub(super) lane: Lane,
     /// What the lane has seen and nobody has looked after yet.
     pub(super) seen: Seen,
+    /// What it has read of those that are to be followed.
+    pub(super) early: Early,
     pub(super) spent: Spent,
     pub(super) vanished: Vec<CgroupId>,
     /// The latest whose end their files told: the kernel's word about it, should it come late, tells nothing new.
@@ -195,6 +198,7 @@ impl State {
             clock_steps: Steps::default(),
             lane,
             seen: Seen::default(),
+            early: Early::default(),
             spent: Spent::default(),
             vanished: Vec::new(),
             found_gone: VecDeque::new(),
@@ -285,7 +289,7 @@ impl State {
     /// Starts to follow a cgroup and takes its first sample at once: it may not live long.
     pub(super) fn follow(&mut self, meta: &Arc<Meta>) {
         let now = clock::ktime_ns();
-        let ring = self.ring();
+        let ring = self.ring(meta.id);
         let Some(target) = self.sampler.open(meta, ring, now) else { return };
         self.targets.insert(meta.id, target);
         let plan = Plan { slow: true, loose: true, ..self.base_plan() };
