@@ -37,6 +37,21 @@ pub mod kind {
     pub const COUNT: u32 = 10;
 }
 
+/// What stands in place of a kernel function's BTF id until the load. No helper has such a number.
+pub mod kfunc {
+    pub const CSS_NEW: u32 = 0x4647_4d01;
+    pub const CSS_NEXT: u32 = 0x4647_4d02;
+    pub const CSS_DESTROY: u32 = 0x4647_4d03;
+    pub const RDONLY_CAST: u32 = 0x4647_4d04;
+    /// All of them, by the kernel's names.
+    pub const ALL: [(u32, &str); 4] = [
+        (CSS_NEW, "bpf_iter_css_new"),
+        (CSS_NEXT, "bpf_iter_css_next"),
+        (CSS_DESTROY, "bpf_iter_css_destroy"),
+        (RDONLY_CAST, "bpf_rdonly_cast"),
+    ];
+}
+
 /// How the program that wrote a record was attached.
 pub mod mechanism {
     pub const TP_BTF: u32 = 1;
@@ -402,6 +417,8 @@ pub mod lane {
     pub const STAT_WORDS: usize = 128;
     /// Numbers of memory.events that every kernel with the walk has.
     pub const EVENTS_COUNT: usize = 6;
+    /// `BPF_CGROUP_ITER_DESCENDANTS_PRE`: parents first.
+    pub const DESCENDANTS_PRE: u32 = 2;
 }
 
 /// One cgroup as the walk found it. Not an event: it has a place of its own in `LANE_SLOTS`, the first cgroup of a walk the first.
@@ -487,6 +504,9 @@ pub struct LaneOffsets {
     pub pids_css: u32,
     pub cpu_css: u32,
     pub css_flags: u32,
+    pub css_cgroup: u32,
+    /// The bit of `css.flags` that a dead cgroup's own has no more.
+    pub css_online: u32,
     /// The bit of `css.flags` that says that the controller's files are there: io brings memory along without them.
     pub css_visible: u32,
     pub memory_usage: u32,
@@ -504,6 +524,10 @@ pub struct LaneOffsets {
     pub cfs_nr_throttled: u32,
     pub cfs_throttled_time: u32,
     pub page_size: u32,
+    /// BTF ids of the controllers' structs.
+    pub mem_cgroup_id: u32,
+    pub pids_cgroup_id: u32,
+    pub task_group_id: u32,
 }
 
 impl LaneOffsets {
@@ -515,6 +539,8 @@ impl LaneOffsets {
         pids_css: ABSENT,
         cpu_css: ABSENT,
         css_flags: ABSENT,
+        css_cgroup: ABSENT,
+        css_online: ABSENT,
         css_visible: ABSENT,
         memory_usage: ABSENT,
         memory_max: ABSENT,
@@ -529,5 +555,8 @@ impl LaneOffsets {
         cfs_nr_throttled: ABSENT,
         cfs_throttled_time: ABSENT,
         page_size: 4096,
+        mem_cgroup_id: ABSENT,
+        pids_cgroup_id: ABSENT,
+        task_group_id: ABSENT,
     };
 }

@@ -1,10 +1,11 @@
 //! The lane: an `iter/cgroup` program that reads the few values that matter of every cgroup below the agent's root.
 //!
 //! User space asks for a walk once a tick, and both see the same memory: the walk writes a record of each cgroup into the next
-//! slot, user space reads them when it is over. The kernel holds `cgroup_mutex` during the walk and skips dead cgroups
-//! (kernel/bpf/cgroup_iter.c, 6.1 to 7.3): nothing here may take long. What finds no slot is counted.
+//! slot, user space reads them when it is over. The kernel holds `cgroup_mutex` during the walk (kernel/bpf/cgroup_iter.c, 6.1 to
+//! 7.3): nothing here may take long. Dead cgroups are skipped. What finds no slot is counted.
 
 use crate::{
+    kfunc::{CssIter, css_destroy, css_new, css_next, rdonly_cast},
     read::{follow, read, read_into},
     shared::lane_global,
 };
@@ -15,6 +16,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray},
 };
+use core::mem::MaybeUninit;
 
 /// The number is set at load.
 #[map]
@@ -78,23 +80,61 @@ fn limit(pages: i64) -> u64 {
     if pages as u64 >= none { UNKNOWN } else { bytes(pages) }
 }
 
-/// A read costs a hundred instructions and four for each number that it brings: what stands together is read together.
+/// A member of a controller's own struct: loaded where the verifier knows the struct, else read by a helper, which costs a
+/// hundred instructions and four for each number that it brings.
 #[inline(always)]
-fn memory(memcg: *const u8, values: &mut LaneValues) {
-    let mut have = 0;
-    if let Some(pages) = read::<i64>(memcg, lane_global!(memory_usage)) {
-        values.memory_bytes = bytes(pages);
-        have |= lane::MEMORY;
+fn value<T: Copy, const DIRECT: bool>(base: *const u8, offset: u32) -> Option<T> {
+    if !DIRECT {
+        return read(base, offset);
     }
+    // SAFETY: the base was cast to a struct, and the offset is of a member of it.
+    (offset != ABSENT).then(|| unsafe { load(base, offset) })
+}
+
+/// A `cgroup_subsys_state` as its controller's own struct, of which it is the first member.
+#[inline(always)]
+fn own<const DIRECT: bool>(css: *const u8, btf_id: u32) -> *const u8 {
+    // SAFETY: the id is in .rodata, which is frozen.
+    if DIRECT { unsafe { rdonly_cast(css, btf_id) } } else { css }
+}
+
+/// `memory.max` and `swap.usage` in pages: the end of one page counter and the start of the next, in 6.1 to 7.3; a helper reads both at once.
+#[inline(always)]
+fn limit_and_swap<const DIRECT: bool>(memcg: *const u8) -> (Option<i64>, Option<i64>) {
     let (max, swap) = (lane_global!(memory_max), lane_global!(swap_usage));
-    // the end of one page counter and the start of the next, in 6.1 to 7.3
     let apart = swap.wrapping_sub(max);
-    let (max, swap) = if max != ABSENT && swap != ABSENT && apart < 64 && apart % 8 == 0 {
+    if !DIRECT && max != ABSENT && swap != ABSENT && apart < 64 && apart % 8 == 0 {
         let both = read::<[i64; 8]>(memcg, max);
         (both.map(|b| b[0]), both.map(|b| b[apart as usize / 8]))
     } else {
-        (read::<i64>(memcg, max), read::<i64>(memcg, swap))
-    };
+        (value::<i64, DIRECT>(memcg, max), value::<i64, DIRECT>(memcg, swap))
+    }
+}
+
+#[inline(always)]
+fn events<const DIRECT: bool>(memcg: *const u8, to: &mut [u64; lane::EVENTS_COUNT]) -> bool {
+    let at = lane_global!(memory_events);
+    if !DIRECT {
+        return read_into(memcg, at, to);
+    }
+    if at == ABSENT {
+        return false;
+    }
+    for (i, n) in to.iter_mut().enumerate() {
+        // SAFETY: as for any value; `resolve` has seen that these are the first of the array.
+        *n = unsafe { load(memcg, at + 8 * i as u32) };
+    }
+    true
+}
+
+#[inline(always)]
+fn memory<const DIRECT: bool>(memcg: *const u8, values: &mut LaneValues) {
+    let mut have = 0;
+    if let Some(pages) = value::<i64, DIRECT>(memcg, lane_global!(memory_usage)) {
+        values.memory_bytes = bytes(pages);
+        have |= lane::MEMORY;
+    }
+    let (max, swap) = limit_and_swap::<DIRECT>(memcg);
     if let Some(pages) = max {
         values.max_bytes = limit(pages);
         have |= lane::MAX;
@@ -103,10 +143,10 @@ fn memory(memcg: *const u8, values: &mut LaneValues) {
         values.swap_bytes = bytes(pages);
         have |= lane::SWAP;
     }
-    if read_into(memcg, lane_global!(memory_events), &mut values.events) {
+    if events::<DIRECT>(memcg, &mut values.events) {
         have |= lane::EVENTS;
     }
-    if let Some(n) = read::<u64>(memcg, lane_global!(sock_throttled)) {
+    if let Some(n) = value::<u64, DIRECT>(memcg, lane_global!(sock_throttled)) {
         values.sock_throttled = n;
         have |= lane::SOCK_THROTTLED;
     }
@@ -145,14 +185,18 @@ fn mark_statistics(memcg: *const u8, head: &LaneHead, record: &mut LaneRecord) {
 }
 
 #[inline(always)]
-fn throttling(group: *const u8, values: &mut LaneValues) {
+fn throttling<const DIRECT: bool>(group: *const u8, values: &mut LaneValues) {
     let (at, throttled, time) =
         (lane_global!(cfs_nr_periods), lane_global!(cfs_nr_throttled), lane_global!(cfs_throttled_time));
-    // in one read where they stand together, as in 6.1 to 7.3: a read costs more than what it brings
-    let found = if at != ABSENT && throttled == at + 4 && time == at + 16 {
+    // in one read where they stand together, as in 6.1 to 7.3
+    let found = if !DIRECT && at != ABSENT && throttled == at + 4 && time == at + 16 {
         read::<[u64; 3]>(group, at).map(|[n, _, ns]| (n as u32, (n >> 32) as u32, ns))
     } else {
-        match (read::<u32>(group, at), read::<u32>(group, throttled), read::<u64>(group, time)) {
+        match (
+            value::<u32, DIRECT>(group, at),
+            value::<u32, DIRECT>(group, throttled),
+            value::<u64, DIRECT>(group, time),
+        ) {
             (Some(periods), Some(throttled), Some(ns)) => Some((periods, throttled, ns)),
             _ => None,
         }
@@ -173,29 +217,20 @@ fn clear(slot: *mut LaneRecord) {
     }
 }
 
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/cgroup")]
-pub extern "C" fn lane_walk(context: *const Context) -> i32 {
-    // SAFETY: the kernel passes its `bpf_iter__cgroup`.
-    let cgroup = unsafe { (*context).cgroup };
-    // NULL at the end of the walk.
-    if cgroup.is_null() {
-        return 0;
-    }
+/// Writes the record of one cgroup.
+#[inline(always)]
+fn take<const DIRECT: bool>(cgroup: *const u8, head: &mut LaneHead) {
     // SAFETY: `cgroup` comes from the context. User space has checked that these three offsets are there.
     let id = unsafe {
         // The machine's own root has none of the files.
         if load::<i32>(cgroup, lane_global!(cgroup_level)) == 0 {
-            return 0;
+            return;
         }
         load::<u64>(load(cgroup, lane_global!(cgroup_kn)), lane_global!(kernfs_id))
     };
-    let Some(head) = LANE_HEAD.get_ptr_mut(0) else { return 0 };
-    // SAFETY: one walk runs at a time, and nobody else uses the head and the slots meanwhile.
-    let head = unsafe { &mut *head };
     let slot = LANE_SLOTS.get_ptr_mut(head.met as u32);
     head.met += 1;
-    let Some(slot) = slot else { return 0 };
+    let Some(slot) = slot else { return };
     clear(slot);
     // SAFETY: as for the head; any bytes are a valid record.
     let record = unsafe { &mut *slot };
@@ -203,23 +238,75 @@ pub extern "C" fn lane_walk(context: *const Context) -> i32 {
     record.ktime_ns = unsafe { bpf_ktime_get_ns() };
     record.values.cgroup_id = id;
     record.values.max_bytes = UNKNOWN;
-    // A css is the first member of its controller's own struct (`mem_cgroup`, `pids_cgroup`, `task_group`).
     let css = visible(cgroup, lane_global!(memory_css));
     if !css.is_null() {
-        memory(css, &mut record.values);
-        mark_statistics(css, head, record);
+        let memcg = own::<DIRECT>(css, lane_global!(mem_cgroup_id));
+        memory::<DIRECT>(memcg, &mut record.values);
+        mark_statistics(memcg, head, record);
     }
     let css = visible(cgroup, lane_global!(pids_css));
-    if !css.is_null()
-        && let Some(n) = read::<i64>(css, lane_global!(pids_counter))
-    {
-        record.values.pids = n.max(0) as u64;
-        record.values.have |= lane::PIDS;
+    if !css.is_null() {
+        let pids = own::<DIRECT>(css, lane_global!(pids_cgroup_id));
+        if let Some(n) = value::<i64, DIRECT>(pids, lane_global!(pids_counter)) {
+            record.values.pids = n.max(0) as u64;
+            record.values.have |= lane::PIDS;
+        }
     }
     // cpu.stat is there in any case, and has these lines wherever the controller is, hidden or not.
     let css = controller(cgroup, lane_global!(cpu_css));
     if !css.is_null() {
-        throttling(css, &mut record.values);
+        throttling::<DIRECT>(own::<DIRECT>(css, lane_global!(task_group_id)), &mut record.values);
+    }
+}
+
+#[inline(always)]
+fn head() -> Option<&'static mut LaneHead> {
+    // SAFETY: one walk runs at a time, and nobody else uses the head and the slots meanwhile.
+    LANE_HEAD.get_ptr_mut(0).map(|head| unsafe { &mut *head })
+}
+
+/// Called by the kernel for each cgroup below the root, with `cgroup_mutex` held.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/cgroup")]
+pub extern "C" fn lane_walk(context: *const Context) -> i32 {
+    // SAFETY: the kernel passes its `bpf_iter__cgroup`.
+    let cgroup = unsafe { (*context).cgroup };
+    // NULL at the end of the walk.
+    if !cgroup.is_null()
+        && let Some(head) = head()
+    {
+        take::<false>(cgroup, head);
+    }
+    0
+}
+
+/// Called once, for the root, and goes down from there by itself: a third of what [`lane_walk`] takes for each cgroup.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/cgroup")]
+pub extern "C" fn lane_descend(context: *const Context) -> i32 {
+    // SAFETY: the kernel passes its `bpf_iter__cgroup`.
+    let root = unsafe { (*context).cgroup };
+    if root.is_null() {
+        return 0;
+    }
+    let Some(head) = head() else { return 0 };
+    let mut place = MaybeUninit::<CssIter>::uninit();
+    let it = place.as_mut_ptr();
+    // SAFETY: the iterator lies on the stack and is destroyed in any case. A `cgroup` begins with its own css, and each css
+    // that comes is one of these, held by RCU; user space has checked that the offsets are there.
+    unsafe {
+        if css_new(it, root, lane::DESCENDANTS_PRE) == 0 {
+            loop {
+                let css = css_next(it);
+                if css.is_null() {
+                    break;
+                }
+                if load::<u32>(css, lane_global!(css_flags)) & lane_global!(css_online) != 0 {
+                    take::<true>(load(css, lane_global!(css_cgroup)), head);
+                }
+            }
+        }
+        css_destroy(it);
     }
     0
 }

@@ -21,6 +21,8 @@ mod flags;
 #[cfg(target_arch = "bpf")]
 mod inits;
 #[cfg(target_arch = "bpf")]
+mod kfunc;
+#[cfg(target_arch = "bpf")]
 mod kill;
 #[cfg(target_arch = "bpf")]
 mod lane;

@@ -13,12 +13,13 @@ mod decode;
 mod format;
 mod hooks;
 mod kernel;
+mod kfunc;
 mod offsets;
 mod shared;
 mod walk;
 
 pub use kernel::Kernel;
-pub use walk::{Counts, Look, Walk};
+pub use walk::{Counts, Look, Walk, Way};
 
 use crate::{
     event::{KernelEvent, What},

@@ -236,7 +236,7 @@ impl Sampler {
         }
     }
 
-    /// Starts to follow a cgroup. `None` when it has gone already.
+    /// Starts to follow a cgroup. `None` when it has gone already and left no reading in its ring: one that did may still be told of.
     pub fn open(&mut self, meta: &Arc<Meta>, ring: Ring, now_ns: u64) -> Option<Target> {
         let path = join(&self.root, &meta.path);
         let mut target = Target {
@@ -262,7 +262,8 @@ impl Sampler {
             next_repeat_ns: 0,
             devices: Vec::new(),
         };
-        self.open_kept(&mut target).ok().map(|()| target)
+        let is_there = self.open_kept(&mut target).is_ok();
+        (is_there || !target.ring.is_empty()).then_some(target)
     }
 
     /// Says whether the lane walks: then its files need not be kept open, and a row has what the last look has brought.

@@ -11,7 +11,7 @@ mod tree;
 use fgm::catalogue;
 use fgm::clock::ktime_ns;
 use fgm::lane::Reading;
-use fgm::probes::Walk;
+use fgm::probes::{Kernel, Walk, Way};
 use stage::{Agent, MIB, Pod, Process, guard, rows};
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,6 +40,12 @@ fn start(root: &Path) -> Walk {
     let walk = Walk::start(root).expect("the walk");
     assert!(walk.missing().is_empty(), "this kernel does not tell {:?}", walk.missing());
     walk
+}
+
+/// By each way that this kernel knows.
+fn both(root: &Path) -> [Walk; 2] {
+    let kernel = Kernel::read();
+    [start(root), Walk::by(Way::Iterator, &kernel, root).expect("the kernel's own iterator")]
 }
 
 /// What the files say of the lane's columns, with the files' bits.
@@ -76,15 +82,18 @@ fn by_walk(reading: &Reading) -> (BTreeMap<&'static str, u64>, u64) {
     (reading.columns().map(|(i, v)| (name(i), v)).collect(), reading.files_read())
 }
 
-/// The walk between two equal readings of the files says the same. What moves is looked at again.
-fn agrees(w: &mut Walk, dir: &Path) -> BTreeMap<&'static str, u64> {
+/// The walks between two equal readings of the files say the same. What moves is looked at again.
+fn agrees(walks: &mut [Walk], dir: &Path) -> BTreeMap<&'static str, u64> {
     let mut last = None;
     for _ in 0..50 {
         let before = by_files(dir);
-        let told = walk(w).get(&id(dir)).map(by_walk).expect("it is in the walk");
+        let told: Vec<_> = walks
+            .iter_mut()
+            .map(|w| walk(w).get(&id(dir)).map(by_walk).expect("it is in the walk"))
+            .collect();
         if before == by_files(dir) {
-            if before == told {
-                return told.0;
+            if told.iter().all(|told| *told == before) {
+                return before.0;
             }
             last = Some((before, told));
         }
@@ -100,7 +109,7 @@ fn every_value_equals_its_file() {
     }
     let all = "+memory +pids +cpu";
     let tree = Tree::new("parity", all);
-    let mut w = start(&tree.path);
+    let mut w = both(&tree.path);
 
     let idle = agrees(&mut w, &tree.make("idle", ""));
     assert_eq!((idle["memory_current"], idle["pids_current"], idle["cpu_stat_nr_throttled"]), (0, 0, 0));
@@ -150,7 +159,7 @@ fn a_controller_that_is_off_leaves_its_values_out() {
         return;
     }
     let tree = Tree::new("absent", "+memory +pids +cpu +io");
-    let mut w = start(&tree.path);
+    let mut w = both(&tree.path);
     for (name, controllers) in
         [("none", ""), ("pids", "+pids"), ("memory", "+memory"), ("cpu", "+cpu"), ("io", "+io")]
     {
@@ -164,6 +173,50 @@ fn a_controller_that_is_off_leaves_its_values_out() {
         );
         assert_eq!(told.contains_key("pids_current"), name == "pids");
         assert_eq!(told.contains_key("cpu_stat_nr_periods"), name == "cpu");
+    }
+}
+
+/// The quicker way came with Linux 6.8 and is taken where it is.
+#[test]
+fn the_quicker_way_is_taken_where_the_kernel_has_it() {
+    if !guard("the_quicker_way_is_taken_where_the_kernel_has_it") {
+        return;
+    }
+    let release = text(Path::new("/proc/sys/kernel"), "osrelease").expect("a release");
+    let mut numbers = release.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    let has_it = (numbers.next(), numbers.next()) >= (Some(6), Some(8));
+    let tree = Tree::new("way", "+memory");
+    assert_eq!(start(&tree.path).way(), if has_it { Way::Descent } else { Way::Iterator }, "{release}");
+    if let Err(reason) = Walk::by(Way::Descent, &Kernel::read(), &tree.path) {
+        println!("{release}: {reason}");
+    }
+}
+
+/// Both ways meet the same, in the same order, while cgroups come and go.
+#[test]
+fn both_ways_meet_the_same_cgroups() {
+    if !guard("both_ways_meet_the_same_cgroups") {
+        return;
+    }
+    let tree = Tree::new("ways", "+memory +pids +cpu");
+    let mut walks = both(&tree.path);
+    for round in 0..5 {
+        for i in 0..10 {
+            tree.make(&format!("{round}-{i}"), "+memory");
+            tree.make(&format!("{round}-{i}/below"), "");
+        }
+        for i in 0..round {
+            fs::remove_dir(tree.path.join(format!("{round}-{i}/below"))).expect("rmdir");
+        }
+        let [descent, iterator] = &mut walks;
+        let met = |w: &mut Walk| {
+            let mut ids = Vec::new();
+            w.tick(20, |id, _| ids.push(id)).expect("a walk");
+            ids
+        };
+        let by_descent = met(descent);
+        assert_eq!(by_descent, met(iterator));
+        assert_eq!(by_descent.len(), 1 + (round + 1) * 20 - (0..=round).sum::<usize>());
     }
 }
 
@@ -242,7 +295,7 @@ fn what_a_walk_costs_beside_pread() {
     rustix::process::setrlimit(rustix::process::Resource::Nofile, all).expect("open files");
     let open = |f: &str| dirs.iter().map(|d| fs::File::open(d.join(f)).expect("a file")).collect::<Vec<_>>();
     let (one, four): (Vec<_>, Vec<_>) = (open(files[0]), files.iter().flat_map(|f| open(f)).collect());
-    let mut w = start(&tree.path);
+    let mut walks = both(&tree.path);
     // by the clock, the best of many: on 6.1 under emulation CPU time comes in whole ticks
     let best = |mut look: Box<dyn FnMut() + '_>| {
         let cost = (0..200).map(|_| {
@@ -258,16 +311,20 @@ fn what_a_walk_costs_beside_pread() {
             std::hint::black_box(rustix::io::pread(f, &mut buffer, 0).expect("pread"));
         }
     };
-    let walk_ns = best(Box::new(|| {
-        w.tick(20, |_, r| {
-            std::hint::black_box(r);
-        })
-        .expect("a walk");
-    }));
+    let walk_ns = walks.each_mut().map(|w| {
+        let way = w.way().as_str();
+        let ns = best(Box::new(|| {
+            w.tick(20, |_, r| {
+                std::hint::black_box(r);
+            })
+            .expect("a walk");
+        }));
+        (way, ns)
+    });
     let one_ns = best(Box::new(|| read(&one)));
     let four_ns = best(Box::new(|| read(&four)));
     println!(
-        "lane cost, {CGROUPS} cgroups, kernel {}: walk {walk_ns} ns a cgroup; pread of memory.current {one_ns} ns, of four files {four_ns} ns",
+        "lane cost, {CGROUPS} cgroups, kernel {}: walk {walk_ns:?} ns a cgroup; pread of memory.current {one_ns} ns, of four files {four_ns} ns",
         text(Path::new("/proc/sys/kernel"), "osrelease").unwrap_or_default().trim()
     );
 }
@@ -279,7 +336,7 @@ fn the_last_reading_before_a_kill_is_young() {
     }
     // emulation is many times slower than a machine: the budget must not decide here
     let agent = Agent::start_with("lane", "[lane]\ncpu_budget_percent = 30\n");
-    assert_eq!(agent.status()["lane"]["source"], "iter_cgroup", "{}", agent.status()["lane"]);
+    assert_ne!(agent.status()["lane"]["source"], "pread", "{}", agent.status()["lane"]);
     let mut last = Vec::new();
     for seconds in [1u64, 5, 2, 3] {
         let pod = Pod::new(None);

@@ -15,6 +15,8 @@ const AT_MOST: usize = 512;
 const BYTES: usize = 8 << 10;
 /// One that no walk has met for so long is no more.
 const GONE_AFTER_NS: u64 = 1_000_000_000;
+/// The word of it may be so late; then the readings are of no use.
+const HEARD_WITHIN_NS: u64 = 10 * GONE_AFTER_NS;
 
 #[derive(Default)]
 pub(super) struct Early {
@@ -36,13 +38,14 @@ impl Early {
         self.rings.remove(&id)
     }
 
-    /// Lets go of those that the walks have ceased to meet.
+    /// Lets go of those that the walks have ceased to meet; early, when there is no room for others.
     pub fn walked(&mut self, now_ns: u64) {
         if self.rings.is_empty() || now_ns < self.checked_ns + GONE_AFTER_NS {
             return;
         }
         self.checked_ns = now_ns;
-        self.rings.retain(|_, ring| ring.newest().is_some_and(|r| r.ktime_ns + GONE_AFTER_NS > now_ns));
+        let within_ns = if self.rings.len() < AT_MOST { HEARD_WITHIN_NS } else { GONE_AFTER_NS };
+        self.rings.retain(|_, ring| ring.newest().is_some_and(|r| r.ktime_ns + within_ns > now_ns));
     }
 }
 
@@ -74,10 +77,12 @@ mod tests {
     fn what_has_gone_is_let_go_and_others_stay() {
         let mut early = Early::default();
         early.keep(CgroupId(1), at(100), 1000 * MS);
-        for ms in [100, 1400] {
-            early.keep(CgroupId(2), at(ms), 10_000 * MS);
+        for ms in [100, 10_400] {
+            early.keep(CgroupId(2), at(ms), 60_000 * MS);
         }
-        early.walked(1500 * MS);
+        early.walked(9000 * MS);
+        assert_eq!(early.rings.len(), 2, "the word of it may be late");
+        early.walked(10_500 * MS);
         assert!(early.give(CgroupId(1)).is_none());
         assert_eq!(early.give(CgroupId(2)).map(|r| r.len()), Some(2));
     }
@@ -94,6 +99,8 @@ mod tests {
             early.keep(CgroupId(id), at(1), 1000 * MS);
         }
         assert_eq!(early.rings.len(), AT_MOST);
+        early.walked(400_500 * MS);
+        assert_eq!(early.rings.len(), 7, "those that have gone make room");
         assert!(early.rings.values().all(|r| r.bytes() <= BYTES));
         let busy = early.give(CgroupId(3)).expect("there");
         assert!(busy.len() > 500 && busy.cut() > 0, "{} {}", busy.len(), busy.cut());

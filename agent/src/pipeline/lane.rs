@@ -94,7 +94,7 @@ impl Lane {
     }
 
     fn source(&self) -> &'static str {
-        if self.walk.is_some() { "iter_cgroup" } else { "pread" }
+        self.walk.as_ref().map_or("pread", |w| w.way().as_str())
     }
 
     /// Its line in the ladder.

@@ -159,9 +159,11 @@ impl State {
         }
         // a walk may have been faster than the event: born under our eyes all the same
         self.follow_now(id);
-        // of what it did until it was followed there are no rows, where that took long
+        // of what it did until it was followed, or until it had gone, there are no base rows, where that took long
         if let Some(target) = self.targets.get(&id) {
-            let unread_ns = target.first_seen_ns.saturating_sub(ktime_ns);
+            let last_words = target.ring.newest().filter(|_| target.last_row_ns == 0);
+            let until_ns = last_words.map_or(target.first_seen_ns, |r| r.ktime_ns);
+            let unread_ns = until_ns.saturating_sub(ktime_ns);
             let missed = unread_ns / (self.config.sampling.base_period_ms * 1_000_000);
             self.lost_of(id, Table::Samples, "late", missed);
         }

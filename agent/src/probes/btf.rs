@@ -128,6 +128,22 @@ impl Btf {
         self.named(kind::STRUCT, of).next().map(|ty| ty.refers)
     }
 
+    /// The id of a struct, counted from 1 as the kernel does.
+    pub fn struct_id(&self, name: &str) -> Option<u32> {
+        self.named(kind::STRUCT, name).next().and_then(|ty| self.id(ty))
+    }
+
+    /// The id of a function that the kernel kept.
+    pub fn function_id(&self, name: &str) -> Option<u32> {
+        self.named(kind::FUNC, name).next().and_then(|ty| self.id(ty))
+    }
+
+    fn id(&self, ty: Type) -> Option<u32> {
+        // the first stands for void; the others are in order
+        let before = self.types.get(1..)?.binary_search(&ty.at).ok()?;
+        u32::try_from(before + 1).ok()
+    }
+
     /// If the member is an array of a struct, that struct's name; if it is a struct, its own.
     pub fn member_struct(&self, of: &str, path: &str) -> Option<&str> {
         let (_, id) = self.named(kind::STRUCT, of).find_map(|ty| self.member_path(ty, path))?;
@@ -337,6 +353,10 @@ mod tests {
         assert_eq!(btf.member("nothing", "a"), None);
         assert_eq!(btf.size("s"), Some(24));
         assert_eq!(btf.member_struct("s", "in"), Some("t"));
+        assert_eq!(
+            (btf.struct_id("t"), btf.struct_id("s"), btf.struct_id("nothing")),
+            (Some(3), Some(4), None)
+        );
     }
 
     #[test]

@@ -7,17 +7,15 @@ use super::{
     attach,
     btf::Btf,
     offsets::{BTF_PATH, Facts, no_btf},
-    walk,
+    walk::{self, LaneFacts},
 };
 use crate::machine::give_back_memory;
-use agent_ebpf::LaneOffsets;
 use std::fs;
 
 /// The kernel as the programs must know it.
 pub struct Kernel {
     pub(super) facts: Facts,
-    /// For the lane: offsets, and the names of what cannot be read.
-    pub(super) lane: Result<(LaneOffsets, Vec<&'static str>), String>,
+    pub(super) lane: Result<LaneFacts, String>,
     /// aya wants its own parse of the same file.
     pub(super) btf: Result<aya::Btf, String>,
 }

@@ -1,14 +1,16 @@
-//! The lane's walk: asks the kernel program `lane_walk` to go over every cgroup below a root, and hands over what it read.
+//! The lane's walk: asks a kernel program to go over every cgroup below a root, and hands over what it read.
 //!
 //! An edge. It keeps one link (made by a raw `BPF_LINK_CREATE`, since aya passes no `bpf_iter_link_info`, without which
 //! `iter/cgroup` refuses); a tick makes an iterator of it, reads that once, and finds a record of each cgroup in memory that it
 //! shares with the program. It tells which of them hold what they held at the look before: most do. It must never panic nor
 //! stop the agent: what fails is an error with its reason, and the lane goes on by `pread`. `pipeline` calls it.
 //!
-//! A tick takes `cgroup_mutex`, so it waits while the kernel makes, removes or moves cgroups.
+//! A tick takes `cgroup_mutex` by either way, so it waits while the kernel makes, removes or moves cgroups.
 #![expect(unsafe_code, reason = "bpf(2) has no safe wrapper that can make this link, nor has a map's memory")]
 
-use super::{NO_OBJECT, OBJECT, attach, btf::Btf, kernel::Kernel, ring_bytes, shared::Shared, take_map};
+use super::{
+    NO_OBJECT, OBJECT, attach, btf::Btf, kernel::Kernel, kfunc, ring_bytes, shared::Shared, take_map,
+};
 use crate::lane::{File, Reading, Value};
 use crate::names::CgroupId;
 use agent_ebpf::{ABSENT, LaneDue, LaneHead, LaneOffsets, LaneRecord, LaneValues, UNKNOWN, lane};
@@ -21,16 +23,51 @@ use std::{
 };
 use zerocopy::IntoBytes;
 
-const PROGRAM: &str = "lane_walk";
 /// Cgroups that find room, in 136 bytes each; what finds none is counted.
 const SLOTS: u32 = 7700;
 /// Commands and constants of include/uapi/linux/bpf.h.
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_ITER_CREATE: libc::c_int = 33;
 const BPF_TRACE_ITER: u32 = 28;
-const BPF_CGROUP_ITER_DESCENDANTS_PRE: u32 = 2;
+const BPF_CGROUP_ITER_SELF_ONLY: u32 = 1;
 /// Maps of the object that the walk does not use: made as small as can be, and closed when it is attached.
 const UNUSED_RINGS: [&str; 2] = ["EVENTS", "AYA_LOGS"];
+
+/// Who goes from cgroup to cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The kernel, which calls `lane_walk` for each (Linux 6.1).
+    Iterator,
+    /// `lane_descend` itself, by `bpf_iter_css_next`, a third as dear (Linux 6.8).
+    Descent,
+}
+
+impl Way {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Iterator => "iter_cgroup",
+            Self::Descent => "iter_css",
+        }
+    }
+
+    /// The program, and the order in which the kernel is to call it.
+    fn program(self) -> (&'static str, u32) {
+        match self {
+            Self::Iterator => ("lane_walk", lane::DESCENDANTS_PRE),
+            Self::Descent => ("lane_descend", BPF_CGROUP_ITER_SELF_ONLY),
+        }
+    }
+}
+
+/// What the walk must know of the kernel.
+#[derive(Clone)]
+pub(super) struct LaneFacts {
+    offsets: LaneOffsets,
+    /// What cannot be read.
+    missing: Vec<&'static str>,
+    /// What the descent calls, or what it lacks.
+    kfuncs: Result<kfunc::Ids, &'static str>,
+}
 
 /// What one walk gave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +117,7 @@ pub struct Walk {
     before: Vec<LaneRecord>,
     /// Holds the program, which holds its maps.
     link: OwnedFd,
+    way: Way,
     missing: Vec<&'static str>,
 }
 
@@ -90,14 +128,6 @@ impl Walk {
     /// Why it cannot be had, with the mend.
     pub fn start(root: &Path) -> Result<Self, String> {
         Self::with_slots(root, SLOTS)
-    }
-
-    /// The same on a kernel that was read already.
-    ///
-    /// # Errors
-    /// As for [`Self::start`].
-    pub fn start_on(kernel: &Kernel, root: &Path) -> Result<Self, String> {
-        Self::on(kernel, root, SLOTS)
     }
 
     /// The same with room for another number of cgroups.
@@ -111,9 +141,37 @@ impl Walk {
         walk
     }
 
+    /// The same on a kernel that was read already.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn start_on(kernel: &Kernel, root: &Path) -> Result<Self, String> {
+        Self::on(kernel, root, SLOTS)
+    }
+
+    /// The same by a way of the caller's, to set one beside the other.
+    ///
+    /// # Errors
+    /// Why it cannot be had this way.
+    pub fn by(way: Way, kernel: &Kernel, root: &Path) -> Result<Self, String> {
+        Self::load(way, kernel, root, SLOTS)
+    }
+
     fn on(kernel: &Kernel, root: &Path, slots: u32) -> Result<Self, String> {
+        Self::load(Way::Descent, kernel, root, slots).or_else(|reason| {
+            tracing::debug!(reason, "the kernel itself is to go from cgroup to cgroup");
+            Self::load(Way::Iterator, kernel, root, slots)
+        })
+    }
+
+    fn load(way: Way, kernel: &Kernel, root: &Path, slots: u32) -> Result<Self, String> {
         let object = OBJECT.ok_or(NO_OBJECT)?;
-        let (offsets, missing) = kernel.lane.clone()?;
+        let LaneFacts { offsets, missing, kfuncs } = kernel.lane.clone()?;
+        let patched = match (way, kfuncs) {
+            (Way::Iterator, _) => None,
+            (Way::Descent, Ok(ids)) => Some(kfunc::with_ids(object, &ids)),
+            (Way::Descent, Err(name)) => return Err(format!("this kernel does not have {name}")),
+        };
         let mut loader = EbpfLoader::new();
         loader
             .btf(None)
@@ -123,13 +181,14 @@ impl Walk {
             loader.map_max_entries(map, ring_bytes(0));
         }
         let mut ebpf = loader
-            .load(object)
+            .load(patched.as_ref().map_or(object, |words| words.as_bytes()))
             .map_err(|e| format!("the eBPF object can't be loaded: {}", attach::explain(&e)))?;
         let btf = kernel.btf.as_ref().map_err(Clone::clone)?;
-        let program = ebpf.program_mut(PROGRAM).ok_or_else(|| attach::no_program(PROGRAM))?;
+        let (name, order) = way.program();
+        let program = ebpf.program_mut(name).ok_or_else(|| attach::no_program(name))?;
         let program = <&mut Iter>::try_from(program).map_err(|e| attach::explain(&e))?;
         program.load("cgroup", btf).map_err(|e| {
-            attach::log_verifier(PROGRAM, &e);
+            attach::log_verifier(name, &e);
             format!("iter/cgroup: {} (the iterator over cgroups came with Linux 6.1)", attach::explain(&e))
         })?;
         let program = program.fd().map_err(|e| attach::explain(&e))?;
@@ -141,18 +200,23 @@ impl Walk {
                         root.display()
                     )
                 })?;
-        let link = link(program.as_fd(), directory.as_fd())
+        let link = link(program.as_fd(), directory.as_fd(), order)
             .map_err(|e| format!("iter/cgroup over {}: {}", root.display(), attach::explain(&e)))?;
         let mut walk = Self {
             head: Shared::of(&take_map(&mut ebpf, "LANE_HEAD")?, 1)?,
             slots: Shared::of(&take_map(&mut ebpf, "LANE_SLOTS")?, slots as usize)?,
             before: Vec::new(),
             link,
+            way,
             missing,
         };
         // the first walk proves that it can be done here
         walk.tick(20, |_, _| ())?;
         Ok(walk)
+    }
+
+    pub fn way(&self) -> Way {
+        self.way
     }
 
     /// What this kernel does not let the walk read.
@@ -248,8 +312,8 @@ fn reading(ktime_ns: u64, record: &LaneValues, period_ms: u64) -> Reading {
     r
 }
 
-/// The offsets, and the names of the values that cannot be read; an error when not even the cgroup's id can.
-pub(super) fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), String> {
+/// What there is to know; an error when not even a cgroup's id can be read.
+pub(super) fn resolve(btf: &Btf) -> Result<LaneFacts, String> {
     if btf.size("bpf_iter__cgroup").is_none() {
         return Err("this kernel has no iterator over cgroups: it came with Linux 6.1".to_owned());
     }
@@ -276,6 +340,8 @@ pub(super) fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), Str
         pids_css: css("pids_cgrp_id").unwrap_or(ABSENT),
         cpu_css: css("cpu_cgrp_id").unwrap_or(ABSENT),
         css_flags: member("cgroup_subsys_state", "flags"),
+        css_cgroup: member("cgroup_subsys_state", "cgroup"),
+        css_online: btf.enumerator("CSS_ONLINE").unwrap_or(ABSENT),
         css_visible: btf.enumerator("CSS_VISIBLE").unwrap_or(ABSENT),
         memory_usage: member("mem_cgroup", "memory.usage"),
         memory_max: member("mem_cgroup", "memory.max"),
@@ -290,7 +356,14 @@ pub(super) fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), Str
         cfs_nr_throttled: member("task_group", "cfs_bandwidth.nr_throttled"),
         cfs_throttled_time: member("task_group", "cfs_bandwidth.throttled_time"),
         page_size: u32::try_from(rustix::param::page_size()).unwrap_or(4096),
+        mem_cgroup_id: btf.struct_id("mem_cgroup").unwrap_or(ABSENT),
+        pids_cgroup_id: btf.struct_id("pids_cgroup").unwrap_or(ABSENT),
+        task_group_id: btf.struct_id("task_group").unwrap_or(ABSENT),
     };
+    let o = &offsets;
+    let descent =
+        [o.css_flags, o.css_cgroup, o.css_online, o.mem_cgroup_id, o.pids_cgroup_id, o.task_group_id];
+    let kfuncs = if descent.contains(&ABSENT) { Err("a struct of its controllers") } else { kfunc::ids(btf) };
     if [offsets.cgroup_kn, offsets.kernfs_id, offsets.cgroup_level].contains(&ABSENT) {
         return Err(
             "this kernel's BTF does not tell where a cgroup keeps its id; please report the kernel's version"
@@ -308,7 +381,7 @@ pub(super) fn resolve(btf: &Btf) -> Result<(LaneOffsets, Vec<&'static str>), Str
     ];
     let missing =
         missing.into_iter().filter(|(_, needs)| needs.contains(&ABSENT)).map(|(name, _)| name).collect();
-    Ok((offsets, missing))
+    Ok(LaneFacts { offsets, missing, kfuncs })
 }
 
 /// `memcg_vmstats` begins with what memory.stat prints, `state` and `events`; behind them stand a cgroup's own or pending ones.
@@ -348,9 +421,8 @@ struct IterCreate {
     flags: u32,
 }
 
-fn link(program: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let info =
-        LinkInfo { order: BPF_CGROUP_ITER_DESCENDANTS_PRE, cgroup_fd: number(directory), cgroup_id: 0 };
+fn link(program: BorrowedFd<'_>, directory: BorrowedFd<'_>, order: u32) -> io::Result<OwnedFd> {
+    let info = LinkInfo { order, cgroup_fd: number(directory), cgroup_id: 0 };
     let mut attr = LinkCreate {
         prog_fd: number(program),
         attach_type: BPF_TRACE_ITER,
@@ -427,7 +499,7 @@ mod tests {
             return;
         };
         match resolve(&Btf::parse(data).expect("BTF")) {
-            Ok((_, missing)) => assert!(missing.is_empty(), "{missing:?}"),
+            Ok(facts) => assert!(facts.missing.is_empty(), "{:?}", facts.missing),
             Err(reason) => println!("SKIPPED this_kernel_lets_all_be_read: {reason}"),
         }
     }

@@ -83,32 +83,41 @@ fn the_lane_reads_for_a_burst_that_is_behind() {
     });
 }
 
-/// What walks have read of a cgroup before the kernel's word of it was heard is its history when it is killed.
+/// What walks have read of a cgroup before the kernel's word of it was heard is its history when it is killed, also when it has
+/// gone meanwhile.
 #[test]
-fn the_history_of_one_that_was_followed_late_begins_with_its_life() {
-    on_stage(100, true, |s| {
-        const MS: u64 = 1_000_000;
-        s.make("docker");
-        s.turn(ktime_ns());
-        let path = s.make(&format!("docker/{CID}"));
-        let (id, born) = (id_of(&path), ktime_ns() - 2000 * MS);
-        let read_us: Vec<_> = (0..50).map(|i| (born + i * 20 * MS) / 1000).collect();
-        for us in &read_us {
-            let mut reading = crate::lane::Reading::new(us * 1000, 20);
-            reading.set(crate::lane::Value::MemoryCurrent, 4096);
-            s.state.early.keep(id, reading, 30_000 * MS);
-        }
-        s.tell_start(&path);
-        s.tell(kill(1, id));
-        s.turn(ktime_ns());
-        s.handed_over.push(Arc::new(s.state.pending.clone()));
-        let rows = s.fast_rows(&path);
-        let history: Vec<_> = rows
-            .iter()
-            .filter(|(_, cause)| cause == "history")
-            .map(|(at, _)| at.cast_unsigned())
-            .collect();
-        assert!(history.starts_with(&read_us), "{rows:?}");
-        assert!(s.state.early.give(id).is_none(), "it is followed now");
-    });
+fn the_history_of_one_that_was_heard_of_late_begins_with_its_life() {
+    for has_gone in [false, true] {
+        on_stage(100, true, |s| {
+            const MS: u64 = 1_000_000;
+            s.make("docker");
+            s.turn(ktime_ns());
+            let path = s.make(&format!("docker/{CID}"));
+            let (id, born) = (id_of(&path), ktime_ns() - 2000 * MS);
+            let read_us: Vec<_> = (0..50).map(|i| (born + i * 20 * MS) / 1000).collect();
+            for us in &read_us {
+                let mut reading = crate::lane::Reading::new(us * 1000, 20);
+                reading.set(crate::lane::Value::MemoryCurrent, 4096);
+                s.state.early.keep(id, reading, 30_000 * MS);
+            }
+            let moved = s.dir.path().join("moved");
+            if has_gone {
+                fs::rename(&path, &moved).expect("a rename");
+            }
+            let parent = Some(id_of(path.parent().expect("docker")));
+            s.tell(What::CgroupStart { cgroup_id: id, parent_id: parent, path: format!("/docker/{CID}") });
+            s.tell(kill(1, id));
+            s.turn(ktime_ns());
+            s.handed_over.push(Arc::new(s.state.pending.clone()));
+            let rows = s.fast_rows(if has_gone { &moved } else { &path });
+            let history: Vec<_> = rows
+                .iter()
+                .filter(|(_, cause)| cause == "history")
+                .map(|(at, _)| at.cast_unsigned())
+                .collect();
+            assert!(history.starts_with(&read_us), "{rows:?}");
+            assert_eq!(s.state.targets.contains_key(&id), !has_gone);
+            assert!(s.state.early.give(id).is_none(), "it is followed now, or forgotten");
+        });
+    }
 }
