@@ -103,11 +103,8 @@ fn the_history_of_one_that_was_followed_late_begins_with_its_life() {
         s.turn(ktime_ns());
         s.handed_over.push(Arc::new(s.state.pending.clone()));
         let rows = s.fast_rows(&path);
-        let history: Vec<_> = rows
-            .iter()
-            .filter(|(_, cause)| cause == "history")
-            .map(|(at, _)| at.cast_unsigned())
-            .collect();
+        let history: Vec<_> =
+            rows.iter().filter(|(_, cause)| cause == "history").map(|(at, _)| at.cast_unsigned()).collect();
         assert!(history.starts_with(&read_us), "{rows:?}");
         assert!(s.state.early.give(id).is_none(), "it is followed now");
     });

@@ -1,0 +1,214 @@
+//! What several nodes exported of the same selection as one export.
+//!
+//! A part is the Parquet file that an agent made: rows, and in its metadata the document that goes along with them, so nothing that an agent
+//! knows is asked for twice. The rows of all parts go through the plan and the encoders that those of a data folder go through. The documents become
+//! one: what happened is put in order by wall time, since a time since a boot says nothing to another node, and whatever has no node
+//! gets its own. Stand-ins for names are given out here, and not by the agents: each would begin with `pod-1`.
+//!
+//! A node that gave no answer, and one that answered that it has nothing, stand in the provenance. Of one part that nobody was silent beside
+//! the export is what its agent would have made. One document after the other is in memory; files are read a range at a time. Called by `cli`.
+
+use super::choose::Found;
+use super::document::{Document, PROVENANCE};
+use super::encode::Sink;
+use super::{Failure, MAX_SIDE_ROWS, NARROW, Problem, Rows, Selection, encoded, of_query};
+use crate::incident::Incident;
+use crate::names::Table;
+use crate::query::{self, Filter, Plan};
+use crate::schema;
+use crate::segment::{Distant, Footer, Origin, Segment, SegmentName, load_from};
+use crate::store::View;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+
+/// A file that an agent exported.
+pub struct Part {
+    file: Distant,
+    rows: u64,
+    schema: u32,
+}
+
+/// A node that gave no answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Silent {
+    pub node: String,
+    pub why: String,
+}
+
+/// What the nodes answered.
+pub struct Merged {
+    /// By the node whose agent it is of; `None` where that has no row of the selection.
+    pub parts: Vec<(String, Option<Part>)>,
+    pub silent: Vec<Silent>,
+    /// Of which the one part is, where one was asked for.
+    pub incident: Option<Incident>,
+    pub now_us: i64,
+}
+
+impl Part {
+    /// Looks whether the file is whole and an export.
+    ///
+    /// # Errors
+    /// What it is instead.
+    pub fn read(file: Distant) -> Result<Self, String> {
+        let footer = footer(&file)?;
+        document(&footer)?;
+        Ok(Self { file, rows: footer.rows(), schema: footer.schema_version() })
+    }
+
+    /// As a closed file. Cgroup ids mean nothing on another node, as on another boot.
+    fn segment(&self, node: &str) -> Segment {
+        Segment {
+            table: Table::Samples,
+            path: PathBuf::from(node),
+            name: SegmentName { start_us: 0, boot: node.to_owned(), seq: 0 },
+            from_us: i64::MIN,
+            to_us: i64::MAX,
+            rows: self.rows,
+            bytes: 0,
+            modified_ns: 0,
+            journal: None,
+            merged: None,
+            taken: Vec::new(),
+            schema: self.schema,
+            far: Some(self.file.clone()),
+        }
+    }
+}
+
+fn footer(file: &Distant) -> Result<Footer, String> {
+    let origin = Origin { path: PathBuf::new(), far: Some(file.clone()) };
+    load_from(&origin, false).map(|metadata| Footer::of(&metadata))
+}
+
+fn document(footer: &Footer) -> Result<Document, String> {
+    Document::read(|key| footer.value(key))
+}
+
+impl Merged {
+    /// Makes the answer in a file, of whatever length, and gives the name that it should have. What the limits of each agent let through is
+    /// here.
+    ///
+    /// # Errors
+    /// There are no rows, or more events or processes than go along with an export.
+    pub fn export_into(&self, selection: &Selection, file: File) -> Result<String, Problem> {
+        let (from_us, to_us) = match (&selection.rows, &self.incident) {
+            (Rows::Incident { before_us, after_us, .. }, Some(incident)) => {
+                super::around(incident, *before_us, *after_us)
+            }
+            (Rows::Range { from_us, to_us, .. }, _) => (*from_us, *to_us),
+            (Rows::Incident { .. }, None) => (i64::MIN, i64::MAX),
+        };
+        let segments = self.given().map(|(node, part)| part.segment(node)).collect();
+        let view = View { segments, ..View::default() };
+        let filter = Filter::range(from_us, to_us);
+        let plan = query::plan(&view, Table::Samples, &filter, u64::MAX).map_err(of_query)?;
+        let (incident, identities) = (self.incident.clone(), BTreeMap::new());
+        let found = Found { incident, filter, plan, identities };
+        let mut sink = Sink::file(file);
+        let document = || self.document(&found.plan).map_err(Failure::Problem);
+        let name = encoded(&found, selection, self.now_us, &|| Ok(()), &mut sink, document);
+        let name = name.map_err(|failure| match failure {
+            Failure::Problem(problem) => problem,
+            Failure::Vanished { path, reason } => {
+                Problem::internal(format!("what node {} answered: {reason}", path.display()))
+            }
+        })?;
+        sink.finish()?;
+        Ok(name)
+    }
+
+    fn given(&self) -> impl Iterator<Item = (&str, &Part)> {
+        self.parts.iter().filter_map(|(node, part)| Some((node.as_str(), part.as_ref()?)))
+    }
+
+    /// The documents of all parts as one.
+    fn document(&self, plan: &Plan) -> Result<Document, Problem> {
+        let is_of_several = self.given().count() > 1;
+        let mut whole = Document::default();
+        let mut made_by = Vec::new();
+        for (node, part) in self.given() {
+            let one = footer(&part.file).and_then(|footer| document(&footer));
+            let mut one = one.map_err(|e| Problem::internal(format!("what node {node} answered: {e}")))?;
+            let own = one.provenance.get("node").and_then(Value::as_str).unwrap_or(node).to_owned();
+            let node = Some(&own).filter(|_| is_of_several);
+            for (all, of_one) in [
+                (&mut whole.events, one.events),
+                (&mut whole.processes, one.processes),
+                (&mut whole.cgroups, one.cgroups),
+                (&mut whole.lost, one.lost),
+            ] {
+                take(all, of_one, node);
+            }
+            let most = [&whole.events, &whole.processes].map(|list| list.as_array().map_or(0, Vec::len));
+            let most = most.into_iter().max().unwrap_or(0) as u64;
+            if most > MAX_SIDE_ROWS {
+                return Err(Problem::too_large("events or processes", MAX_SIDE_ROWS, most, NARROW));
+            }
+            if !one.incident.is_null() {
+                whole.incident = one.incident;
+            }
+            one.provenance.insert("node".to_owned(), json!(own));
+            made_by.push(one.provenance);
+        }
+        if is_of_several {
+            by_time(&mut whole.events);
+            by_time(&mut whole.processes);
+        }
+        take(&mut whole.lost, json!(plan.lost), None);
+        whole.provenance = self.provenance(made_by, plan);
+        Ok(whole)
+    }
+
+    /// What all nodes say alike stands once, the rest with each node.
+    fn provenance(&self, mut made_by: Vec<Map<String, Value>>, plan: &Plan) -> Map<String, Value> {
+        let mut all = made_by.first().cloned().unwrap_or_default();
+        for name in PROVENANCE {
+            let first = all.get(name).cloned().unwrap_or_default();
+            if made_by.iter().any(|one| one.get(name) != Some(&first)) {
+                all.insert(name.to_owned(), Value::Null);
+            } else if name != "node" {
+                made_by.iter_mut().for_each(|one| drop(one.remove(name)));
+            }
+        }
+        let without = self.parts.iter().filter(|(_, part)| part.is_none() && self.incident.is_none());
+        let without: Vec<_> = without.map(|(node, _)| json!({"node": node, "rows": 0})).collect();
+        if made_by.len() + without.len() > 1 {
+            let nodes = made_by.into_iter().map(Value::Object).chain(without);
+            all.insert("nodes".to_owned(), nodes.collect());
+        }
+        if !self.silent.is_empty() {
+            all.insert("unanswered".to_owned(), json!(self.silent));
+        }
+        all.insert("rows".to_owned(), json!(plan.rows));
+        all.insert("schema_version".to_owned(), json!(schema::VERSION));
+        all
+    }
+}
+
+/// Adds the items of one list to another; those that say no node get `node`.
+fn take(all: &mut Value, of_one: Value, node: Option<&String>) {
+    if all.is_null() {
+        *all = json!([]);
+    }
+    let (Value::Array(all), Value::Array(of_one)) = (all, of_one) else { return };
+    all.extend(of_one.into_iter().map(|mut item| {
+        if let (Value::Object(members), Some(node)) = (&mut item, node) {
+            let own = members.entry("node").or_insert(Value::Null);
+            if own.is_null() {
+                *own = json!(node);
+            }
+        }
+        item
+    }));
+}
+
+/// Of one instant in the order in which they came.
+fn by_time(list: &mut Value) {
+    if let Value::Array(items) = list {
+        items.sort_by_key(|item| item["ts_us"].as_i64());
+    }
+}
