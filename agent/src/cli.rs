@@ -33,7 +33,7 @@ use clap_complete::Shell;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::{Cursor, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -467,23 +467,24 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
     }
     let (far, nodes) = (args.bucket.open()?, args.nodes.open()?);
     let mut unanswered = None;
-    let mut made = {
+    let mut made: output::Told<Box<dyn Read>> = {
         let _shown = output::Progress::start("exporting");
         let unnamed = || output::unnamed(&args.output);
         output::Told::new(match (&far, &nodes, &args.place.data) {
             (Some(far), _, _) => {
                 let made = far.export(&pairs, unnamed()?)?;
                 far.finish()?;
-                made
+                Box::new(made)
             }
             (None, Some(nodes), _) => {
                 let token_file = args.place.token_file.as_deref();
                 let (made, silent) = merged::export(nodes, token_file, &pairs, &args.output)?;
                 unanswered = Some(silent);
-                made
+                Box::new(made)
             }
-            (None, None, Some(dir)) => local::export(dir, &pairs, unnamed()?)?,
-            (None, None, None) => fetch::export(&args.place, &pairs, unnamed()?)?,
+            (None, None, Some(dir)) => Box::new(local::export(dir, &pairs, unnamed()?)?),
+            // in memory: an agent's container has no folder for temporary files
+            (None, None, None) => Box::new(Cursor::new(fetch::export(&args.place, &pairs, Vec::new())?)),
         })
     };
     output::write(&args.output, format == Format::Parquet, &mut made)?;

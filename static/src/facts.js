@@ -35,7 +35,7 @@ function whereLine(about) {
   return [
     about.pod && ['pod', about.namespace ? `${about.namespace}/${about.pod}` : about.pod],
     about.container_id && ['container', format.shortId(about.container_id), about.container_id],
-    about.node && ['node', about.node],
+    about.node ? ['node', about.node] : about.nodes && ['on', `${about.nodes.length} nodes`],
   ].filter(Boolean);
 }
 
@@ -50,7 +50,7 @@ export function createHeader(document, extent) {
     h('span', { class: 'soft' }, format.localClock(incident.ts_us)),
   ];
   const { node, nodes } = document.provenance;
-  const about = incident ?? { ...document.cgroups[0], node: node ?? (nodes && `${nodes.length} nodes`) };
+  const about = incident ?? { ...document.cgroups[0], node, nodes };
   return h(
     'header',
     { class: `hero${incident?.severity === 'critical' ? ' hero-critical' : ''}` },

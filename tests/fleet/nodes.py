@@ -142,7 +142,7 @@ def questions(fgm, parent, nodes, agents, check):
         return subprocess.run([str(w) for w in [fgm, "export", *of, *words, "-o", out]], capture_output=True, text=True, timeout=120), out
 
     done, whole = export("all.parquet", *RANGE, "--json")
-    check(done.returncode == 0, f"all nodes: {done.stderr.strip()}")
+    check(done.returncode == 0, f"all nodes: exit code {done.returncode}")
     rows = plain(pq.read_table(whole))
     check(pq.read_table(whole)["cgroup_id"].to_pylist() == sorted(rows["cgroup_id"].to_pylist()), "all nodes: sorted as any export")
     stored = pa.concat_tables([table for node in nodes for table in recorded_rows(parent / node)], promote_options="default").select(rows.column_names).sort_by(ORDER)
@@ -165,10 +165,10 @@ def questions(fgm, parent, nodes, agents, check):
     narrow = [*RANGE, "-c", "cart", "-n", "shop", "-m", "memory_current"]
     done, file = export("cart.parquet", *narrow)
     wanted = [export(f"cart-{node}.parquet", *narrow, of=["--data", parent / node])[1] for node in nodes]
-    check(done.returncode == 0 and plain(pq.read_table(file)).equals(plain(pa.concat_tables([pq.read_table(f) for f in wanted]))), f"all nodes: one container and one column {done.stderr.strip()}")
+    check(done.returncode == 0 and plain(pq.read_table(file)).equals(plain(pa.concat_tables([pq.read_table(f) for f in wanted]))), "all nodes: one container and one column")
 
     done, file = export("all.csv", *RANGE)
-    check(done.returncode == 0 and pyarrow.csv.read_csv(file).group_by("node").aggregate([([], "count_all")]).sort_by("node")["count_all"].to_pylist() == [t.num_rows for t in each.values()], f"all nodes as CSV {done.stderr.strip()}")
+    check(done.returncode == 0 and pyarrow.csv.read_csv(file).group_by("node").aggregate([([], "count_all")]).sort_by("node")["count_all"].to_pylist() == [t.num_rows for t in each.values()], "all nodes as CSV")
     done, file = export("all.json", *RANGE)
     check(done.returncode == 0 and len(json.loads(file.read_text())) == rows.num_rows, "all nodes as JSON")
     done, page = export("all.html", *RANGE)
@@ -180,14 +180,13 @@ def questions(fgm, parent, nodes, agents, check):
     check(document["provenance"]["unanswered"] == provenance["unanswered"], "the report says who was silent")
 
     before = cluster.exports
-    incident = max(told(own["alfa"], "events"), key=lambda e: e["kind"] == "oom_kill")
     ids = json.loads(subprocess.run([fgm, "incidents", "--data", parent / "bravo", "--json"], capture_output=True, text=True, timeout=60).stdout)["incidents"]
     done, file = export("incident.parquet", "--incident", ids[0]["id"])
     _, wanted = export("own.parquet", "--incident", ids[0]["id"], of=["--data", parent / "bravo"])
-    check(done.returncode == 0 and pq.read_table(file).equals(pq.read_table(wanted)) and told(file, "incident") == told(wanted, "incident"), f"an incident is that of the node which has it: {done.stderr.strip()}")
-    check(incident["kind"] == "oom_kill" and cluster.exports == before + 1, "and that node alone makes an export of it")
+    check(done.returncode == 0 and pq.read_table(file).equals(pq.read_table(wanted)) and told(file, "incident") == told(wanted, "incident"), "an incident is that of the node which has it")
+    check(cluster.exports == before + 1, "and that node alone makes an export of it")
     done, file = export("latest.html", "--incident", "latest")
-    check(done.returncode == 0 and ids[0]["id"] in file.read_text(), f"the latest of all {done.stderr.strip()}")
+    check(done.returncode == 0 and ids[0]["id"] in file.read_text(), "the latest of all")
 
     before = cluster.exports
     for words, code, said in (
@@ -195,9 +194,9 @@ def questions(fgm, parent, nodes, agents, check):
         (["--incident", "x", "--before", "never"], 2, "length of time"), (["--incident", "nobody-1"], 3, "no incident nobody-1"), (["--from", "2024-01-01T00:00:00Z", "--to", "2024-01-02T00:00:00Z"], 3, "no sample"),
     ):
         done, file = export("wrong.parquet", *words)
-        check(done.returncode == code and said in done.stderr and not file.exists(), f"{words[-2:]}: exit code {done.returncode}, {done.stderr.strip()[-160:]}")
+        check(done.returncode == code and said in done.stderr and not file.exists(), f"{' '.join(words[-2:])}: exit code {done.returncode}, {said} {done.stderr if said not in done.stderr else ''}")
     check(cluster.exports == before + 2, "a wrong question is asked of nobody")
     check(not list(parent.glob("*.tmp")) and not list(parent.glob(".fgm-*")), "nothing is left behind")
     nobody = ApiServer({"delta": None}, {}, [])
     done, file = export("none.parquet", *RANGE, of=["--all-nodes", "--kubeconfig", nobody.kubeconfig(parent / "nobody")])
-    check(done.returncode == 1 and "none answered" in done.stderr and not file.exists(), f"no answer at all is a failure: {done.stderr.strip()[-100:]}")
+    check(done.returncode == 1 and "none answered" in done.stderr and not file.exists(), "no answer at all is a failure")

@@ -7,8 +7,7 @@ use crate::export::Problem;
 use crate::viewer::path_segment;
 use anyhow::Context as _;
 use serde_json::Value;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::time::Duration;
 use ureq::Body;
 use ureq::http::Response;
@@ -161,8 +160,8 @@ pub fn json(place: &Place, path: &str) -> Result<Value, Failure> {
         .map_err(|e| anyhow::anyhow!("{server} sent no JSON ({e}): is it an fgm agent?").into())
 }
 
-/// Into a file, from which it is to be read.
-pub fn export(place: &Place, pairs: &[(String, String)], mut file: File) -> Result<File, Failure> {
+/// Writes the answer `into` what it is given, and gives that back.
+pub fn export<W: Write>(place: &Place, pairs: &[(String, String)], mut into: W) -> Result<W, Failure> {
     let server = place.server.as_str();
     let response = request(place, &path("/api/export", pairs), Some(ANSWER_WITHIN))?;
     // any page of another server would do as HTML
@@ -172,7 +171,6 @@ pub fn export(place: &Place, pairs: &[(String, String)], mut file: File) -> Resu
         )
         .into());
     }
-    read(server, response, |piece| Ok(file.write_all(piece).context("the export's file")?))?;
-    file.rewind().context("the export's file")?;
-    Ok(file)
+    read(server, response, |piece| Ok(into.write_all(piece).context("the export's file")?))?;
+    Ok(into)
 }

@@ -20,8 +20,6 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Answers of which the footers are in memory at once, some 100 KB each.
-const MOST_PARTS: usize = 1280;
 /// Parameters that are not passed on as they are: formats and stand-ins are made here, the time is one for all.
 const OURS: [&str; 6] = ["incident", "range", "from", "to", "redact", "format"];
 
@@ -34,8 +32,7 @@ pub fn export(
 ) -> Result<(File, Vec<Silent>), Failure> {
     let now_us = clock::wall_us();
     let mut selection = Selection::parse(pairs, now_us)?;
-    let answers = Answers { file: output::unnamed(output)?, end: Mutex::new(0) };
-    let answers = Arc::new(answers);
+    let answers = Arc::new(Answers { file: output::unnamed(output)?, end: Mutex::new(0) });
     let mut merged = Merged { parts: Vec::new(), silent: Vec::new(), incident: None, now_us };
     if let Rows::Incident { id, .. } = &mut selection.rows {
         let found = nodes.ask(token_file, |place| incident(place, id))?;
@@ -54,19 +51,6 @@ pub fn export(
         let asked = asked(&selection, pairs);
         let given = nodes.ask(token_file, |place| there(answers.take(place, &asked, output)))?;
         (merged.parts, merged.silent) = (given.given, given.silent);
-    }
-    match merged.parts.iter().filter(|(_, part)| part.is_some()).count() {
-        0 => {
-            return Err(Failure::Nothing(
-                "no sample of that time and these containers on any node that answered".to_owned(),
-            ));
-        }
-        n if n > MOST_PARTS => {
-            return Err(Failure::Usage(format!(
-                "that is of {n} nodes, more than {MOST_PARTS}: name a namespace, labels or containers"
-            )));
-        }
-        _ => {}
     }
     let mut file = output::unnamed(output)?;
     merged.export_into(&selection, file.try_clone().context("the export's file")?)?;
@@ -122,6 +106,7 @@ impl Answers {
         output: &Path,
     ) -> Result<Part, Failure> {
         let mut answer = fetch::export(place, asked, output::unnamed(output)?)?;
+        answer.rewind().context("the export's file")?;
         let place = {
             let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
             let mut all = &self.file;

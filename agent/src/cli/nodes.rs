@@ -274,6 +274,11 @@ fn place(way: &Way, token_file: Option<&Path>) -> Place {
 fn why(way: &Way, agent: &Agent, failure: Failure) -> Failure {
     match (failure, way.failed()) {
         (Failure::Failed(_), Some(why)) => anyhow::anyhow!("pod {}: {why}", agent.pod).into(),
+        // the address of a way is of this moment alone
+        (Failure::Failed(why), None) => {
+            let said = super::chain(&why).replace(&format!("http://{}", way.address), "its agent");
+            anyhow::Error::msg(said).into()
+        }
         (failure, _) => failure,
     }
 }

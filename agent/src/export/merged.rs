@@ -24,6 +24,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 
+/// Parts of one export at the most: of each the footer is in memory, some 100 KB.
+const MOST_PARTS: usize = 1280;
+
 /// A file that an agent exported.
 pub struct Part {
     file: Distant,
@@ -93,8 +96,21 @@ impl Merged {
     /// here.
     ///
     /// # Errors
-    /// There are no rows, or more events or processes than go along with an export.
+    /// There are no rows, or those of too many nodes, or more events or processes than go along with an export.
     pub fn export_into(&self, selection: &Selection, file: File) -> Result<String, Problem> {
+        match self.given().count() {
+            0 => {
+                let detail = "no sample of that time and these containers on any node that answered";
+                return Err(Problem::not_found(detail));
+            }
+            n if n > MOST_PARTS => {
+                let detail = format!(
+                    "that is of {n} nodes, and of more than {MOST_PARTS} there is no export; name a namespace, labels or containers"
+                );
+                return Err(Problem::bad_query(detail, &[]));
+            }
+            _ => {}
+        }
         let (from_us, to_us) = match (&selection.rows, &self.incident) {
             (Rows::Incident { before_us, after_us, .. }, Some(incident)) => {
                 super::around(incident, *before_us, *after_us)
@@ -171,7 +187,9 @@ impl Merged {
             if made_by.iter().any(|one| one.get(name) != Some(&first)) {
                 all.insert(name.to_owned(), Value::Null);
             } else if name != "node" {
-                made_by.iter_mut().for_each(|one| drop(one.remove(name)));
+                for one in &mut made_by {
+                    one.remove(name);
+                }
             }
         }
         let without = self.parts.iter().filter(|(_, part)| part.is_none() && self.incident.is_none());
@@ -210,5 +228,125 @@ fn take(all: &mut Value, of_one: Value, node: Option<&String>) {
 fn by_time(list: &mut Value) {
     if let Value::Array(items) = list {
         items.sort_by_key(|item| item["ts_us"].as_i64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::{Encoder, Far, PAGE_ROWS};
+    use bytes::Bytes;
+    use std::io;
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    struct Held(Bytes);
+
+    impl Far for Held {
+        fn length(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+            let place = |at| usize::try_from(at).map_err(io::Error::other);
+            Ok(self.0.slice(place(range.start)?..place(range.end)?))
+        }
+
+        fn expect(&self, _: &[Range<u64>]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn wants(&self, _: &str) -> bool {
+            false
+        }
+    }
+
+    fn file(metadata: &[(&str, Value)]) -> Distant {
+        let metadata: Vec<_> = metadata.iter().map(|(k, v)| ((*k).to_owned(), v.to_string())).collect();
+        let schema = schema::of(Table::Samples);
+        let encoder =
+            Encoder::new(Vec::new(), &schema, PAGE_ROWS, (0, 0), &metadata).expect("a schema of ours");
+        Distant(Arc::new(Held(encoder.close().expect("no rows").into())))
+    }
+
+    /// An export without rows, of an agent that says `who` of itself.
+    fn part(who: &Value, events: usize) -> Part {
+        let file = file(&[
+            ("fgm.incident", Value::Null),
+            ("fgm.events", json!(vec![json!({"ts_us": 5}); events])),
+            ("fgm.processes", json!([])),
+            ("fgm.cgroups", json!([{"cgroup_id": "7"}])),
+            ("fgm.lost", json!([{"table": "samples", "reason": "late", "rows": 2}])),
+            ("fgm.provenance", who.clone()),
+        ]);
+        Part::read(file).expect("an export")
+    }
+
+    fn merged(parts: Vec<(String, Option<Part>)>) -> Merged {
+        Merged { parts, silent: Vec::new(), incident: None, now_us: 0 }
+    }
+
+    fn document(merged: &Merged) -> Result<Document, Problem> {
+        let plan = query::plan(&View::default(), Table::Samples, &Filter::range(0, 1), 1).expect("nothing");
+        merged.document(&plan)
+    }
+
+    #[test]
+    fn what_nodes_say_alike_stands_once_and_the_rest_with_each() {
+        let who = |node, kernel, rows| json!({"node": node, "kernel": kernel, "cluster": "c", "rows": rows});
+        let parts = vec![
+            // an agent calls itself as it was told to, not always as Kubernetes does
+            ("a".to_owned(), Some(part(&who("a.local", "6.1", 3), 1))),
+            ("b".to_owned(), Some(part(&who("b", "6.12", 4), 1))),
+            ("c".to_owned(), None),
+        ];
+        let mut merged = merged(parts);
+        merged.silent.push(Silent { node: "d".to_owned(), why: "gone".to_owned() });
+        let told = document(&merged).expect("few");
+        let nodes =
+            |list: &Value| list.as_array().expect("a list").iter().map(|n| n["node"].clone()).collect();
+        for list in [&told.events, &told.cgroups, &told.lost] {
+            let of: Vec<Value> = nodes(list);
+            assert_eq!(of, ["a.local", "b"]);
+        }
+        let whole = told.provenance;
+        assert_eq!(
+            (&whole["cluster"], &whole["kernel"], &whole["node"]),
+            (&json!("c"), &Value::Null, &Value::Null)
+        );
+        let each = json!([
+            {"node": "a.local", "kernel": "6.1", "rows": 3}, {"node": "b", "kernel": "6.12", "rows": 4}, {"node": "c", "rows": 0},
+        ]);
+        assert_eq!(whole["nodes"], each);
+        assert_eq!(whole["unanswered"], json!([{"node": "d", "why": "gone"}]));
+    }
+
+    #[test]
+    fn what_is_no_export_or_too_many_is_refused() {
+        let why = Part::read(file(&[("fgm.events", json!([]))])).err().expect("no export");
+        assert!(why.contains("fgm.provenance"), "{why}");
+        let why = Part::read(Distant(Arc::new(Held(Bytes::from_static(b"PAR1"))))).err();
+        assert!(why.is_some(), "not even Parquet");
+
+        let half = usize::try_from(MAX_SIDE_ROWS).expect("fits") / 2;
+        let of_two = |events| {
+            let one = |node: &str, events| (node.to_owned(), Some(part(&json!({"node": node}), events)));
+            document(&merged(vec![one("a", half), one("b", events)]))
+        };
+        assert!(of_two(half).is_ok());
+        assert_eq!(of_two(half + 1).err().map(|p| p.status), Some(413));
+
+        let pairs = [("range".to_owned(), "1m".to_owned())];
+        let selection = Selection::parse(&pairs, 1_000_000_000).expect("good");
+        let all = |n| {
+            let one = part(&json!({}), 0);
+            let copy = |i| {
+                let Part { file, rows, schema } = &one;
+                (format!("n{i}"), Some(Part { file: file.clone(), rows: *rows, schema: *schema }))
+            };
+            let file = tempfile::tempfile().expect("a file");
+            merged((0..n).map(copy).collect()).export_into(&selection, file).map_err(|p| p.status)
+        };
+        assert_eq!((all(0).err(), all(1).err(), all(MOST_PARTS + 1).err()), (Some(404), None, Some(400)));
     }
 }
