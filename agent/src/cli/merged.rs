@@ -2,7 +2,7 @@
 //!
 //! The selection is understood here first, so that a wrong one is asked of nobody and all are asked for the same time. An incident
 //! lives on one node: all are asked whether they know it, the one that does for its export. Answers lie one behind the other in a file without a
-//! name, so that neither memory nor open files grow with the nodes' rows. Called by `cli`.
+//! name, so that open files do not grow with the nodes, nor memory with their rows. Called by `cli`.
 
 use super::nodes::Nodes;
 use super::{Failure, Place, fetch, output};
