@@ -8,7 +8,7 @@ use fgm::incident::Incident;
 use fgm::names::Table;
 use fgm::segment::{Disk, HOUR_US};
 use fgm::store::{Rules, SealResult, Store, Writer};
-use rows::{BOOT_ID, KILL_US, KILLED, QUIET};
+use rows::{KILL_US, KILLED, QUIET};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,8 +19,11 @@ const HOUR: i64 = KILL_US - KILL_US % HOUR_US;
 fn main() {
     let mut args = std::env::args_os().skip(1);
     let dir = PathBuf::from(args.next().expect("recorded DIR"));
+    if let Some(node) = args.next() {
+        rows::be(&node.to_string_lossy());
+    }
     let store = Store::open(&dir).expect("opens");
-    let writer = Writer::start(store.clone(), BOOT_ID).expect("starts");
+    let writer = Writer::start(store.clone(), rows::boot_id()).expect("starts");
     let (tell, told) = crossbeam_channel::unbounded();
     for hour in 0..HOURS {
         let at = HOUR + hour * HOUR_US;

@@ -14,6 +14,7 @@ mod fetch;
 mod incidents;
 mod inspect;
 mod local;
+mod merged;
 mod metrics;
 mod nodes;
 mod output;
@@ -192,6 +193,8 @@ struct ExportArgs {
     bucket: far::InBucket,
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    nodes: nodes::OnNodes,
     /// Incident to export, or `latest`.
     #[arg(long, value_name = "ID", conflicts_with_all = ["range", "from", "to", "namespace", "labels", "containers"])]
     incident: Option<String>,
@@ -218,7 +221,7 @@ struct ExportArgs {
     /// Replace names (of node, pod, container, process, path) by stand-ins and leave labels out.
     #[arg(long)]
     redact: bool,
-    /// Print JSON of what was written: {"file", "format", "bytes", "sha256"}.
+    /// Print JSON of what was written: {"file", "format", "bytes", "sha256"}; of all nodes {"unanswered": [{"node", "why"}]} besides.
     #[arg(long)]
     json: bool,
     /// parquet, html, csv or json; default: what the ending of the output says.
@@ -443,7 +446,7 @@ fn configuration(path: Option<&Path>) -> Result<Config, Failure> {
 }
 
 fn export(args: &ExportArgs) -> Result<(), Failure> {
-    log_to_stderr("warn");
+    log_to_stderr(nodes::LOG);
     let format = output::format(&args.output, args.format.as_deref())?;
     let named = [
         ("incident", &args.incident),
@@ -462,17 +465,26 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
     if args.json && args.output == Path::new("-") {
         return Err(Failure::Usage("--json and -o - both want stdout; name a file with -o".to_owned()));
     }
-    let far = args.bucket.open()?;
+    let (far, nodes) = (args.bucket.open()?, args.nodes.open()?);
+    let mut unanswered = None;
     let mut made: output::Told<Box<dyn Read>> = {
         let _shown = output::Progress::start("exporting");
-        output::Told::new(match (&far, &args.place.data) {
-            (Some(far), _) => {
-                let made = far.export(&pairs, output::unnamed(&args.output)?)?;
+        let unnamed = || output::unnamed(&args.output);
+        output::Told::new(match (&far, &nodes, &args.place.data) {
+            (Some(far), _, _) => {
+                let made = far.export(&pairs, unnamed()?)?;
                 far.finish()?;
                 Box::new(made)
             }
-            (None, Some(dir)) => Box::new(local::export(dir, &pairs, output::unnamed(&args.output)?)?),
-            (None, None) => Box::new(Cursor::new(fetch::export(&args.place, &pairs)?)),
+            (None, Some(nodes), _) => {
+                let token_file = args.place.token_file.as_deref();
+                let (made, silent) = merged::export(nodes, token_file, &pairs, &args.output)?;
+                unanswered = Some(silent);
+                Box::new(made)
+            }
+            (None, None, Some(dir)) => Box::new(local::export(dir, &pairs, unnamed()?)?),
+            // in memory: an agent's container has no folder for temporary files
+            (None, None, None) => Box::new(Cursor::new(fetch::export(&args.place, &pairs, Vec::new())?)),
         })
     };
     output::write(&args.output, format == Format::Parquet, &mut made)?;
@@ -482,6 +494,9 @@ fn export(args: &ExportArgs) -> Result<(), Failure> {
             json!({"file": args.output, "format": format.as_str(), "bytes": bytes, "sha256": sha256});
         if let Some(far) = &far {
             told["requests"] = far.took();
+        }
+        if let Some(unanswered) = unanswered {
+            told["unanswered"] = json!(unanswered);
         }
         output::print(&format!("{told}\n"))?;
     }

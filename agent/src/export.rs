@@ -10,14 +10,16 @@ mod document;
 mod encode;
 mod fit;
 mod labels;
+mod merged;
 mod problem;
 mod redact;
 mod selection;
 mod thin;
 
-pub use choose::{Chooser, Named};
+pub use choose::{Chooser, Named, around};
 pub use document::{EVENT_COLUMNS, row};
 pub use labels::Labels;
+pub use merged::{Merged, Part, Silent};
 pub use problem::{MEDIA_TYPE, Problem};
 pub use selection::{
     Containers, Format, PARAMETERS, Rows, Selection, columns, duration_us, glob, instant, nearest,
@@ -247,6 +249,18 @@ fn attempt(
     sink: &mut Sink,
 ) -> Result<String, Failure> {
     let found = choose::find_rows(evidence, &selection.rows)?;
+    encoded(&found, selection, evidence.now_us, go_on, sink, || document(evidence, &found))
+}
+
+/// The rows that were found, in the format that is wanted, with the document that goes along where the format has one.
+fn encoded(
+    found: &choose::Found,
+    selection: &Selection,
+    now_us: i64,
+    go_on: GoOn<'_>,
+    sink: &mut Sink,
+    document: impl FnOnce() -> Result<document::Document, Failure>,
+) -> Result<String, Failure> {
     let names = wanted_columns(selection);
     let mut stem = match &found.incident {
         Some(incident) => format!("incident-{}", file_stem(&incident.id)),
@@ -255,7 +269,7 @@ fn attempt(
     let redaction = selection.is_redacted.then(Redaction::default);
     let way = Way { plan: &found.plan, columns: names.as_deref(), redaction: redaction.as_ref(), go_on };
     let document = || {
-        let mut document = document(evidence, &found)?;
+        let mut document = document()?;
         if let Some(redaction) = &redaction {
             document.redact(redaction);
         }
@@ -264,7 +278,7 @@ fn attempt(
     match selection.format {
         Format::Parquet => way.parquet(&document()?.metadata(), sink)?,
         Format::Html => {
-            let page = fit::report(&way, document()?, evidence.now_us, &found)?;
+            let page = fit::report(&way, document()?, now_us, found)?;
             sink.write_all(&page).map_err(Problem::internal)?;
         }
         Format::Csv => way.csv(sink)?,

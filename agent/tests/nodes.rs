@@ -8,7 +8,10 @@ mod server;
 
 use fgm::incident::Incident;
 use fgm::names::Table;
+use fgm::query;
+use fgm::segment::Footer;
 use fgm::viewer::{self, Server};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rows::{KILL_US, text};
 use serde_json::{Value, json};
 use server::{Agent, Setup, setup};
@@ -188,6 +191,19 @@ impl Live {
         Self { agent, server, _folder: folder }
     }
 
+    /// Has the made-up samples, as of that node.
+    fn samples(&self, node: &str) {
+        let rows: Vec<_> = rows::samples()
+            .into_iter()
+            .map(|mut row| {
+                row.insert("node", text(node));
+                row
+            })
+            .collect();
+        let batch = rows::batch(Table::Samples, &rows);
+        self.agent.memory.lock().expect("not poisoned").push((Table::Samples, batch));
+    }
+
     fn happens(&self, id: &str, ts_us: i64) {
         let mut event = rows::events().remove(1);
         event.insert("event_id", text(id));
@@ -323,6 +339,144 @@ fn events_of_all_nodes_are_followed() {
         (0..100).filter_map(|n| Some((at(&format!("a{n}"))?, at(&format!("b{n}"))?))).collect();
     assert!(!pairs.is_empty() && pairs.iter().all(|(a, b)| a < b), "{ids:?}");
     assert!(stderr.contains("node delta") && stderr.contains("node charlie"), "{stderr}");
+}
+
+/// Node and instant of each row of `samples` that a file has, sorted.
+fn rows_in(file: &Path) -> Vec<(String, i64, i64)> {
+    let file = std::fs::File::open(file).expect("written");
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).expect("Parquet").build().expect("readable");
+    let mut out = Vec::new();
+    for batch in reader {
+        let batch = batch.expect("rows");
+        let of = |row| {
+            let [id, ts] = ["cgroup_id", "ts"].map(|name| query::int(&batch, name, row).expect("a number"));
+            (query::text(&batch, "node", row).expect("a node").to_owned(), id, ts)
+        };
+        out.extend((0..batch.num_rows()).map(of));
+    }
+    out.sort_unstable();
+    out
+}
+
+/// A part of what goes along with a file of rows.
+fn beside(file: &Path, key: &str) -> Value {
+    let footer = Footer::read(file).expect("a footer");
+    serde_json::from_str(footer.value(key).expect("it is there")).expect("JSON")
+}
+
+/// The same rows of each node, as they were made.
+fn made(nodes: &[&str]) -> Vec<(String, i64, i64)> {
+    let number = |cell: &rows::Cell| if let rows::Cell::Int(v) = cell { *v } else { panic!("a number") };
+    let of_one = |node: &&str| {
+        let node = (*node).to_owned();
+        rows::samples()
+            .into_iter()
+            .map(move |row| (node.clone(), number(&row["cgroup_id"]), number(&row["ts"])))
+    };
+    let mut all: Vec<_> = nodes.iter().flat_map(of_one).collect();
+    all.sort_unstable();
+    all
+}
+
+#[test]
+fn an_export_of_all_nodes_has_the_rows_of_each_and_names_the_silent() {
+    let (a, b) = (Live::start("alfa-1", KILL_US), Live::start("bravo-1", KILL_US + 5));
+    a.samples("alfa");
+    b.samples("bravo");
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = five(&a, &b).kubeconfig(dir.path(), "right");
+    let (from, to) = (KILL_US / 1_000_000 - 300, KILL_US / 1_000_000 + 300);
+    let export = |name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        let path = out.to_str().expect("text").to_owned();
+        let range = [from.to_string(), to.to_string()];
+        let words = [&["export", "--from", &range[0], "--to", &range[1], "-o", &path], more].concat();
+        (fgm(&config, &words), out)
+    };
+    let (told, whole) = export("all.parquet", &["--json"]);
+    assert_eq!(told.status.code(), Some(0), "{told:?}");
+    assert_eq!(rows_in(&whole), made(&["alfa", "bravo"]));
+    let provenance = beside(&whole, "fgm.provenance");
+    let names = |list: &Value| -> Vec<Value> {
+        list.as_array().expect("a list").iter().map(|n| n["node"].clone()).collect()
+    };
+    assert_eq!(names(&provenance["unanswered"]), ["charlie", "delta", "echo"]);
+    assert_eq!(provenance["unanswered"], parsed(&told)["unanswered"]);
+    assert_eq!(provenance["nodes"][0]["rows"], made(&["alfa"]).len());
+    assert_eq!(provenance["rows"], made(&["alfa", "bravo"]).len());
+    assert_eq!(provenance["kernel"], "6.12.0-status", "what all say stands once");
+    let stderr = String::from_utf8_lossy(&told.stderr);
+    assert!(["charlie", "delta", "echo"].iter().all(|n| stderr.contains(&format!("node {n}"))), "{stderr}");
+    let cgroups = beside(&whole, "fgm.cgroups");
+    let of = |node: &str| names(&cgroups).iter().filter(|n| *n == node).count();
+    assert_eq!((of("alfa"), of("bravo")), (4, 4), "{cgroups}");
+
+    let text = |name, more: &[&str]| {
+        let (told, out) = export(name, more);
+        assert_eq!(told.status.code(), Some(0), "{told:?}");
+        std::fs::read(out).expect("written")
+    };
+    let lines = text("all.csv", &[]).split(|b| *b == b'\n').count();
+    assert_eq!(lines, made(&["alfa", "bravo"]).len() + 2, "a head, and the end of the last line");
+    let list: Value = serde_json::from_slice(&text("all.json", &["-m", "memory_current"])).expect("JSON");
+    assert_eq!(list.as_array().map(Vec::len), Some(made(&["alfa", "bravo"]).len()));
+    let data = |name, more: &[&str]| {
+        let page = String::from_utf8(text(name, more)).expect("text");
+        let (_, rest) = page.split_once("id=\"fgm-data\">").expect("a report");
+        rest.split_once("</script>").expect("an end").0.to_owned()
+    };
+    let page = data("all.html", &[]);
+    assert!(
+        ["\"alfa\"", "\"bravo\"", "\"unanswered\"", "connection refused"].iter().all(|w| page.contains(w)),
+        "{page}"
+    );
+    // the stand-in of a name is the same on all nodes, and no name is left
+    let page = data("plain.html", &["--redact"]);
+    assert!(
+        !["alfa", "bravo", "charlie", "delta", "echo", "cart-0"].iter().any(|w| page.contains(w)),
+        "{page}"
+    );
+
+    let (none, _) = export("none.parquet", &["-c", "nobody"]);
+    assert_eq!(none.status.code(), Some(3), "{none:?}");
+    let (wrong, out) = export("wrong.parquet", &["-m", "memory_curent"]);
+    assert_eq!((wrong.status.code(), out.exists()), (Some(2), false), "{wrong:?}");
+    let (wrong, _) = export("wrong.parquet", &["--range", "5m"]);
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+}
+
+#[test]
+fn an_incident_of_all_nodes_is_the_export_of_the_node_that_has_it() {
+    let (a, b) = (Live::start("alfa-1", KILL_US), Live::start("bravo-1", KILL_US + 5));
+    a.samples("alfa");
+    b.samples("bravo");
+    let dir = tempfile::tempdir().expect("a folder");
+    let node = |name, live: &Live| Node { name, phase: "Running", agent: Some(live.server.address()) };
+    let config =
+        ApiServer::start(vec![node("alfa", &a), node("bravo", &b)], &[]).kubeconfig(dir.path(), "right");
+    let [all, own] = ["all.parquet", "own.parquet"].map(|name| dir.path().join(name));
+    let [all_text, own_text] = [&all, &own].map(|path| path.to_str().expect("text"));
+    for (asked, id, live) in [("alfa-1", "alfa-1", &a), ("latest", "bravo-1", &b)] {
+        let told = fgm(&config, &["export", "--incident", asked, "--before", "5", "-o", all_text]);
+        assert_eq!(told.status.code(), Some(0), "{told:?}");
+        let told = Command::new(env!("CARGO_BIN_EXE_fgm"))
+            .args(["export", "--incident", id, "--before", "5", "-o", own_text, "--server"])
+            .arg(format!("http://{}", live.server.address()))
+            .output()
+            .expect("fgm runs");
+        assert_eq!(told.status.code(), Some(0), "{told:?}");
+        assert_eq!(beside(&all, "fgm.incident")["id"], id);
+        assert!(!rows_in(&all).is_empty());
+        assert_eq!(std::fs::read(&all).expect("all"), std::fs::read(&own).expect("own"), "{asked}");
+    }
+    let none = fgm(&config, &["export", "--incident", "charlie-1", "-o", all_text]);
+    assert_eq!(none.status.code(), Some(3), "{none:?}");
+    // of one that a node may have had which gave no answer, that is said
+    let config = five(&a, &b).kubeconfig(dir.path(), "right");
+    let told = fgm(&config, &["export", "--incident", "alfa-1", "-o", all_text]);
+    assert_eq!(told.status.code(), Some(0), "{told:?}");
+    let provenance = beside(&all, "fgm.provenance");
+    assert_eq!(provenance["unanswered"].as_array().map(Vec::len), Some(3), "{provenance}");
 }
 
 #[test]

@@ -11,6 +11,7 @@
  * @property {string | null} namespace
  * @property {string | null} pod
  * @property {string | null} container
+ * @property {string | null} [on] its node, where the report is of several
  * @property {number} [rows] in the file, read or not
  * @property {Float64Array} t microseconds since the epoch
  * @property {Uint8Array} cause index into series.CAUSES
@@ -46,6 +47,7 @@ export function readDocument(text) {
     for (const key of ['events', 'processes', 'cgroups', 'lost']) if (!Array.isArray(parsed[key])) parsed[key] = [];
     parsed.incident ??= null;
     parsed.provenance ??= {};
+    tellNodesApart(parsed);
     const newer = typeof parsed.format === 'number' && parsed.format > FORMAT;
     return { document: parsed, error: newer ? `This file has format ${parsed.format}; the page knows ${FORMAT}. Newer parts are not shown.` : null };
   } catch (error) {
@@ -54,6 +56,23 @@ export function readDocument(text) {
       document: { format: FORMAT, incident: null, events: [], processes: [], cgroups: [], lost: [], provenance: {} },
       error: `The report's JSON could not be read (${why}). This may be the empty template: export a report with "fgm export".`,
     };
+  }
+}
+
+/**
+ * Of several nodes: each cgroup says on which it is, and an id that more than one of them has is told apart by the node, as `ID@NODE`.
+ * @param {any} document
+ */
+function tellNodesApart({ cgroups, events, processes }) {
+  /** @type {Map<string, Set<string>>} */
+  const nodes = new Map();
+  for (const { cgroup_id: id, node } of cgroups) nodes.set(String(id), (nodes.get(String(id)) ?? new Set()).add(node));
+  if (new Set(cgroups.map((/** @type {any} */ cgroup) => cgroup.node)).size < 2) return;
+  for (const cgroup of cgroups) cgroup.on = cgroup.node;
+  for (const item of [...cgroups, ...events, ...processes]) {
+    for (const key of ['cgroup_id', 'parent_cgroup_id']) {
+      if ((nodes.get(String(item[key]))?.size ?? 0) > 1) item[key] = `${item[key]}@${item.node}`;
+    }
   }
 }
 

@@ -7,8 +7,9 @@ import { h, severityMark } from './dom.js';
 import * as format from './format.js';
 import { kindName, limitSource, open, scopeName, signalName } from './words.js';
 
-/** What the incident or the export is about, as a short name. @param {any} about @returns {string} */
+/** What the incident or the export is about, as a short name; with its node, where there are several. @param {any} about @returns {string} */
 export function subjectName(about) {
+  if (about.on) return `${subjectName({ ...about, on: null })} on ${about.on}`;
   if (about.container) return about.container;
   if (about.scope === 'pod' && about.pod) return about.pod;
   if (about.container_id) return format.shortId(about.container_id);
@@ -34,7 +35,7 @@ function whereLine(about) {
   return [
     about.pod && ['pod', about.namespace ? `${about.namespace}/${about.pod}` : about.pod],
     about.container_id && ['container', format.shortId(about.container_id), about.container_id],
-    about.node && ['node', about.node],
+    about.node ? ['node', about.node] : about.nodes && ['on', `${about.nodes.length} nodes`],
   ].filter(Boolean);
 }
 
@@ -48,7 +49,8 @@ export function createHeader(document, extent) {
     h('time', { class: 'when', datetime: new Date(incident.ts_us / 1000).toISOString() }, format.utc(incident.ts_us)),
     h('span', { class: 'soft' }, format.localClock(incident.ts_us)),
   ];
-  const about = incident ?? { ...document.cgroups[0], node: document.provenance.node };
+  const { node, nodes } = document.provenance;
+  const about = incident ?? { ...document.cgroups[0], node, nodes };
   return h(
     'header',
     { class: `hero${incident?.severity === 'critical' ? ' hero-critical' : ''}` },

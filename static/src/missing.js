@@ -20,11 +20,21 @@ export function losses(document) {
   /** @type {Map<string, any>} */
   const out = new Map();
   for (const loss of [...document.lost, ...(document.incident?.lost ?? [])]) {
-    const key = `${loss.table}/${loss.reason}`;
+    const key = `${loss.table}/${loss.reason}/${loss.node ?? ''}`;
     const known = out.get(key);
     if (!known || (loss.rows ?? 0) > (known.rows ?? 0)) out.set(key, loss);
   }
   return [...out.values()].filter((loss) => loss.rows !== 0);
+}
+
+/** Nodes that gave no answer when all were asked. @param {any} provenance @returns {string[]} */
+export function silence({ unanswered }) {
+  return (unanswered ?? []).map((/** @type {any} */ { node, why }) => `Node ${node} gave no answer${why ? ` (${why})` : ''}: what it has recorded is not in this export.`);
+}
+
+/** A node's part of an export of several. @param {any} one */
+function partOf({ node, rows, agent_version: version, kernel, ladder }) {
+  return `${node}: ${[`${format.count(rows)} rows`, version && `fgm ${version}`, kernel, typeof ladder === 'string' && `probes ${open(ladder)}`].filter(Boolean).join(', ')}`;
 }
 
 /**
@@ -52,12 +62,14 @@ export function gapSentence(group) {
  */
 export function createMissing(document, samples) {
   const { provenance } = document;
-  const sentences = losses(document).map(lossSentence);
+  const sentences = [...silence(provenance), ...losses(document).map(lossSentence)];
   const { thinned } = provenance;
   if (thinned) sentences.push(`This report was thinned to fit: it holds ${format.count(provenance.rows)} of ${format.count(thinned.rows_of)} rows. Of every ${format.milliseconds(thinned.bucket_us / 1000)} those with the lowest and the highest values are here, and all within 2 s of the event; export the same selection as Parquet for all of them.`);
   if (provenance.redacted) sentences.push('Names and labels: they were replaced by stand-ins or left out when this was exported.');
   for (const sentence of samples?.gaps ?? []) if (sentence) sentences.push(sentence);
-  for (const hook of provenance.hooks ?? []) if (hook.error) sentences.push(`The hook ${hook.hook} (${open(hook.event)}) was not attached: ${hook.error}.`);
+  for (const { node, hooks } of [{ ...provenance, node: null }, ...(provenance.nodes ?? [])]) {
+    for (const hook of hooks ?? []) if (hook.error) sentences.push(`The hook ${hook.hook} (${open(hook.event)}) was not attached${node ? ` on node ${node}` : ''}: ${hook.error}.`);
+  }
   if (samples?.unread) sentences.push(`Gaps in the samples: ${format.count(samples.unread)} ${samples.unread === 1 ? 'cgroup is' : 'cgroups are'} still being looked through.`);
   if (!samples) sentences.push('The samples: the embedded Parquet file could not be read.');
   if (!sentences.length) return h('p', { class: 'all-there' }, 'Nothing is known to be missing.');
@@ -83,6 +95,7 @@ export function createProvenance(document, file) {
     ['Incident', incident && `${incident.id}${incident.revision ? `, revision ${incident.revision}` : ''}`],
     ['Agent', p.agent_version && `fgm ${p.agent_version}`],
     ['Node', [p.node, p.cluster && `cluster ${p.cluster}`].filter(Boolean).join(', ')],
+    ['Nodes', p.nodes && h('ul', {}, ...p.nodes.map((/** @type {any} */ one) => h('li', {}, partOf(one))))],
     ['Kernel', p.kernel],
     ['Boot', p.boot_id],
     ['Probes', p.ladder && open(typeof p.ladder === 'string' ? p.ladder : JSON.stringify(p.ladder))],

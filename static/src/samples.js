@@ -1,7 +1,7 @@
 /**
  * The rows of the embedded Parquet file, a cgroup and a column at a time: opening finds which rows are whose (by the
- * statistics of pages where they tell, else by the ids themselves), and reads no value before it is asked for. It must never
- * mix two cgroups. What is not Parquet, or damaged, is an error of the call that met it. Called by main.
+ * statistics of pages where they tell, else by the ids themselves, and by the node where the document has an id of several), and
+ * reads no value before it is asked for. It must never mix two cgroups. What is not Parquet, or damaged, is an error of the call that met it. Called by main.
  *
  * @import { Group } from './data.js'
  *
@@ -110,11 +110,28 @@ export async function openSamples(bytes, cgroups = [], leastGapMs = 0) {
   };
 
   const known = new Map(cgroups.map((cgroup) => [String(cgroup.cgroup_id), cgroup]));
+  /** @type {Map<string, any[]>} */
+  const shared = new Map();
+  for (const cgroup of cgroups) {
+    const [id, ...node] = String(cgroup.cgroup_id).split('@');
+    if (node.length) shared.set(id, [...(shared.get(id) ?? []), cgroup]);
+  }
+  /** Which of some rows are of each node that has this id; one that no node has is itself. @param {string} id @param {Rows[]} rows */
+  const ofNodes = async (id, rows) => {
+    const owners = shared.get(id);
+    if (!owners) return [{ id, rows, order: /** @type {Uint32Array | null} */ (null), count: count(rows) }];
+    /** @type {Map<string, number[]>} */
+    const places = new Map(owners.map(({ node }) => [node, []]));
+    await each('node', rows, (node, i) => places.get(node)?.push(i));
+    return owners.map((owner) => ({ id: owner.cgroup_id, rows, order: Uint32Array.from(places.get(owner.node) ?? []), count: places.get(owner.node)?.length ?? 0 }));
+  };
   const rowsOf = new Map();
   /** @type {Group[]} */
   const groups = [];
-  for (const [key, rows] of whose) {
-    const id = idText(key);
+  const all = [];
+  for (const [key, rows] of whose) all.push(...(await ofNodes(idText(key), rows)));
+  for (const held of all) {
+    const { id, rows } = held;
     /** @type {Record<string, any>} */
     const named = { ...known.get(id) };
     const newest = rows[rows.length - 1].to - 1;
@@ -128,14 +145,15 @@ export async function openSamples(bytes, cgroups = [], leastGapMs = 0) {
       namespace: named.namespace ?? null,
       pod: named.pod ?? null,
       container: named.container ?? null,
-      rows: count(rows),
+      on: named.on ?? null,
+      rows: held.count,
       t: new Float64Array(0),
       cause: new Uint8Array(0),
       periodMs: new Float64Array(0),
       leastGapMs,
       columns: {},
     });
-    rowsOf.set(id, { rows, order: null });
+    rowsOf.set(id, held);
   }
   return {
     rows: Number(metadata.num_rows),
@@ -146,7 +164,7 @@ export async function openSamples(bytes, cgroups = [], leastGapMs = 0) {
       const held = rowsOf.get(group.id);
       if (!group.t.length) {
         const t = await numbers('ts', held.rows, null, pause);
-        if (!t.every((v, i) => i === 0 || v >= t[i - 1])) held.order = Uint32Array.from(t, (_, i) => i).sort((a, b) => t[a] - t[b]);
+        if (held.order || !t.every((v, i) => i === 0 || v >= t[i - 1])) held.order = (held.order ?? Uint32Array.from(t, (_, i) => i)).sort((/** @type {number} */ a, /** @type {number} */ b) => t[a] - t[b]);
         const cause = new Uint8Array(t.length);
         if (present.has('cause')) await each('cause', held.rows, (value, i) => (cause[i] = Math.max(0, CAUSES.indexOf(value))), pause);
         const periodMs = present.has('period_ms') ? await numbers('period_ms', held.rows, held.order, pause) : new Float64Array(t.length);

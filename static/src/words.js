@@ -99,7 +99,7 @@ export function signalName(signal) {
 
 /**
  * One row of the ledger as a sentence.
- * @param {{table: string, reason: string, rows: number | null}} loss
+ * @param {{table: string, reason: string, rows: number | null, node?: string}} loss
  */
 export function lossSentence(loss) {
   const table = TABLES[loss.table] ?? (open(loss.table) || 'rows');
@@ -107,7 +107,7 @@ export function lossSentence(loss) {
   const what = loss.rows === 1 ? table.replace(/s$/, '') : table;
   const verb = loss.rows === 1 ? 'is' : 'are';
   const reason = REASONS[loss.reason] ?? (loss.reason ? open(loss.reason) : 'reason not recorded');
-  return `${many} ${what} ${verb} missing: ${reason}.`;
+  return `${many} ${what}${loss.node ? ` of node ${loss.node}` : ''} ${verb} missing: ${reason}.`;
 }
 
 /** What a cause of a sample means. @type {Record<string, string>} */

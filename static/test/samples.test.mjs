@@ -8,7 +8,7 @@ import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { decompress } from 'fzstd';
 import { parquetReadObjects } from 'hyparquet';
-import { FIELDS } from '../src/data.js';
+import { FIELDS, readDocument } from '../src/data.js';
 import { openSamples } from '../src/samples.js';
 import { CAUSES } from '../src/series.js';
 
@@ -65,6 +65,19 @@ test('names_are_those_of_the_document', async () => {
   const { groups } = await openSamples(bytes, [{ cgroup_id: wanted, cgroup_path: '/a', scope: 'pod', pod: 'b', parent_cgroup_id: '7' }]);
   assert.deepEqual([groups[0].path, groups[0].scope, groups[0].pod, groups[0].parentId, groups[0].container], ['/a', 'pod', 'b', '7', null]);
   assert.notEqual(groups[1].path, '', 'of one that the document does not name, those of its rows');
+});
+
+test('an_id_that_two_nodes_have_is_two_cgroups', async () => {
+  const cgroup = (/** @type {string} */ id, /** @type {string} */ node) => ({ cgroup_id: id, node, parent_cgroup_id: '1', scope: 'pod', pod: 'cart-0', cgroup_path: '/a' });
+  const text = JSON.stringify({ format: 1, cgroups: [cgroup('7', 'alfa'), cgroup('7', 'bravo'), cgroup('9', 'bravo')], events: [{ cgroup_id: '7', node: 'bravo' }, { cgroup_id: '9', node: 'bravo' }], processes: [{ cgroup_id: '7', node: 'alfa' }] });
+  const { document } = readDocument(text);
+  assert.deepEqual([...document.events, ...document.processes].map((item) => item.cgroup_id), ['7@bravo', '9', '7@alfa']);
+  const samples = await openSamples(await bytesOf('nodes.parquet'), document.cgroups);
+  assert.deepEqual(samples.groups.map((g) => [g.id, g.rows, g.on]), [['7@alfa', 20, 'alfa'], ['7@bravo', 20, 'bravo'], ['9', 20, 'bravo']]);
+  for (const group of samples.groups) await samples.read(group, ['memory_current']);
+  const [alfa, bravo, other] = samples.groups.map((g) => Array.from(g.columns.memory_current));
+  assert.deepEqual([alfa, bravo, other], [Array(20).fill(4096), Array.from({ length: 20 }, (_, s) => 8192 * (s + 1)), Array(20).fill(1024)]);
+  for (const { t } of samples.groups) assert.ok(t.every((v, i) => i === 0 || v - t[i - 1] === 1e6), 'in time order');
 });
 
 test('a_damaged_file_is_an_error', async () => {

@@ -8,7 +8,7 @@ import { stepOf, ticks } from '../src/axis.js';
 import { fromBase64, readDocument } from '../src/data.js';
 import { subjectName, titleOf } from '../src/facts.js';
 import * as format from '../src/format.js';
-import { losses } from '../src/missing.js';
+import { losses, silence } from '../src/missing.js';
 import { instantsOf, sorted } from '../src/processes.js';
 import { detailPairs, stackRows } from '../src/timeline.js';
 import { createView, MIN_SPAN_US } from '../src/view.js';
@@ -88,6 +88,15 @@ test('a_loss_told_twice_is_one_loss', () => {
   const loss = { table: 'samples', reason: 'late', rows: 16 };
   const got = losses({ lost: [loss, { table: 'events', reason: 'x', rows: 0 }], incident: { lost: [{ ...loss, rows: 4 }] } });
   assert.deepEqual(got, [loss]);
+});
+
+test('what_is_of_several_nodes_says_of_which', () => {
+  const loss = { table: 'samples', reason: 'late', rows: 2 };
+  const got = losses({ lost: [{ ...loss, node: 'a' }, { ...loss, node: 'b' }], incident: null });
+  assert.deepEqual(got.map(lossSentence), ['2 samples of node a are missing: the sampler came too late for the tick.', '2 samples of node b are missing: the sampler came too late for the tick.']);
+  assert.deepEqual(silence({ unanswered: [{ node: 'c', why: 'no agent runs there' }, { node: 'node-1', why: null }] }), ['Node c gave no answer (no agent runs there): what it has recorded is not in this export.', 'Node node-1 gave no answer: what it has recorded is not in this export.']);
+  assert.deepEqual(silence({}), []);
+  assert.equal(subjectName({ container: 'cart', on: 'a' }), 'cart on a');
 });
 
 test('details_have_units_by_their_keys', () => {

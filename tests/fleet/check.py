@@ -2,7 +2,7 @@
 
 `check.py --fgm BINARY --recorded BINARY` makes a folder, ships it with `fgm ship` to moto behind a proxy of ours, which fails as real
 servers do (500s, answers that are lost, silence, uploads cut in the middle, a clock that is off, credentials that have expired, a bucket that is gone),
-and asks the bucket what it asks the folder. The proxy counts requests itself. Prints `N passed, N failed` at the end.
+and asks the bucket what it asks the folder. The proxy counts requests itself. `nodes` asks agents of a cluster instead. Prints `N passed, N failed` at the end.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import time
 
 import cost
 import engines
+import nodes
 
 BUCKET = "evidence"
 FAULTS = 5  # requests that go wrong before a server recovers
@@ -374,6 +375,10 @@ def main():
             print(subprocess.run([args.recorded, recorded], check=True, capture_output=True, text=True, timeout=120).stdout.strip())
             run = Run(args.fgm, proxy_port, moto_port, recorded)
             run.is_all = args.all
+            start = time.monotonic()
+            (parent / "nodes").mkdir()
+            nodes.run(args.fgm, args.recorded, parent / "nodes", check)
+            print(f"nodes: {time.monotonic() - start:.1f} s")
             for part in (reads, questions, faults, kills):
                 start = time.monotonic()
                 part(run, parent)

@@ -213,11 +213,10 @@ impl Far {
                 let all =
                     self.incidents_in(ALL, |node| id == "latest" || id.starts_with(&format!("{node}-")))?;
                 let incident = export::find(&all, id)?.clone();
-                let from = before_us.map_or(incident.window.from_us, |b| incident.ts_us.saturating_sub(b));
-                let to = after_us.map_or(incident.window.to_us, |a| incident.ts_us.saturating_add(a));
+                let range = export::around(&incident, *before_us, *after_us);
                 let node = Some(incident.node.clone());
                 incidents.push(incident);
-                ((from, to), node, true)
+                (range, node, true)
             }
             Rows::Range { from_us, to_us, .. } => ((*from_us, *to_us), self.who.node.clone(), false),
         };

@@ -5,8 +5,9 @@
 use super::{Failure, Place};
 use crate::export::Problem;
 use crate::viewer::path_segment;
+use anyhow::Context as _;
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::time::Duration;
 use ureq::Body;
 use ureq::http::Response;
@@ -16,8 +17,10 @@ const ANSWER_WITHIN: Duration = Duration::from_mins(3);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// More than the agent ever sends: 64 MiB, and a third more as base64.
 const MAX_ANSWER: u64 = 256 << 20;
+/// Of an answer that says what is wrong.
+const MAX_REFUSAL: u64 = 1 << 20;
 
-/// One request; without `within` the answer may go on for ever.
+/// One request, and its answer where there is one; without `within` that may go on for ever.
 fn request(place: &Place, path: &str, within: Option<Duration>) -> Result<Response<Body>, Failure> {
     let server = place.server.as_str();
     let host = server.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
@@ -41,7 +44,15 @@ fn request(place: &Place, path: &str, within: Option<Duration>) -> Result<Respon
             .map_err(|e| Failure::Usage(format!("--token-file {}: {e}", file.display())))?;
         request = request.header("authorization", format!("Bearer {}", token.trim()));
     }
-    request.call().map_err(|e| unreachable(server, &e))
+    let response = request.call().map_err(|e| unreachable(server, &e))?;
+    let status = response.status().as_u16();
+    if status == 200 {
+        return Ok(response);
+    }
+    let mut text = Vec::new();
+    let body = response.into_body().into_reader();
+    body.take(MAX_REFUSAL).read_to_end(&mut text).map_err(|e| unreachable(server, &e))?;
+    Err(refused(server, status, &text))
 }
 
 fn unreachable(server: &str, e: &dyn std::fmt::Display) -> Failure {
@@ -51,25 +62,26 @@ fn unreachable(server: &str, e: &dyn std::fmt::Display) -> Failure {
     .into()
 }
 
-/// `is_file`: the answer must be one that the agent names as a file, since any page of another server would do as HTML.
-fn get(place: &Place, path: &str, is_file: bool) -> Result<Vec<u8>, Failure> {
-    let server = place.server.as_str();
-    let response = request(place, path, Some(ANSWER_WITHIN))?;
-    let status = response.status().as_u16();
-    let named = response.headers().contains_key("content-disposition");
-    let mut body = Vec::new();
-    let mut reader = response.into_body().into_reader().take(MAX_ANSWER + 1);
-    reader.read_to_end(&mut body).map_err(|e| unreachable(server, &e))?;
-    if body.len() as u64 > MAX_ANSWER {
-        return Err(anyhow::anyhow!("{server} sent more than {MAX_ANSWER} bytes: is it an fgm agent?").into());
-    }
-    match status {
-        200 if !is_file || named => Ok(body),
-        200 => {
-            Err(anyhow::anyhow!("{server} answered with something else than an export: is it an fgm agent?")
-                .into())
+/// Gives the answer to `take`, a piece at a time.
+fn read(
+    server: &str,
+    response: Response<Body>,
+    mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let (mut body, mut bytes) = (response.into_body().into_reader(), 0);
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        let n = body.read(&mut piece).map_err(|e| unreachable(server, &e))?;
+        if n == 0 {
+            return Ok(());
         }
-        _ => Err(refused(server, status, &body)),
+        bytes += n as u64;
+        if bytes > MAX_ANSWER {
+            return Err(
+                anyhow::anyhow!("{server} sent more than {MAX_ANSWER} bytes: is it an fgm agent?").into()
+            );
+        }
+        take(&piece[..n])?;
     }
 }
 
@@ -113,13 +125,7 @@ pub fn follow(
 ) -> Result<(), Failure> {
     let server = place.server.as_str();
     let response = request(place, "/api/live", None)?;
-    let status = response.status().as_u16();
     let mut body = response.into_body().into_reader();
-    if status != 200 {
-        let mut text = Vec::new();
-        body.take(MAX_ANSWER).read_to_end(&mut text).map_err(|e| unreachable(server, &e))?;
-        return Err(refused(server, status, &text));
-    }
     let (mut name, mut data) = (String::new(), String::new());
     for line in BufReader::new(&mut body).lines() {
         let line = line.map_err(|e| unreachable(server, &e))?;
@@ -145,11 +151,26 @@ pub fn path(path: &str, pairs: &[(String, String)]) -> String {
 
 pub fn json(place: &Place, path: &str) -> Result<Value, Failure> {
     let server = place.server.as_str();
-    let body = get(place, path, false)?;
+    let mut body = Vec::new();
+    read(server, request(place, path, Some(ANSWER_WITHIN))?, |piece| {
+        body.extend_from_slice(piece);
+        Ok(())
+    })?;
     serde_json::from_slice(&body)
         .map_err(|e| anyhow::anyhow!("{server} sent no JSON ({e}): is it an fgm agent?").into())
 }
 
-pub fn export(place: &Place, pairs: &[(String, String)]) -> Result<Vec<u8>, Failure> {
-    get(place, &path("/api/export", pairs), true)
+/// Writes the answer `into` what it is given, and gives that back.
+pub fn export<W: Write>(place: &Place, pairs: &[(String, String)], mut into: W) -> Result<W, Failure> {
+    let server = place.server.as_str();
+    let response = request(place, &path("/api/export", pairs), Some(ANSWER_WITHIN))?;
+    // any page of another server would do as HTML
+    if !response.headers().contains_key("content-disposition") {
+        return Err(anyhow::anyhow!(
+            "{server} answered with something else than an export: is it an fgm agent?"
+        )
+        .into());
+    }
+    read(server, response, |piece| Ok(into.write_all(piece).context("the export's file")?))?;
+    Ok(into)
 }

@@ -1,10 +1,11 @@
 //! `--all-nodes`: the same question to the agents of all nodes of a cluster, and their answers as one, by time.
 //!
-//! Each is asked by the way that `kubernetes::agents` makes. Who did not answer is named, with why, on stderr and in the JSON: an answer without
-//! a node is no answer that nothing happened there. Called by `events` and `incidents`.
+//! Each is asked by the way that `kubernetes::agents` makes. Who did not answer is named, with why, on stderr and in what is answered: an answer without
+//! a node is no answer that nothing happened there. Called by `events`, `incidents` and `merged`.
 
 use super::{Failure, Place, fetch};
 use crate::clock;
+use crate::export::Silent;
 use crate::kubernetes::agents::{Agent, Agents, Wanted, Way};
 use clap::Args;
 use serde_json::{Value, json};
@@ -52,17 +53,11 @@ pub struct OnNodes {
     agents_port: u16,
 }
 
-/// A node that gave no answer.
-pub struct Silent {
-    node: String,
-    why: String,
-}
-
 /// What the nodes answered.
 pub struct Answers<T> {
     /// Each with its node.
     pub given: Vec<(String, T)>,
-    silent: Vec<Silent>,
+    pub silent: Vec<Silent>,
 }
 
 impl OnNodes {
@@ -138,11 +133,26 @@ impl Nodes {
                 tracing::warn!(why, "which nodes have no agent is not known: cannot list nodes");
             }
         }
-        all.silent.iter().for_each(Silent::tell);
+        all.silent.iter().for_each(warn_of);
         if all.given.is_empty() {
             return Err(anyhow::anyhow!("of {} agents none answered", found.len()).into());
         }
         Ok(all)
+    }
+
+    /// Asks the agent of one node.
+    ///
+    /// # Errors
+    /// It gave no answer, or calls the question wrong.
+    pub fn ask_one<T>(
+        &self,
+        node: &str,
+        token_file: Option<&Path>,
+        question: impl Fn(&Place) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let agent = self.list()?.into_iter().find(|agent| agent.node == node);
+        let agent = agent.ok_or_else(|| anyhow::anyhow!("the agent of node {node} has gone"))?;
+        self.one(&agent, token_file, question)
     }
 
     fn one<T>(
@@ -205,7 +215,7 @@ impl Nodes {
                         followed.remove(&pod);
                         // once for each time that it goes
                         if named.insert(silent.node.clone()) {
-                            silent.tell();
+                            warn_of(&silent);
                         }
                     }
                 }
@@ -264,23 +274,22 @@ fn place(way: &Way, token_file: Option<&Path>) -> Place {
 fn why(way: &Way, agent: &Agent, failure: Failure) -> Failure {
     match (failure, way.failed()) {
         (Failure::Failed(_), Some(why)) => anyhow::anyhow!("pod {}: {why}", agent.pod).into(),
+        // the address of a way is of this moment alone
+        (Failure::Failed(why), None) => {
+            let said = super::chain(&why).replace(&format!("http://{}", way.address), "its agent");
+            anyhow::Error::msg(said).into()
+        }
         (failure, _) => failure,
     }
 }
 
-impl Silent {
-    fn tell(&self) {
-        tracing::warn!("node {}: no answer: {}", self.node, self.why);
-    }
-
-    fn json(&self) -> Value {
-        json!({"node": self.node, "why": self.why})
-    }
+fn warn_of(silent: &Silent) {
+    tracing::warn!("node {}: no answer: {}", silent.node, silent.why);
 }
 
 impl<T> Answers<T> {
     /// For programs.
     pub fn unanswered(&self) -> Value {
-        self.silent.iter().map(Silent::json).collect()
+        json!(self.silent)
     }
 }

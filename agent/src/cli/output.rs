@@ -32,7 +32,8 @@ pub fn unnamed(output: &Path) -> Result<fs::File, Failure> {
         parent => parent.filter(|p| p.is_dir()),
     };
     let folder = beside.map_or_else(std::env::temp_dir, Path::to_owned);
-    let path = folder.join(format!(".fgm-export.{}.tmp", std::process::id()));
+    // several threads may make one at once
+    let path = folder.join(format!(".fgm-export.{}.{:?}.tmp", std::process::id(), thread::current().id()));
     let make = || {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
         fs::remove_file(&path)?;

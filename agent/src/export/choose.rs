@@ -25,8 +25,7 @@ pub fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
     match rows {
         Rows::Incident { id, before_us, after_us } => {
             let incident = find(&evidence.incidents, id)?.clone();
-            let from_us = before_us.map_or(incident.window.from_us, |b| incident.ts_us.saturating_sub(b));
-            let to_us = after_us.map_or(incident.window.to_us, |a| incident.ts_us.saturating_add(a));
+            let (from_us, to_us) = around(&incident, *before_us, *after_us);
             let boot = Some(segment::boot_of(&incident.boot_id));
             let wide = Filter { boot, ..Filter::range(from_us, to_us) };
             let around = query::plan(&evidence.view, Table::Samples, &wide, u64::MAX)?;
@@ -64,6 +63,13 @@ pub fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
             Ok(found)
         }
     }
+}
+
+/// The time of an incident that is exported; what is not named is as its own window has it.
+pub fn around(incident: &Incident, before_us: Option<i64>, after_us: Option<i64>) -> (i64, i64) {
+    let from_us = before_us.map_or(incident.window.from_us, |b| incident.ts_us.saturating_sub(b));
+    let to_us = after_us.map_or(incident.window.to_us, |a| incident.ts_us.saturating_add(a));
+    (from_us, to_us)
 }
 
 fn found(evidence: &Evidence, incident: Option<Incident>, filter: Filter) -> Result<Found, Failure> {

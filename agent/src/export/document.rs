@@ -45,13 +45,14 @@ pub struct Parts<'a> {
     pub provenance: Map<String, Value>,
 }
 
+#[derive(Default)]
 pub struct Document {
-    incident: Value,
-    events: Value,
-    processes: Value,
-    cgroups: Value,
-    lost: Value,
-    provenance: Map<String, Value>,
+    pub incident: Value,
+    pub events: Value,
+    pub processes: Value,
+    pub cgroups: Value,
+    pub lost: Value,
+    pub provenance: Map<String, Value>,
 }
 
 impl Document {
@@ -89,6 +90,28 @@ impl Document {
         .into_iter()
         .map(|(k, v)| (k.to_owned(), v.as_str().map_or_else(|| v.to_string(), str::to_owned)))
         .collect()
+    }
+
+    /// What the metadata of an exported file says.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub fn read<'a>(metadata: impl Fn(&str) -> Option<&'a str>) -> Result<Self, String> {
+        let part = |key: &str| -> Result<Value, String> {
+            let text = metadata(key).ok_or_else(|| format!("its metadata lacks {key}"))?;
+            serde_json::from_str(text).map_err(|e| format!("its {key} is no JSON: {e}"))
+        };
+        let Value::Object(provenance) = part("fgm.provenance")? else {
+            return Err("its fgm.provenance is no object".to_owned());
+        };
+        Ok(Self {
+            incident: part("fgm.incident")?,
+            events: part("fgm.events")?,
+            processes: part("fgm.processes")?,
+            cgroups: part("fgm.cgroups")?,
+            lost: part("fgm.lost")?,
+            provenance,
+        })
     }
 
     /// Takes every name out.
@@ -194,7 +217,7 @@ pub const EVENT_COLUMNS: [&str; 13] = [
 
 /// Events of the selection's cgroups and those that the incident names, in time order.
 fn events(parts: &Parts<'_>) -> Value {
-    let columns: Vec<&str> = EVENT_COLUMNS.into_iter().chain(["detail"]).collect();
+    let columns: Vec<&str> = EVENT_COLUMNS.into_iter().chain(["detail", "node"]).collect();
     let named: BTreeSet<&str> = parts.incident.iter().flat_map(|i| &i.events).map(String::as_str).collect();
     let mut out = Vec::new();
     for batch in parts.events {
@@ -212,7 +235,8 @@ fn events(parts: &Parts<'_>) -> Value {
 }
 
 fn processes(parts: &Parts<'_>) -> Value {
-    const COLUMNS: [&str; 17] = [
+    const COLUMNS: [&str; 18] = [
+        "node",
         "ts",
         "cgroup_id",
         "cgroup_path",
@@ -251,6 +275,7 @@ fn cgroups(identities: &BTreeMap<Key, Identity>) -> Value {
         .iter()
         .map(|(key, who)| {
             json!({
+                "node": who.node,
                 "cgroup_id": key.cgroup_id.map_or(Value::Null, id_text),
                 "parent_cgroup_id": who.parent_cgroup_id.map_or(Value::Null, id_text),
                 "cgroup_path": who.cgroup_path,

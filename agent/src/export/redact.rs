@@ -46,6 +46,8 @@ const KEPT: [&str; 17] = [
     "cgroup_root",
     "full_sha256",
 ];
+/// What is left out: it has names for which there is no stand-in, of labels, and of who gave no answer and by which way.
+const LEFT_OUT: [&str; 2] = ["labels", "why"];
 /// Parts of a path that every node has.
 const COMMON: [&str; 14] = [
     "",
@@ -147,7 +149,7 @@ impl Redaction {
         match value {
             Value::Object(members) => {
                 for (member, value) in members {
-                    if member == "labels" && !value.is_null() {
+                    if LEFT_OUT.contains(&member.as_str()) && !value.is_null() {
                         *value = Value::Null;
                     } else if let Some(text) = value.as_str() {
                         *value = match kind_of(member) {

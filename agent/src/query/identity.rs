@@ -6,6 +6,7 @@ use arrow::datatypes::{Int32Type, TimestampMicrosecondType};
 /// Who a cgroup is, as its rows say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
+    pub node: Option<String>,
     pub parent_cgroup_id: Option<i64>,
     pub cgroup_path: Option<String>,
     pub scope: Option<String>,
@@ -18,7 +19,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    pub(super) const COLUMNS: [&str; 9] = [
+    pub(super) const COLUMNS: [&str; 10] = [
+        "node",
         "parent_cgroup_id",
         "cgroup_path",
         "scope",
@@ -35,6 +37,7 @@ impl Identity {
             self.parent_cgroup_id = Some(id);
         }
         for (name, field) in [
+            ("node", &mut self.node),
             ("cgroup_path", &mut self.cgroup_path),
             ("scope", &mut self.scope),
             ("container_id", &mut self.container_id),

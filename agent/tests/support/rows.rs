@@ -12,12 +12,30 @@ use fgm::ledger::Accounts;
 use fgm::names::{CgroupId, Table};
 use fgm::schema;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// 2023-11-14T22:13:20Z, when the kill happens.
 pub const KILL_US: i64 = 1_700_000_000_000_000;
 pub const BOOT_ID: &str = "0f0e0d0c-0b0a-4908-8706-050403020100";
 pub const NODE: &str = "node-a";
+/// The node and the boot that rows are of, when it is not the one above.
+static WHO: OnceLock<(String, String)> = OnceLock::new();
+
+/// From now on rows are of this node, for good; its boot is told from other nodes' by its name.
+pub fn be(node: &str) {
+    let mut boot = node.bytes().fold(String::new(), |hex, b| format!("{hex}{b:02x}"));
+    boot.truncate(12);
+    WHO.set((node.to_owned(), format!("{}{boot:0>12}", &BOOT_ID[..24]))).expect("once");
+}
+
+fn node() -> &'static str {
+    WHO.get().map_or(NODE, |(node, _)| node)
+}
+
+pub fn boot_id() -> &'static str {
+    WHO.get().map_or(BOOT_ID, |(_, boot_id)| boot_id)
+}
+
 /// wall − monotonic of the made-up machine.
 const OFFSET_US: i64 = KILL_US - 5_000_000_000;
 
@@ -96,8 +114,8 @@ pub fn row_of(cgroup_id: i64, ts_us: i64) -> Row {
         ("ts", int(ts_us)),
         ("ktime_ns", int((ts_us - OFFSET_US) * 1000)),
         ("cluster", text("test")),
-        ("node", text(NODE)),
-        ("boot_id", text(BOOT_ID)),
+        ("node", text(node())),
+        ("boot_id", text(boot_id())),
         ("cgroup_id", int(cgroup_id)),
     ]);
     let (scope, parent, path) = match cgroup_id {
@@ -163,7 +181,7 @@ fn fast(cgroup_id: i64, ts_us: i64, cause: &str) -> Row {
 }
 
 pub fn incident_id() -> String {
-    format!("{NODE}-{BOOT_ID}-{}", (KILL_US - OFFSET_US) * 1000)
+    format!("{}-{}-{}", node(), boot_id(), (KILL_US - OFFSET_US) * 1000)
 }
 
 /// Two minutes before the kill to ten seconds after it.
@@ -234,8 +252,8 @@ pub fn incident(revision: u32) -> Incident {
         closed: revision > 1,
         ts_us: KILL_US,
         ktime_ns: u64::try_from((KILL_US - OFFSET_US) * 1000).expect("positive"),
-        node: NODE.into(),
-        boot_id: BOOT_ID.into(),
+        node: node().into(),
+        boot_id: boot_id().into(),
         scope: "container".into(),
         cgroup_id: u64::try_from(KILLED).ok(),
         cgroup_path: Some(format!("{POD_PATH}/cri-containerd-{}.scope", container_id(KILLED))),
@@ -311,7 +329,7 @@ fn sampled() -> Pending {
 /// Everything, as the pipeline would seal it.
 pub fn all() -> Vec<(Table, RecordBatch)> {
     let sampled = sampled();
-    let names = NodeNames { cluster: Some("test".into()), node: NODE.into(), boot_id: BOOT_ID.into() };
+    let names = NodeNames { cluster: Some("test".into()), node: node().into(), boot_id: boot_id().into() };
     let of = |table| (table, sampled.batch(table, &names).expect("a batch"));
     vec![
         of(Table::Metrics),
@@ -339,15 +357,15 @@ pub fn ledger_of(all: &[(Table, RecordBatch)], at: i64) -> (Table, RecordBatch) 
 /// An account as rows of the table `ledger`.
 pub fn told_by(account: &Accounts, at: i64) -> RecordBatch {
     let ledger = account.rows(Stamp { ktime_ns: at.unsigned_abs(), wall_us: at });
-    let names = NodeNames { cluster: None, node: NODE.into(), boot_id: BOOT_ID.into() };
+    let names = NodeNames { cluster: None, node: node().into(), boot_id: boot_id().into() };
     Pending { ledger, ..Pending::default() }.batch(Table::Ledger, &names).expect("a batch")
 }
 
 pub fn metadata() -> Vec<(String, String)> {
     [
-        ("fgm.node", NODE),
+        ("fgm.node", node()),
         ("fgm.cluster", "test"),
-        ("fgm.boot_id", BOOT_ID),
+        ("fgm.boot_id", boot_id()),
         ("fgm.kernel", "6.12.0-test"),
         ("fgm.ladder", "full"),
         (
