@@ -12,11 +12,11 @@ mod node;
 mod play;
 mod programs;
 
-use crate::child::TempDir;
-use crate::clock;
+use crate::child::{self, Reaped, TempDir};
+use crate::clock::{self, Deadline};
 use crate::image::{self, Of};
 use crate::net::free_port;
-use crate::progress::say;
+use crate::progress::{Step, say};
 use crate::setup::{Check, Need};
 use crate::tally::Tally;
 use crate::vm::Guest;
@@ -25,8 +25,9 @@ use anyhow::{Context as _, Result, bail};
 use control::Control;
 use play::{Test, manifest};
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -48,15 +49,47 @@ const SYSTEMD: &[Need] = &[
 
 const SANDBOX: &str = "fgm-pause:1";
 
-/// The part that plays in the guest; nobody else calls it.
+/// The parts that are processes of their own: what plays in the guest, and what makes the programs. Nobody else calls them.
 pub fn verb(args: &[OsString]) -> Result<i32> {
-    let [flag, out] = args else {
-        return Err(usage::wrong("not for people", "cargo xtask test --kubernetes"));
-    };
-    if flag != "--node" {
-        return Err(usage::wrong("not for people", "cargo xtask test --kubernetes"));
+    let words: Vec<_> = args.iter().map(|a| a.to_string_lossy()).collect();
+    match words.iter().map(AsRef::as_ref).collect::<Vec<_>>().as_slice() {
+        ["--node", out] => node::run_node(Path::new(out))?,
+        ["--programs"] => _ = programs::ready()?,
+        _ => return Err(usage::wrong("not for people", "cargo xtask test --kubernetes")),
     }
-    node::run_node(Path::new(out)).map(|()| 0)
+    Ok(0)
+}
+
+/// The programs in the making, beside other work and of the lowest priority.
+pub struct Making(Option<Reaped>);
+
+/// Begins to make the programs, unless they are there. What goes wrong is told by [`test`], which makes what is not made.
+pub fn make_beside() -> Result<Making> {
+    if programs::are_made()? {
+        return Ok(Making(None));
+    }
+    // by us: two that install packages at the same time get into each other's way
+    setup::ensure(SYSTEMD)?;
+    setup::ensure(programs::NEEDS)?;
+    let log = paths::target().join("logs/kubernetes-programs.log");
+    fs::create_dir_all(log.with_file_name("")).context("cannot create a folder for logs")?;
+    let log = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let mut c = child::bound_to_us("nice");
+    c.args(["-n", "19"]).arg(paths::own()?).args(["kubernetes", "--programs"]);
+    c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    Ok(Making(Some(Reaped(c.spawn().context("cannot start `nice`")?))))
+}
+
+impl Making {
+    /// Waits for its end, whatever that is.
+    pub fn wait(self) -> Result<()> {
+        if let Some(mut making) = self.0 {
+            let step = Step::begin("waiting for the programs of Kubernetes (target/logs/kubernetes-programs.log)");
+            child::wait_until(&mut making.0, Deadline::after(programs::COMPILE))?;
+            step.done("");
+        }
+        Ok(())
+    }
 }
 
 /// One cluster on one kernel, by systemd's cgroup driver or by cgroupfs.

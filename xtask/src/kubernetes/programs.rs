@@ -42,7 +42,7 @@ const PACKAGES: &[&str] = &[
 const BUILD_PACKAGES: &[&str] =
     &["golang-1.19-go", "golang-1.19-src", "golang-github-modern-go-reflect2-dev"];
 
-const NEEDS: &[Need] = &[
+pub const NEEDS: &[Need] = &[
     Need {
         package: "debian-archive-keyring",
         why: "proves that the sources of Kubernetes are Debian's",
@@ -59,7 +59,7 @@ const NEEDS: &[Need] = &[
     },
 ];
 /// Two cores that others use as well took forty; what was done by then is not done again.
-const COMPILE: Duration = Duration::from_mins(80);
+pub const COMPILE: Duration = Duration::from_mins(80);
 
 /// A folder with `bin/`, what the packages have below `usr/`, and `versions`.
 pub struct Programs(PathBuf);
@@ -117,11 +117,19 @@ impl Programs {
     }
 }
 
+/// Whether the cache has them.
+pub fn are_made() -> Result<bool> {
+    Ok(place()?.join("versions").exists())
+}
+
+fn place() -> Result<PathBuf> {
+    Ok(paths::cache()?.join("kubernetes").join(format!("{VERSION}-{RECIPE}")))
+}
+
 /// The programs, made unless the cache has them.
 pub fn ready() -> Result<Programs> {
-    let parent = paths::cache()?.join("kubernetes");
-    let name = format!("{VERSION}-{RECIPE}");
-    let dir = parent.join(&name);
+    let dir = place()?;
+    let (parent, name) = (dir.with_file_name(""), format!("{VERSION}-{RECIPE}"));
     if dir.join("versions").exists() {
         return Ok(Programs(dir));
     }
