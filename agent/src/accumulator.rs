@@ -211,7 +211,7 @@ mod tests {
     proptest! {
         /// What is set through the recorder's handles comes out of the batch, cell by cell, sorted, and nothing else does.
         #[test]
-        fn every_value_set_is_in_the_batch(rows in proptest::collection::vec((1u64..4, proptest::collection::btree_map(0..COLUMNS, 0u64..1 << 50, 0..20)), 0..40)) {
+        fn every_value_set_is_in_the_batch(rows in proptest::collection::vec((1u64..4, proptest::collection::btree_map(0..COLUMNS, prop_oneof![Just(0), 0u64..1 << 50], 0..20)), 0..40)) {
             let (recorder, series) = recorder::build();
             let mut pending = Pending::default();
             let (row, handles) = metrics::with_local_recorder(&recorder, || series.handles());
@@ -242,6 +242,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn columns_of_zeros_take_no_memory_of_their_own() {
+        let current = catalogue::column("memory_current").expect("known");
+        let swap = catalogue::column("memory_swap_current").expect("known");
+        let zeros = |rows: u64| {
+            let mut samples = Samples::default();
+            for n in 0..rows {
+                let at = Stamp { ktime_ns: n, wall_us: n.cast_signed() };
+                samples.history(&meta(1), at, 50, "b1", &[(current, 4096), (swap, 0)], 1);
+            }
+            let batch =
+                Pending { samples, ..Pending::default() }.batch(Table::Samples, &names()).expect("builds");
+            let column =
+                |name| batch.column_by_name(name).expect("column").as_primitive::<Int64Type>().clone();
+            assert_eq!(
+                column("memory_swap_current").values().iter().filter(|v| **v == 0).count() as u64,
+                rows
+            );
+            (column("memory_current").values().as_ptr(), column("memory_swap_current").values().as_ptr())
+        };
+        let (few, many) = (zeros(3), zeros(500));
+        assert_eq!(few.1, many.1);
+        assert_ne!(few.0, many.0);
     }
 
     #[test]

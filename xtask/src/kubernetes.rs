@@ -84,7 +84,8 @@ impl Making {
     /// Waits for its end, whatever that is.
     pub fn wait(self) -> Result<()> {
         if let Some(mut making) = self.0 {
-            let step = Step::begin("waiting for the programs of Kubernetes (target/logs/kubernetes-programs.log)");
+            let step =
+                Step::begin("waiting for the programs of Kubernetes (target/logs/kubernetes-programs.log)");
             child::wait_until(&mut making.0, Deadline::after(programs::COMPILE))?;
             step.done("");
         }

@@ -11,25 +11,36 @@ use crate::pods::Revision;
 use crate::recorder::MASK_WORDS;
 use crate::schema;
 use arrow::array::{
-    ArrayRef, Float64Array, Int64Builder, MapBuilder, MapFieldNames, RecordBatch, StringBuilder,
-    StringDictionaryBuilder, TimestampMicrosecondBuilder, new_null_array,
+    Array as _, ArrayRef, Float64Array, Int64Array, Int64Builder, MapBuilder, MapFieldNames, RecordBatch,
+    StringBuilder, StringDictionaryBuilder, TimestampMicrosecondBuilder,
 };
-use arrow::datatypes::{DataType, Int32Type};
+use arrow::buffer::{Buffer, ScalarBuffer};
+use arrow::datatypes::Int32Type;
 use arrow::error::ArrowError;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-fn text<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayRef {
-    words(values)
+/// The longest column of zeros that is kept as such.
+const MOST_ZEROS: usize = 1 << 17;
+
+/// With room for what will come and no more: a batch is made of each second and kept until the rotation, and what a builder
+/// takes by default, a thousand rows, or twice what it needs, would be kept with it.
+fn text<'a>(values: impl Iterator<Item = Option<&'a str>> + Clone) -> ArrayRef {
+    // rows of a cgroup stand together
+    let (mut before, mut count, mut bytes) = (None, 0, 0);
+    for v in values.clone().filter(Option::is_some) {
+        if v != before {
+            (before, count, bytes) = (v, count + 1, bytes + v.map_or(0, str::len));
+        }
+    }
+    words(values, count, bytes)
 }
 
 fn owned(values: impl Iterator<Item = Option<String>>) -> ArrayRef {
-    words(values)
+    words(values, 1, 16)
 }
 
-/// With room for what is known to come: a batch is made of each second and kept until the rotation, and what a builder
-/// takes by default, a thousand rows, would be kept with it.
-fn words<T: AsRef<str>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
-    let mut b = StringDictionaryBuilder::<Int32Type>::with_capacity(values.size_hint().0, 1, 16);
+fn words<T: AsRef<str>>(values: impl Iterator<Item = Option<T>>, count: usize, bytes: usize) -> ArrayRef {
+    let mut b = StringDictionaryBuilder::<Int32Type>::with_capacity(values.size_hint().0, count, bytes);
     for v in values {
         b.append_option(v);
     }
@@ -42,7 +53,19 @@ fn int<T: TryInto<i64>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
         // a value past 2^63 has no place in the column: NULL rather than a wrong number
         b.append_option(v.and_then(|v| v.try_into().ok()));
     }
-    Arc::new(b.finish())
+    light(b.finish())
+}
+
+/// Most numbers of most containers are 0 or not there: columns of nothing else share their zeros.
+fn light(array: Int64Array) -> ArrayRef {
+    let rows = array.len();
+    if rows > MOST_ZEROS || array.values().iter().any(|v| *v != 0) {
+        return Arc::new(array);
+    }
+    // pages that nobody writes take no memory
+    static ZEROS: OnceLock<Buffer> = OnceLock::new();
+    let zeros = ZEROS.get_or_init(|| Buffer::from_vec(vec![0i64; MOST_ZEROS]));
+    Arc::new(Int64Array::new(ScalarBuffer::new(zeros.clone(), 0, rows), array.nulls().cloned()))
 }
 
 /// The common columns, in the order of `schema::common`, of rows of (instant, cgroup).
@@ -96,7 +119,7 @@ pub(super) fn samples(samples: &Samples, names: &NodeNames) -> Result<RecordBatc
     for column in 0..COLUMNS {
         let (word, bit) = (column / 64, column % 64);
         if any[word] >> bit & 1 == 0 {
-            columns.push(new_null_array(&DataType::Int64, order.len()));
+            columns.push(light(Int64Array::new_null(order.len())));
             continue;
         }
         columns.push(int(order.iter().zip(&mut places).map(|(h, place)| {

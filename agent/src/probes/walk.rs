@@ -252,7 +252,8 @@ impl Walk {
         let readings = usize::try_from(met).unwrap_or(usize::MAX).min(slots.len());
         self.before.resize(readings, LaneRecord::default());
         for (record, before) in slots.iter().zip(&mut self.before) {
-            let same_since_ns = (record.values.as_bytes() == before.values.as_bytes()).then_some(before.ktime_ns);
+            let same_since_ns =
+                (record.values.as_bytes() == before.values.as_bytes()).then_some(before.ktime_ns);
             if same_since_ns.is_some() {
                 before.ktime_ns = record.ktime_ns;
             } else {

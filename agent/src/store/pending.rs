@@ -53,6 +53,11 @@ pub struct Dropped {
     pub rows: u64,
 }
 
+/// Bytes of a batch's rows, as if it had all of them for itself: columns of zeros share theirs.
+pub fn bytes(batch: &RecordBatch) -> usize {
+    batch.columns().iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum()
+}
+
 /// One table's rows of one rotation: becomes one file.
 #[derive(Clone, Debug)]
 pub struct Item {
@@ -77,7 +82,7 @@ impl Item {
 
     pub fn new(seq: u64, table: Table, batches: Vec<RecordBatch>) -> Self {
         let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
-        let bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+        let bytes = batches.iter().map(bytes).sum();
         let is_evidence = match table {
             // the account as well: without it nobody can say what is missing
             Table::Incidents | Table::Events | Table::Processes | Table::Containers | Table::Ledger => true,

@@ -13,7 +13,7 @@ use crate::names::Table;
 use crate::priority::{self, Work};
 use crate::segment::{self, Disk, Io, Segment};
 use crate::store::journaling::{Journaling, Kept};
-use crate::store::pending::{Begun, DropReason, Dropped, Item, Rotation};
+use crate::store::pending::{self, Begun, DropReason, Dropped, Item, Rotation};
 use crate::store::{Held, State, Store, StoreError, folder};
 use arrow::array::RecordBatch;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -127,7 +127,7 @@ impl Writer {
         held.accounts.add(chunk.account);
         for (table, batch) in &rows {
             *held.given.entry(*table).or_default() += batch.num_rows() as u64;
-            held.bytes += batch.get_array_memory_size();
+            held.bytes += pending::bytes(batch);
         }
         held.rows.extend(rows.iter().cloned());
         held.last_flush = seq;
