@@ -111,7 +111,7 @@ impl Default for Sampling {
             include: Vec::new(),
             exclude: Vec::new(),
             max_cgroups: 4096,
-            max_descriptors: 8192,
+            max_descriptors: 7168,
             pss_budget_ms: 0,
         }
     }

@@ -184,11 +184,17 @@ impl Suite {
         }
     }
 
-    /// On the first kernel by systemd's cgroup driver, as clusters are; `long`: on the second by cgroupfs too.
+    /// On the first kernel by systemd's cgroup driver, as clusters are; `long`: on the second by cgroupfs, and on the newest, so that the
+    /// DaemonSet's privileges are seen to be enough on old and new ones.
     fn kubernetes(&mut self, series: &[String], long: bool) {
-        for (n, series) in series.iter().take(1 + usize::from(long)).enumerate() {
-            let name = if n == 0 { "kubernetes" } else { "kubernetes, cgroupfs" };
-            self.group(name, |_| kubernetes::test(series, n == 0));
+        let (first, others) = (series.first(), series.get(1..).unwrap_or_default());
+        let newest = others.get(1..).and_then(|newer| newer.last());
+        let more = [(others.first(), "kubernetes, cgroupfs", false), (newest, "kubernetes, newest", true)];
+        let runs = [(first, "kubernetes", true)].into_iter().chain(more.into_iter().filter(|_| long));
+        for (series, name, systemd) in runs {
+            if let Some(series) = series {
+                self.group(name, |_| kubernetes::test(series, systemd));
+            }
         }
     }
 
