@@ -125,16 +125,12 @@ pub fn verb(name: &str, options: &[&str], usage: &str) -> Result<i32> {
     say(scenario.description.trim());
     let mut run = Run::begin(name, place, options.out.take(), PathBuf::new())?;
     let outcome = played(&mut run, &kernel);
-    match &outcome {
-        Ok(outcome) => {
-            run.good = Some(outcome.is_good());
-            run.finish(State::Ended)?;
-        }
-        Err(e) => {
-            run.error = Some(format!("{e:#}"));
-            run.finish(State::Failed)?;
-        }
-    }
+    run.error = match &outcome {
+        Ok(_) => outcome::kept(&run.folder, name)?.error,
+        Err(e) => Some(format!("{e:#}")),
+    };
+    run.good = outcome.as_ref().ok().map(Outcome::is_good);
+    run.finish(if run.error.is_none() { State::Ended } else { State::Failed })?;
     Ok(i32::from(!outcome?.print(options.json)?))
 }
 

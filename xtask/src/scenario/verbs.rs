@@ -12,6 +12,7 @@ use super::runs::{self, Run, State, record_of};
 use crate::child;
 use crate::clock::{self, Deadline};
 use crate::cluster::{command, look_for};
+use crate::demo;
 use crate::progress::say;
 use crate::usage;
 use anyhow::{Context as _, Result, bail};
@@ -63,9 +64,6 @@ pub fn status(words: &[&str], usage: &str) -> Result<i32> {
         Some(name) => vec![runs::find(name)?],
         None => runs::all()?,
     };
-    if runs.iter().any(is_in_cluster) {
-        look_for(&["kubectl"])?;
-    }
     let all = runs.into_iter().map(state).collect::<Result<Vec<_>>>()?;
     if json {
         println!("{}", serde_json::to_string(&all)?);
@@ -99,7 +97,7 @@ fn state(mut run: Run) -> Result<Status> {
     let watched = run.state == State::Playing && run.is_watched();
     let (mut pods, mut note) = (None, String::new());
     if is_in_cluster(&run) {
-        note = match cluster::look(&mut run) {
+        note = match look_for(&["kubectl"]).and_then(|()| cluster::look(&mut run)) {
             Ok((progress, found)) => {
                 pods = Some(found);
                 match progress {
@@ -190,6 +188,13 @@ fn end(run: &mut Run) -> Result<()> {
 /// 0 when the files are there: what `run` says by its exit code stands in the verdict.
 pub fn export(words: &[&str], usage: &str) -> Result<i32> {
     let (mut run, json) = one(words, &["--json"], usage)?;
+    let data = run.folder.join("data");
+    if run.context().is_none() && !data.exists() {
+        bail!("run {} has recorded nothing: there is no {}", run.id, data.display());
+    }
+    if !run.fgm.exists() {
+        run.fgm = demo::agent()?;
+    }
     let outcome = if run.context().is_some() { cluster::export(&mut run)? } else { of_folder(&run)? };
     outcome.print(json)?;
     Ok(0)
@@ -197,9 +202,6 @@ pub fn export(words: &[&str], usage: &str) -> Result<i32> {
 
 fn of_folder(run: &Run) -> Result<Outcome> {
     let (folder, name) = (&run.folder, run.scenario.as_str());
-    if !folder.join("data").exists() {
-        bail!("run {} has recorded nothing: there is no {}", run.id, folder.join("data").display());
-    }
     if !record_of(folder, name).exists() {
         // Its xtask has not come to that; all that its agent recorded is of this run.
         let error = Some(if run.is_watched() { "it is being played" } else { "it was ended before its end" });
