@@ -300,6 +300,14 @@ fn a_scenario_that_cannot_be_played_says_why_and_leaves_nothing() {
     assert!(missing.contains("no such image") && missing.contains("cargo xtask cluster deploy"), "{missing}");
     assert!(stand.calls().contains(&delete()));
     assert_eq!(stand.record()["state"], "failed");
+    // Nor where no agent answers, who may answer later.
+    stand.write("incidents", "");
+    let output = stand.run(RUN);
+    assert!(text(&output.stderr).contains("fgm incidents printed no JSON"), "{}", text(&output.stderr));
+    assert!(stand.calls().iter().any(|c| c.contains(" delete namespace ")));
+    stand.answer("incidents", &json!({"incidents": [], "unanswered": []}));
+    let missing = stand.json("export sigpipe-crash --json")["missing"].to_string();
+    assert!(missing.contains("no such image"), "{missing}");
     stand.write("refused", "error: forbidden");
     let output = stand.run(RUN);
     assert_eq!(output.status.code(), Some(1));
