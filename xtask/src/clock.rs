@@ -61,9 +61,36 @@ fn format_utc(secs: u64) -> String {
     format!("{year:04}{month:02}{day:02}T{:02}{:02}{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
+/// `2026-11-24T07:55:01Z`, as Kubernetes writes times, in µs.
+pub fn parse_utc(text: &str) -> Option<i64> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let part = |text: Option<&str>| text?.parse::<i64>().ok();
+    let (mut date, mut time) = (date.split('-'), time.split('.').next()?.split(':'));
+    let (year, month, day) = (part(date.next())?, part(date.next())?, part(date.next())?);
+    let (hour, minute, second) = (part(time.next())?, part(time.next())?, part(time.next())?);
+    // As above, from the other side: March is month 0 of its year.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    Some((days * 86_400 + hour * 3600 + minute * 60 + second) * 1_000_000)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::format_utc;
+    use super::{format_utc, parse_utc};
+
+    #[test]
+    fn what_kubernetes_writes_is_read() {
+        for (text, secs) in [
+            ("1970-01-01T00:00:00Z", 0),
+            ("2000-02-29T00:00:00Z", 951_782_400),
+            ("2026-12-31T23:59:59.25Z", 1_798_761_599),
+        ] {
+            assert_eq!(parse_utc(text), Some(secs * 1_000_000), "{text}");
+        }
+        for text in ["", "null", "2026-12-31", "2026-12-31T23:59:59+01:00"] {
+            assert_eq!(parse_utc(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn stamp_counts_leap_days() {

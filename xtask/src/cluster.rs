@@ -18,7 +18,7 @@ use std::time::Duration;
 
 const USAGE: &str = "cargo xtask cluster create|deploy|status|viewer|destroy --kind NAME|--minikube PROFILE \
                      [--image FILE]… [--node NODE] [--port 8050] [--dry-run]";
-const NAMESPACE: &str = "fgm";
+pub const NAMESPACE: &str = "fgm";
 /// A node image is fetched by the first of them.
 const CREATE: Duration = Duration::from_mins(15);
 const STEP: Duration = Duration::from_mins(5);
@@ -49,7 +49,7 @@ enum Verb {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Cluster {
+pub enum Cluster {
     Kind(String),
     Minikube(String),
 }
@@ -84,10 +84,10 @@ impl Args {
                 "--kind" | "--minikube" if cluster.is_some() => {
                     return Err(usage::wrong("two clusters are named, and one is meant", USAGE));
                 }
-                "--kind" => cluster = Some(Cluster::Kind(named(&value()?)?)),
-                "--minikube" => cluster = Some(Cluster::Minikube(named(&value()?)?)),
+                "--kind" => cluster = Some(Cluster::Kind(named(&value()?, USAGE)?)),
+                "--minikube" => cluster = Some(Cluster::Minikube(named(&value()?, USAGE)?)),
                 "--image" if verb == Verb::Deploy => images.push(PathBuf::from(value()?)),
-                "--node" if verb == Verb::Viewer => node = Some(named(&value()?)?),
+                "--node" if verb == Verb::Viewer => node = Some(named(&value()?, USAGE)?),
                 "--port" if verb == Verb::Viewer => {
                     let text = value()?;
                     port =
@@ -103,14 +103,14 @@ impl Args {
 }
 
 /// As clusters, profiles and nodes are named: never an option, never a path.
-fn named(name: &str) -> Result<String> {
+pub fn named(name: &str, usage: &str) -> Result<String> {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
     if name.is_empty() || name.starts_with(['-', '.']) || !name.chars().all(good) {
         return Err(usage::wrong(
             format!(
                 "`{name}` is no name: lower-case letters, digits, `-` and `.`, not `-` or `.` at the start"
             ),
-            USAGE,
+            usage,
         ));
     }
     Ok(name.to_owned())
@@ -122,7 +122,7 @@ fn words(line: &[&str]) -> Vec<String> {
 
 impl Cluster {
     /// Its name in the user's kubeconfig, by the tool's own rule.
-    fn context(&self) -> String {
+    pub fn context(&self) -> String {
         match self {
             Self::Kind(name) => format!("kind-{name}"),
             Self::Minikube(profile) => profile.clone(),
@@ -208,9 +208,10 @@ fn tools(args: &Args) -> Vec<&'static str> {
     }
 }
 
-fn check_tools(args: &Args) -> Result<()> {
+/// An error that names each that is not there, with the command that gets it.
+pub fn look_for(tools: &[&str]) -> Result<()> {
     let mut missing = String::new();
-    for name in tools(args) {
+    for &name in tools {
         if which(name).is_none() {
             let get = TOOLS.iter().find(|(tool, _)| *tool == name).map_or("", |(_, get)| get);
             write!(missing, "\n  {name} is not in PATH. To get it:\n    {get}")?;
@@ -226,7 +227,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let args = Args::parse(&words)?;
     if !args.dry_run {
-        check_tools(&args)?;
+        look_for(&tools(&args))?;
     }
     let cluster = &args.cluster;
     let run = Runner { dry_run: args.dry_run, cluster: cluster.context() };
@@ -312,7 +313,7 @@ struct Runner {
     cluster: String,
 }
 
-fn command(line: &[String]) -> Command {
+pub fn command(line: &[String]) -> Command {
     let mut c = tool(line.first().map_or("", String::as_str));
     c.args(line.iter().skip(1));
     c

@@ -149,10 +149,13 @@ pub struct Programs {
     pub workload: PathBuf,
 }
 
-/// Kernel programs first, since the agent embeds them. A debug agent: it is built in a fraction of the time.
 pub fn build() -> Result<Programs> {
+    Ok(Programs { agent: agent()?, workload: scenario::workload()? })
+}
+
+/// Kernel programs first, since the agent embeds them. A debug agent: it is built in a fraction of the time.
+pub fn agent() -> Result<PathBuf> {
     ebpf::build()?;
     let built = ebpf::cargo_build("the agent", &["-p", "fgm", "--bin", "fgm"])?;
-    let agent = built.into_iter().find(|p| p.ends_with("fgm")).context("cargo built no fgm")?;
-    Ok(Programs { agent, workload: scenario::workload()? })
+    built.into_iter().find(|p| p.ends_with("fgm")).context("cargo built no fgm")
 }

@@ -32,7 +32,7 @@ use std::thread;
 use std::time::Duration;
 
 /// The life of the guest: every wait of `play`, one after the other.
-const WHOLE: Duration = Duration::from_mins(26);
+const WHOLE: Duration = Duration::from_mins(34);
 
 const SYSTEMD: &[Need] = &[
     Need {

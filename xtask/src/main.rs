@@ -46,7 +46,7 @@ cargo xtask VERB
   bench evidence|burst|churn|quiet|store|sampler  the numbers that the recorder is held to
   faults [--points N]         let N things go wrong with the store and the agent, and count what that cost
   interop [--all]             other engines read what the agent wrote, and find the same
-  scenario list|run NAME      play a workload, and hold what the agent tells of it against what is expected
+  scenario list|run|status|logs|stop|export NAME   play a workload, and hold what the agent tells of it against what is expected
   image [--workload]          the agent (or what scenarios are made of) as an OCI image, one static binary in it
   cluster create|deploy|status|viewer|destroy --kind NAME|--minikube PROFILE   the agent on a cluster of your own
   vm [OPTIONS] -- COMMAND     run a command in the test VM

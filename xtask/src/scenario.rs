@@ -1,13 +1,19 @@
-//! `cargo xtask scenario list|run|manifests`: workloads in cgroups of their own, the agent that watches them, and whether it saw
+//! `cargo xtask scenario list|run|status|logs|stop|export|manifests`: workloads in cgroups of their own, the agent that watches them, and whether it saw
 //! what there was to see. A scenario is a folder `scenarios/NAME`: what is played (`scenario.toml`), what must and must not be
 //! told of it (`expect.toml`), the same for a cluster (`deploy.yaml`, rendered from the first), a dashboard and a README.
 //! Called by a person, by `demo` and by `test`.
 
+mod ask;
+mod cluster;
 mod expect;
 mod manifest;
+mod outcome;
 mod play;
+mod pods;
 mod run;
+mod runs;
 mod stage;
+mod verbs;
 
 pub use expect::Expect;
 pub use run::{GROUP, group, names};
@@ -150,7 +156,9 @@ pub fn workload() -> Result<PathBuf> {
 
 const USAGE: &str = "cargo xtask scenario list [--json] | build | manifests [--write] | \
                      judge RUN-FOLDER | run --all [--kernel SERIES] | \
-                     run NAME [--on vm|host] [--kernel SERIES] [--out DIR] [--json]";
+                     run NAME [--on vm|host|kind|minikube] [--cluster NAME] [--context NAME] [--kernel SERIES] [--out DIR] \
+                     [--fgm PROGRAM] [--detach] [--dry-run] [--json] | status [NAME|RUN] [--json] | \
+                     logs NAME|RUN [--follow] | stop NAME|RUN [--json] | export NAME|RUN [--json]";
 
 pub fn verb(args: &[OsString]) -> Result<i32> {
     let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
@@ -176,10 +184,18 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
         ["--play", out, agent, workload, names @ ..] => {
             play::play(Path::new(out), Path::new(agent), Path::new(workload), names)?;
         }
+        ["--watch", id] => return run::watch(id),
+        ["status", words @ ..] => return verbs::status(words, USAGE),
+        ["logs", words @ ..] => return verbs::logs(words, USAGE),
+        ["stop", words @ ..] => return verbs::stop(words, USAGE),
+        ["export", words @ ..] => return verbs::export(words, USAGE),
         ["judge", out] => return run::judge(Path::new(out)),
         ["run", "--all", options @ ..] => return run::all(options, USAGE),
         ["run", name, options @ ..] if !name.starts_with('-') => return run::verb(name, options, USAGE),
-        _ => return Err(usage::wrong("neither list, build, manifests, judge nor run", USAGE)),
+        _ => {
+            let what = "neither list, build, manifests, judge, run, status, logs, stop nor export";
+            return Err(usage::wrong(what, USAGE));
+        }
     }
     Ok(0)
 }

@@ -33,6 +33,8 @@ pub const NODE: &str = "fgm-node";
 /// Of etcd and of the API server, which take a second and five when nothing else runs.
 const READY: Duration = Duration::from_mins(3);
 
+/// The only context of its kubeconfigs.
+pub const CONTEXT: &str = "x";
 /// Who has a certificate, and as whom.
 const USERS: &[(&str, &str)] = &[
     ("admin", "/O=system:masters/CN=admin"),
@@ -112,8 +114,8 @@ impl<'p> Control<'p> {
             "users": [{"name": "u", "user": {
                 "client-certificate": at(&format!("{name}.crt")), "client-key": at(&format!("{name}.key")),
             }}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
+            "contexts": [{"name": CONTEXT, "context": {"cluster": "c", "user": "u"}}],
+            "current-context": CONTEXT,
         });
         let path = dir.join(format!("{name}.kubeconfig"));
         fs::write(&path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))
@@ -249,6 +251,15 @@ impl<'p> Control<'p> {
         c.arg("--cache-dir").arg(self.dir.join("kubectl"));
         c.args(args).stdin(Stdio::null()).env_remove("KUBECONFIG");
         Ok(c)
+    }
+
+    /// Another program, which finds kubectl and this cluster as a user's would.
+    pub fn as_user(&self, program: &Path) -> Command {
+        let mut c = child::bound_to_us(program);
+        self.programs.surround(&mut c);
+        // Where kubectl of this version keeps what it looked up.
+        c.env("KUBECONFIG", self.config()).env("HOME", &self.dir);
+        c
     }
 
     /// What kubectl prints; an error is its own words.

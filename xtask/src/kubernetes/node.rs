@@ -36,7 +36,7 @@ const SOCKET: &str = "/run/containerd/containerd.sock";
 /// containerd takes 10 to 20 s to answer on an emulated CPU.
 const CONTAINERD: Duration = Duration::from_mins(2);
 /// The whole life of a node: whoever waits for it waits less.
-const LIFE: Duration = Duration::from_mins(25);
+const LIFE: Duration = Duration::from_mins(33);
 
 /// What a node is made of; paths are the same in the guest as on the host.
 #[derive(serde::Serialize, serde::Deserialize)]

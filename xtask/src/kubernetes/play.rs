@@ -2,7 +2,7 @@
 //! Must never judge: that is `check`'s. Called by `kubernetes`.
 
 use super::check::{Checks, Killed};
-use super::control::{Control, NODE};
+use super::control::{CONTEXT, Control, NODE};
 use crate::child::{self, Reaped, TempDir};
 use crate::clock::Deadline;
 use crate::net::free_port;
@@ -23,6 +23,8 @@ const NODE_READY: Duration = Duration::from_mins(6);
 const AGENT_READY: Duration = Duration::from_mins(5);
 /// From the pod's creation to an incident with everything in it.
 const TOLD: Duration = Duration::from_mins(6);
+/// A scenario of half a minute, on an emulated CPU.
+const SCENARIO: Duration = Duration::from_mins(8);
 const AGENT_GONE: Duration = Duration::from_mins(3);
 const EXPORT: Duration = Duration::from_mins(2);
 
@@ -74,6 +76,7 @@ impl<'p> Test<'p> {
         let incident = self.incident(node, &killed)?;
         killed.incident(&mut self.checks, &incident);
         self.live(&killed, &incident)?;
+        self.scenario("oom-kill")?;
         self.delete_agent(node)?;
         Ok(killed)
     }
@@ -291,6 +294,30 @@ impl<'p> Test<'p> {
         let kills = events.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
         let kills = kills.filter(|e| e["kind"] == "oom_kill" && e["node"] == NODE).count();
         self.checks.that("fgm events --all-nodes has the kill", kills >= 1, &kills);
+        Ok(())
+    }
+
+    /// `cargo xtask scenario run`, as in anybody's cluster: by kubectl and `fgm … --all-nodes` alone, and judged by the scenario's own rules.
+    fn scenario(&mut self, name: &str) -> Result<()> {
+        let mut c = self.control.as_user(&paths::own()?);
+        c.args(["scenario", "run", name, "--context", CONTEXT, "--json", "--fgm"]).arg(&self.fgm);
+        c.env("FGM_RUNS", self.out.join("runs"));
+        let step = Step::begin(format!("playing the scenario {name} in the cluster"));
+        let said = bounded(&mut c, SCENARIO)?;
+        step.done("");
+        let outcome: Value = serde_json::from_str(said.lines().last().unwrap_or_default())
+            .with_context(|| format!("the scenario {name} ended with no JSON"))?;
+        let met = outcome["met"].as_array().map_or(0, Vec::len);
+        let good = outcome["missing"] == json!([]) && outcome["unexpected"] == json!([]);
+        self.checks.that(
+            &format!("all that is expected of {name} is told, and no more"),
+            good && met > 0,
+            &outcome,
+        );
+        for file in ["html", "parquet"] {
+            let size = outcome[file].as_str().and_then(|path| fs::metadata(path).ok()).map_or(0, |m| m.len());
+            self.checks.that(&format!("its {file} is written, of all nodes"), size > 10_000, &size);
+        }
         Ok(())
     }
 

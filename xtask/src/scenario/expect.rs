@@ -147,11 +147,14 @@ impl Expect {
         self.kernel.iter().any(|k| k.container == container && k.exit_code.is_some())
     }
 
-    /// What the kernel's files and wait(2) say of one container; an error when that is not what the scenario is for.
-    pub fn kernel(&self, container: &str, oom_kill: u64, exit_codes: &[i32]) -> Result<(), String> {
+    /// What the kernel's files and wait(2) say of one container, the former where they can be read; an error when that is not what
+    /// the scenario is for.
+    pub fn kernel(&self, container: &str, oom_kill: Option<u64>, exit_codes: &[i32]) -> Result<(), String> {
         for k in self.kernel.iter().filter(|k| k.container == container) {
-            if let Some(want) = k.oom_kill.filter(|want| *want != oom_kill) {
-                return Err(format!("container {container}: {oom_kill} OOM kills, and {want} were to be"));
+            if let (Some(want), Some(found)) = (k.oom_kill, oom_kill)
+                && want != found
+            {
+                return Err(format!("container {container}: {found} OOM kills, and {want} were to be"));
             }
             if let Some(want) = k.exit_code
                 && let Some(code) = exit_codes.iter().find(|code| **code != want)
@@ -167,6 +170,9 @@ impl Expect {
         if let Some(error) = &record.error {
             verdict.missing.push(format!("the scenario itself: {error}"));
             return verdict;
+        }
+        for node in &record.silent {
+            verdict.missing.push(format!("what was told on node {node}"));
         }
         for c in &record.containers {
             if let Err(why) = self.kernel(&c.name, c.oom_kill, &c.exit_codes) {
@@ -263,7 +269,7 @@ mod tests {
         let app = Played {
             name: "app".into(),
             ids: vec!["77".into(), "88".into()],
-            oom_kill: 1,
+            oom_kill: Some(1),
             exit_codes: vec![137],
         };
         Record {
@@ -313,6 +319,14 @@ mod tests {
         other.peaks.clear();
         other.containers[0].exit_codes = vec![0];
         assert_eq!(expect.judge(&other).missing.len(), 2);
+        let silent =
+            Record { silent: vec!["n: gone".into()], ..record(json!([kill()]), json!([incident()])) };
+        assert_eq!(expect.judge(&silent).missing, ["what was told on node n: gone"]);
+        let mut killed = record(json!([kill()]), json!([incident()]));
+        killed.containers[0].oom_kill = Some(2);
+        assert_eq!(expect.judge(&killed).missing.len(), 1);
+        killed.containers[0].oom_kill = None;
+        assert!(expect.judge(&killed).is_good(), "nobody could count them");
         let failed = Record { error: Some("no cgroup".into()), ..Record::default() };
         assert!(!Expect::default().judge(&failed).is_good());
     }

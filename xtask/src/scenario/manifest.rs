@@ -15,6 +15,14 @@ const HEAD: &str = "\
 # Its image: `cargo xtask image --workload`.
 ";
 
+/// On each object of a run, with the run's id.
+pub const RUN_LABEL: &str = "fgm/run";
+
+/// The namespace of a scenario, or of one run of it: two runs have nothing in common then.
+pub fn namespace(name: &str) -> String {
+    format!("fgm-{}", name.to_lowercase())
+}
+
 fn path(name: &str) -> PathBuf {
     folder().join(name).join("deploy.yaml")
 }
@@ -22,7 +30,7 @@ fn path(name: &str) -> PathBuf {
 pub fn write_all() -> Result<()> {
     for name in names() {
         let path = path(&name);
-        fs::write(&path, render(&Scenario::load(&name)?)?)
+        fs::write(&path, render(&Scenario::load(&name)?, None)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
@@ -32,7 +40,7 @@ pub fn write_all() -> Result<()> {
 pub fn check_all() -> Result<i32> {
     let mut stale = Vec::new();
     for name in names() {
-        if fs::read_to_string(path(&name)).ok() != Some(render(&Scenario::load(&name)?)?) {
+        if fs::read_to_string(path(&name)).ok() != Some(render(&Scenario::load(&name)?, None)?) {
             stale.push(name);
         }
     }
@@ -75,11 +83,13 @@ fn word(word: &str, own: &Container, all: &[Container]) -> Result<String> {
     Ok(word.replace("{scratch}", "/scratch/file"))
 }
 
-/// The whole file: a namespace, then each pod, or job, and its services.
-fn render(scenario: &Scenario) -> Result<String> {
+/// The whole file: a namespace, then each pod, or job, and its services. Those of a run have a namespace of its own and its label.
+pub fn render(scenario: &Scenario, run: Option<&str>) -> Result<String> {
     let mut out = String::from(HEAD);
     // One for each, so that two may run at a time and go by their namespace.
-    let namespace = format!("fgm-{}", scenario.name);
+    let namespace = namespace(run.unwrap_or(&scenario.name));
+    let labelled =
+        |indent: &str| run.map_or(String::new(), |run| format!("{indent}{RUN_LABEL}: {}\n", quoted(run)));
     let mut pods: Vec<&str> = Vec::new();
     for c in &scenario.container {
         if !pods.contains(&c.pod.as_str()) {
@@ -89,14 +99,15 @@ fn render(scenario: &Scenario) -> Result<String> {
     write!(
         out,
         "---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  labels:\n    \
-         pod-security.kubernetes.io/enforce: restricted\n"
+         pod-security.kubernetes.io/enforce: restricted\n{}",
+        labelled("    ")
     )?;
     for pod in pods {
         let own: Vec<&Container> = scenario.container.iter().filter(|c| c.pod == pod).collect();
         let copies = own.iter().map(|c| c.copies).max().unwrap_or(1);
         let labels = format!("app: {pod}\n", pod = quoted(pod));
         let scenario_label = format!("fgm/scenario: {}\n", quoted(&scenario.name));
-        let metadata = |indent: &str| format!("{indent}{labels}{indent}{scenario_label}");
+        let metadata = |indent: &str| format!("{indent}{labels}{indent}{scenario_label}{}", labelled(indent));
         if copies > 1 {
             write!(out, "---\napiVersion: batch/v1\nkind: Job\n")?;
             write!(
@@ -186,7 +197,8 @@ fn spec(own: &[&Container], all: &[Container], indent: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{check_all, cpu, memory};
+    use super::{check_all, cpu, memory, names, render};
+    use crate::scenario::Scenario;
 
     #[test]
     fn limits_are_written_as_kubernetes_has_them() {
@@ -195,6 +207,22 @@ mod tests {
         assert_eq!(cpu("20000 100000").expect("a quota"), "200m");
         assert!(memory("max").is_err());
         assert!(cpu("max 100000").is_err());
+    }
+
+    #[test]
+    fn each_object_of_a_run_has_its_label_and_its_namespace() {
+        for name in names() {
+            let scenario = Scenario::load(&name).expect(&name);
+            let (plain, text) =
+                (render(&scenario, None).expect(&name), render(&scenario, Some("r-1Z")).expect(&name));
+            let of = |text: &str, what: &str| text.matches(what).count();
+            // A job's pods have labels of their own.
+            let labels = of(&text, "\nkind: ") + of(&text, "\n  template:");
+            assert_eq!(of(&text, "fgm/run: \"r-1Z\"\n"), labels, "{name}");
+            let own = format!("fgm-{name}\n");
+            assert_eq!(of(&text, "fgm-r-1z\n"), of(&plain, &own), "{name}");
+            assert_eq!(of(&text, &own), 0, "{name}");
+        }
     }
 
     #[test]

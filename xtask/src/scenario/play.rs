@@ -2,7 +2,7 @@
 //! nothing. Runs on the host or in the test VM. Must never leave the agent running. Called by `run`, in the VM through
 //! `xtask scenario --play`.
 
-use super::{Running, Scenario};
+use super::{Running, Scenario, outcome};
 use crate::agent::Agent;
 use crate::clock::{self, Deadline};
 use crate::demo::CGROUP_ROOT;
@@ -40,6 +40,9 @@ pub struct Record {
     pub incidents: Vec<Value>,
     /// Highest value by `CONTAINER METRIC`.
     pub peaks: BTreeMap<String, Option<f64>>,
+    /// Nodes that had a part in it and whose agent gave no answer, with why.
+    #[serde(default)]
+    pub silent: Vec<String>,
 }
 
 /// One container and all instances that it had.
@@ -47,7 +50,8 @@ pub struct Record {
 pub struct Played {
     pub name: String,
     pub ids: Vec<String>,
-    pub oom_kill: u64,
+    /// By the kernel's files; nobody can read those of a cluster's nodes.
+    pub oom_kill: Option<u64>,
     pub exit_codes: Vec<i32>,
 }
 
@@ -86,10 +90,10 @@ pub fn play(out: &Path, agent: &Path, workload: &Path, names: &[&str]) -> Result
             agent.alive()?;
             say(&format!("scenario {name}: {e:#}"));
             record.error = Some(format!("{e:#}"));
+            // What was recorded by then can be exported.
+            record.to_us = clock::wall_us();
         }
-        let path = out.join(format!("{name}.json"));
-        fs::write(&path, serde_json::to_string_pretty(&record)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        outcome::keep(&record, out)?;
     }
     agent.stop()
 }
@@ -115,7 +119,7 @@ fn one(agent: &mut Agent, workload: &Path, record: &mut Record) -> Result<()> {
         });
         let played = &mut record.containers[at];
         played.ids.push(i.id);
-        played.oom_kill += i.oom_kill;
+        *played.oom_kill.get_or_insert(0) += i.oom_kill;
         played.exit_codes.extend(i.exit_code);
     }
     record.events = told(agent, record, "events")?;
@@ -152,7 +156,8 @@ fn wait(agent: &mut Agent, running: &mut Running<'_>, record: &Record, expected:
     }
 }
 
-fn seconds(us: i64) -> String {
+/// As the agent takes an instant.
+pub fn seconds(us: i64) -> String {
     format!("{}.{:06}", us / 1_000_000, us % 1_000_000)
 }
 

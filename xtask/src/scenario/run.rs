@@ -1,44 +1,27 @@
-//! A run from outside: builds, plays in the test VM or here, compares with what was expected, exports what was recorded.
-//! Must never call a scenario good of which nothing was recorded. Called by `scenario` and by `test`.
+//! A run from outside: builds, plays in the test VM, here or in a cluster, compares with what was expected, exports what was recorded.
+//! Called by `scenario` and by `test`.
 
-use super::expect::Verdict;
-use super::play::{self, Record};
-use super::{Scenario, folder};
-use crate::child::tool;
+use super::outcome::{self, Outcome, show};
+use super::play;
+use super::runs::{Place, Run, State, record_of};
+use super::{Scenario, cluster, folder};
 use crate::demo::{self, CGROUP_ROOT, Programs};
-use crate::progress::{quiet, say};
+use crate::progress::say;
 use crate::tally::Tally;
 use crate::vm::Guest;
-use crate::{cgroup, clock, paths, usage};
+use crate::{cgroup, child, clock, paths, usage};
 use anyhow::{Context as _, Result, bail};
-use serde::Serialize;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// What `cargo xtask test` plays; `--long` plays all.
 pub const GROUP: [&str; 4] = ["oom-group", "sigpipe-crash", "crash-loop", "quiet"];
 /// Boot, the agent's start and end, on a busy machine.
 const AROUND: Duration = Duration::from_mins(6);
-
-#[derive(Clone, Copy, PartialEq)]
-enum Place {
-    Vm,
-    Host,
-}
-
-/// What a run leaves; with `--json` the last line on stdout.
-#[derive(Serialize)]
-struct Outcome {
-    run: String,
-    scenario: String,
-    #[serde(flatten)]
-    verdict: Verdict,
-    /// None where the scenario did not come to its end; a group has no Parquet beside the one in its reports.
-    html: Option<PathBuf>,
-    parquet: Option<PathBuf>,
-}
 
 pub fn names() -> Vec<String> {
     let entries = fs::read_dir(folder()).into_iter().flatten().flatten();
@@ -50,48 +33,155 @@ pub fn names() -> Vec<String> {
     names
 }
 
-pub fn verb(name: &str, options: &[&str], usage: &str) -> Result<i32> {
-    let (mut place, mut kernel, mut out, mut json) = (None, None, None, false);
-    let mut options = options.iter().copied();
-    while let Some(option) = options.next() {
-        match option {
-            "--json" => json = true,
-            "--on" => {
-                place = Some(match usage::value(options.next(), option, usage)? {
-                    "vm" => Place::Vm,
-                    "host" => Place::Host,
-                    other => return Err(usage::wrong(format!("--on {other}: there are vm and host"), usage)),
-                });
+#[derive(Default)]
+struct Options {
+    on: Option<String>,
+    cluster: Option<String>,
+    context: Option<String>,
+    kernel: Option<String>,
+    out: Option<PathBuf>,
+    /// The program that asks a cluster's agents.
+    fgm: Option<PathBuf>,
+    json: bool,
+    detach: bool,
+    dry_run: bool,
+}
+
+impl Options {
+    fn parse(words: &[&str], usage: &str) -> Result<Self> {
+        let (mut all, mut words) = (Self::default(), words.iter().copied());
+        while let Some(word) = words.next() {
+            let mut value = || usage::value(words.next(), word, usage).map(str::to_owned);
+            match word {
+                "--json" => all.json = true,
+                "--detach" => all.detach = true,
+                "--dry-run" => all.dry_run = true,
+                "--on" => all.on = Some(value()?),
+                "--cluster" => all.cluster = Some(crate::cluster::named(&value()?, usage)?),
+                "--context" => all.context = Some(value()?),
+                "--kernel" => all.kernel = Some(value()?),
+                "--out" => all.out = Some(value()?.into()),
+                "--fgm" => all.fgm = Some(value()?.into()),
+                _ => return Err(usage::wrong(format!("unknown option `{word}`"), usage)),
             }
-            "--kernel" => kernel = Some(usage::value(options.next(), option, usage)?.to_owned()),
-            "--out" => out = Some(PathBuf::from(usage::value(options.next(), option, usage)?)),
-            _ => return Err(usage::wrong(format!("unknown option `{option}`"), usage)),
         }
+        Ok(all)
     }
+
+    /// `None` where the machine decides between vm and host.
+    fn place(&self, usage: &str) -> Result<Option<Place>> {
+        let named = |default: &str| self.cluster.clone().unwrap_or_else(|| default.to_owned());
+        let place = match (self.on.as_deref(), &self.context) {
+            (None, None) => None,
+            (Some("vm"), None) => Some(Place::Vm),
+            (Some("host"), None) => Some(Place::Host),
+            // As the tools themselves call a cluster that nobody named.
+            (Some("kind"), None) => Some(Place::Kind(named("kind"))),
+            (Some("minikube"), None) => Some(Place::Minikube(named("minikube"))),
+            (None, Some(name)) if name.is_empty() || name.starts_with('-') => {
+                return Err(usage::wrong(format!("--context {name} is no context"), usage));
+            }
+            (None, Some(name)) => Some(Place::Context(name.clone())),
+            (Some(_), Some(_)) => return Err(usage::wrong("--context goes without --on", usage)),
+            (Some(other), None) => {
+                return Err(usage::wrong(
+                    format!("--on {other}: there are vm, host, kind and minikube"),
+                    usage,
+                ));
+            }
+        };
+        let is_cluster = place.as_ref().is_some_and(|p| p.context().is_some());
+        for (option, given, good) in [
+            ("--cluster", self.cluster.is_some(), matches!(place, Some(Place::Kind(_) | Place::Minikube(_)))),
+            ("--fgm", self.fgm.is_some(), is_cluster),
+            ("--detach", self.detach, is_cluster),
+            ("--dry-run", self.dry_run, is_cluster),
+            ("--kernel", self.kernel.is_some(), matches!(place, None | Some(Place::Vm))),
+        ] {
+            if given && !good {
+                let with = match option {
+                    "--cluster" => "--on kind or --on minikube",
+                    "--kernel" => "--on vm",
+                    _ => "--on kind, --on minikube or --context",
+                };
+                return Err(usage::wrong(format!("{option} goes with {with} only"), usage));
+            }
+        }
+        Ok(place)
+    }
+}
+
+pub fn verb(name: &str, options: &[&str], usage: &str) -> Result<i32> {
+    let mut options = Options::parse(options, usage)?;
+    let place = options.place(usage)?;
     let scenario = Scenario::load(name)?;
     scenario.expect()?;
-    if kernel.is_some() && place == Some(Place::Host) {
-        return Err(usage::wrong("--kernel goes with --on vm only", usage));
+    if let Some(place) = place.clone().filter(|p| p.context().is_some()) {
+        return in_cluster(&scenario, place, &options);
     }
-    let kernel = kernel.unwrap_or_else(|| crate::kernel::DEFAULT.to_owned());
+    let kernel = options.kernel.unwrap_or_else(|| crate::kernel::DEFAULT.to_owned());
     crate::kernel::check_series(&kernel)?;
     let place = chosen(place, name)?;
     say(scenario.description.trim());
-    let run = format!("{name}-{}", clock::stamp());
-    let out = out.unwrap_or_else(|| paths::target().join("scenario").join(&run));
+    let mut run = Run::begin(name, place, options.out.take(), PathBuf::new())?;
+    let outcome = played(&mut run, &kernel);
+    run.error = match &outcome {
+        Ok(_) => outcome::kept(&run.folder, name)?.error,
+        Err(e) => Some(format!("{e:#}")),
+    };
+    run.good = outcome.as_ref().ok().map(Outcome::is_good);
+    run.finish(if run.error.is_none() { State::Ended } else { State::Failed })?;
+    Ok(i32::from(!outcome?.print(options.json)?))
+}
+
+fn played(run: &mut Run, kernel: &str) -> Result<Outcome> {
     let programs = demo::build()?;
-    let out = play_all(place, &kernel, &out, &programs, &[name])?;
-    let outcome = outcome(&out, &programs.agent, &run, name, &["html", "parquet"])?;
-    let good = show(name, &outcome.verdict);
-    if json {
-        println!("{}", serde_json::to_string(&outcome)?);
-    } else {
-        for (what, file) in [("report", &outcome.html), ("parquet", &outcome.parquet)] {
-            let file = file.as_ref().map_or("none".into(), |f| f.display().to_string());
-            println!("{what:8} {file}");
-        }
+    run.fgm.clone_from(&programs.agent);
+    run.save()?;
+    let name = run.scenario.as_str();
+    play_all(&run.place, kernel, &run.folder, &programs, &[name])?;
+    outcome::of_folder(&run.folder, &programs.agent, &run.id, name, &["html", "parquet"])
+}
+
+fn in_cluster(scenario: &Scenario, place: Place, options: &Options) -> Result<i32> {
+    if options.dry_run {
+        let fgm = options.fgm.clone().unwrap_or_else(|| "fgm".into());
+        print!("{}", cluster::plan(scenario, place, &fgm));
+        return Ok(0);
     }
-    Ok(i32::from(!good))
+    // First, so that what is missing is said before minutes of compiling.
+    cluster::agents(&place)?;
+    let fgm = match &options.fgm {
+        Some(given) => given.canonicalize().with_context(|| format!("no program {}", given.display()))?,
+        None => demo::agent()?,
+    };
+    say(scenario.description.trim());
+    let mut run = cluster::start(scenario, place, options.out.clone(), &fgm)?;
+    let id = run.id.clone();
+    say(&format!("run {id}; cargo xtask scenario status|logs|stop|export {id}, from any terminal"));
+    if !options.detach {
+        let outcome = cluster::watch(&mut run)?;
+        return Ok(i32::from(!outcome.print(options.json)?));
+    }
+    let log = run.folder.join("watch.log");
+    let file = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let mut c = child::tool(paths::own()?);
+    c.args(["scenario", "--watch", &id]);
+    c.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+    let watcher = c.spawn().context("cannot start what waits for its end")?;
+    say(&format!("process {} waits for its end; {}", watcher.id(), log.display()));
+    if options.json {
+        println!("{}", serde_json::to_string(&run)?);
+    } else {
+        println!("{id}");
+    }
+    Ok(0)
+}
+
+/// What waits for the end of a run that was detached; nobody else calls it.
+pub fn watch(id: &str) -> Result<i32> {
+    let outcome = cluster::watch(&mut Run::load(id)?)?;
+    Ok(i32::from(!outcome.print(true)?))
 }
 
 /// All of them in one boot.
@@ -113,11 +203,13 @@ pub fn group(names: &[String], kernel: &str) -> Result<Tally> {
     let run = clock::stamp();
     let out = paths::target().join("scenario").join(&run);
     let words: Vec<&str> = names.iter().map(String::as_str).collect();
-    let out = play_all(Place::Vm, kernel, &out, &programs, &words)?;
+    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    let out = out.canonicalize().with_context(|| format!("no folder {}", out.display()))?;
+    play_all(&Place::Vm, kernel, &out, &programs, &words)?;
     let mut tally = Tally::default();
     for name in names {
-        let good = outcome(&out, &programs.agent, &format!("{name}-{run}"), name, &["html"])
-            .map(|o| show(name, &o.verdict));
+        let good = outcome::of_folder(&out, &programs.agent, &format!("{name}-{run}"), name, &["html"])
+            .map(|outcome| outcome.is_good());
         match good {
             Ok(true) => tally.passed += 1,
             Ok(false) => tally.failed += 1,
@@ -134,8 +226,12 @@ pub fn group(names: &[String], kernel: &str) -> Result<Tally> {
 pub fn judge(out: &Path) -> Result<i32> {
     let mut tally = Tally::default();
     for name in names() {
-        if out.join(format!("{name}.json")).exists() {
-            tally += if show(&name, &verdict(out, &name)?.1) { Tally::PASSED } else { Tally::FAILED };
+        if record_of(out, &name).exists() {
+            tally += if show(&name, &outcome::verdict(&outcome::kept(out, &name)?)?) {
+                Tally::PASSED
+            } else {
+                Tally::FAILED
+            };
         }
     }
     if tally == Tally::default() {
@@ -143,14 +239,6 @@ pub fn judge(out: &Path) -> Result<i32> {
     }
     println!("{tally}");
     Ok(i32::from(!tally.good()))
-}
-
-fn verdict(out: &Path, name: &str) -> Result<(Record, Verdict)> {
-    let path = out.join(format!("{name}.json"));
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let record: Record = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    let verdict = Scenario::load(name)?.expect()?.judge(&record);
-    Ok((record, verdict))
 }
 
 fn chosen(place: Option<Place>, name: &str) -> Result<Place> {
@@ -167,17 +255,14 @@ fn chosen(place: Option<Place>, name: &str) -> Result<Place> {
     }
 }
 
-/// Leaves a record of each in the output folder, whose full path it returns.
-fn play_all(place: Place, kernel: &str, out: &Path, programs: &Programs, names: &[&str]) -> Result<PathBuf> {
-    fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    let out = out.canonicalize().with_context(|| format!("no folder {}", out.display()))?;
-    if place == Place::Host {
-        play::play(&out, &programs.agent, &programs.workload, names)?;
-        return Ok(out);
+/// Leaves a record of each in the output folder.
+fn play_all(place: &Place, kernel: &str, out: &Path, programs: &Programs, names: &[&str]) -> Result<()> {
+    if *place == Place::Host {
+        return play::play(out, &programs.agent, &programs.workload, names);
     }
     let own = paths::own()?;
     let mut words: Vec<OsString> = vec![own.into(), "scenario".into(), "--play".into()];
-    words.extend([&out, &programs.agent, &programs.workload].map(OsString::from));
+    words.extend([out, &programs.agent, &programs.workload].map(OsString::from));
     words.extend(names.iter().map(OsString::from));
     let mut guest = Guest::new(words)?;
     kernel.clone_into(&mut guest.series);
@@ -186,7 +271,7 @@ fn play_all(place: Place, kernel: &str, out: &Path, programs: &Programs, names: 
         all += Duration::from_secs(Scenario::load(name)?.timeout_s) + Duration::from_mins(1);
     }
     guest.timeout = all;
-    guest.out = Some(out.clone());
+    guest.out = Some(out.to_path_buf());
     // What comes out comes by file; the guest's stdout must not mix with ours, whose last line is promised.
     let code = guest.run_with(&mut std::io::stderr(), &mut std::io::stderr())?;
     if code != 0 {
@@ -195,39 +280,5 @@ fn play_all(place: Place, kernel: &str, out: &Path, programs: &Programs, names: 
             out.display()
         );
     }
-    Ok(out)
-}
-
-/// Compare, and export what was recorded of its pods as a user would.
-fn outcome(out: &Path, agent: &Path, run: &str, name: &str, endings: &[&str]) -> Result<Outcome> {
-    let (record, verdict) = verdict(out, name)?;
-    let seconds = |us: i64| format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
-    let export = |ending: &str| -> Result<Option<PathBuf>> {
-        // A record without an end has nothing to export.
-        if record.to_us == 0 || !endings.contains(&ending) {
-            return Ok(None);
-        }
-        let file = out.join(format!("{run}.{ending}"));
-        let mut c = tool(agent);
-        c.args(["export", "--containers", &record.paths]);
-        c.args(["--from", &seconds(record.from_us), "--to", &seconds(record.to_us)]);
-        c.arg("--data").arg(out.join("data")).arg("-o").arg(&file);
-        quiet(&format!("exporting {run}.{ending}"), "scenario-export", Duration::from_mins(2), &mut c)?;
-        Ok(Some(file))
-    };
-    let (html, parquet) = (export("html")?, export("parquet")?);
-    Ok(Outcome { run: run.to_owned(), scenario: name.to_owned(), verdict, html, parquet })
-}
-
-/// For a person; says whether it is as it should be.
-fn show(name: &str, verdict: &Verdict) -> bool {
-    let Verdict { met, missing, unexpected } = verdict;
-    let good = verdict.is_good();
-    say(&format!("{} {name}: {} met", if good { "✓" } else { "✗" }, met.len()));
-    for (word, list) in [("missing", missing), ("unexpected", unexpected)] {
-        for what in list {
-            say(&format!("    {word}: {what}"));
-        }
-    }
-    good
+    Ok(())
 }

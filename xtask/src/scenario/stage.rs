@@ -308,7 +308,9 @@ impl<'s> Running<'s> {
         for c in &self.scenario.container {
             let own = || instances.iter().filter(|i| i.name == c.name);
             let codes: Vec<i32> = own().filter_map(|i| i.exit_code).collect();
-            self.expect.kernel(&c.name, own().map(|i| i.oom_kill).sum(), &codes).map_err(|e| anyhow!(e))?;
+            self.expect
+                .kernel(&c.name, Some(own().map(|i| i.oom_kill).sum()), &codes)
+                .map_err(|e| anyhow!(e))?;
         }
         Ok(())
     }
