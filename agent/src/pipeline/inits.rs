@@ -6,7 +6,7 @@
 //! process whose parent is outside. Must never take a sandbox's pid 1 inside a container for the container's own. `react` and `state` call it.
 
 use super::state::State;
-use crate::cgroup::Meta;
+use crate::cgroup::{Identity, Meta};
 use crate::event::{Exec, Exit};
 use crate::names::{CgroupId, Scope};
 use crate::processes;
@@ -16,6 +16,9 @@ use std::path::Path;
 /// runc starts a container by two helpers that end well once its init runs: one that ends so early while others go on
 /// was not the init.
 const HELPERS_WITHIN: u64 = 1_000_000_000;
+
+/// What the one process of a pod's sandbox is called, whatever the runtime.
+const SANDBOX: &str = "pause";
 
 /// How an init is known; a better reason takes the place of a weaker one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,6 +100,14 @@ impl Inits {
 }
 
 impl State {
+    /// Whether it is a pod's sandbox, whose one process holds the pod's namespaces. A runtime ends it by SIGKILL whenever the pod
+    /// ends: an event, and nothing that went wrong.
+    pub(super) fn is_sandbox(&self, owner: &Meta, comm: &str) -> bool {
+        let Identity { pod_uid, container_id, .. } = &owner.identity;
+        let who = || self.pods.as_ref()?.who(pod_uid.as_deref(), container_id.as_deref());
+        pod_uid.is_some() && comm == SANDBOX && who().is_none_or(|who| who.container().is_none())
+    }
+
     /// Remembers the oldest process of a container that was born under our eyes. One that was there before us has had
     /// other processes maybe, so its oldest one proves nothing.
     pub(super) fn look_for_init(&mut self, id: CgroupId) {

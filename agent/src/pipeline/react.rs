@@ -104,7 +104,7 @@ impl State {
             ktime_ns: event.ktime_ns,
         };
         self.blames.insert(owner.id, blame);
-        if kill.signal == SIGKILL {
+        if kill.signal == SIGKILL && !self.is_sandbox(owner, &kill.target.comm) {
             self.start_burst(owner, Kind::Kill, None, event.ktime_ns);
         }
     }
@@ -271,7 +271,8 @@ impl State {
         event.comm = Some(exit.task.comm.clone());
         event.exit_code = exit.exit_code;
         event.signal = exit.signal;
-        let asks = is_init && owner.identity.scope == Scope::Container && asks_for_a_reason(exit);
+        let is_ours = owner.identity.scope == Scope::Container && !self.is_sandbox(&owner, &exit.task.comm);
+        let asks = is_init && is_ours && asks_for_a_reason(exit);
         if asks && !self.story.is_open(owner.id) {
             let evidence = self.evidence_before(&owner, ktime_ns, exit.task.cgroup_id);
             let started = self.start_burst(&owner, Kind::Exit, None, ktime_ns);

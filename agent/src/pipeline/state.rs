@@ -90,7 +90,7 @@ pub struct State {
     pub(super) tables: Tables,
     pub(super) bursts: HashMap<CgroupId, Running>,
     pub(super) story: Story,
-    pods: Option<Pods>,
+    pub(super) pods: Option<Pods>,
     pub(super) pending: Pending,
     pub(super) ledger: Ledger,
     pub(super) has_events: bool,

@@ -348,6 +348,24 @@ fn pid_1_of_a_sandbox_inside_is_not_the_containers_init() {
     });
 }
 
+/// A runtime ends a pod's sandbox by SIGKILL each time that a pod ends.
+#[test]
+fn the_end_of_a_pods_sandbox_is_an_event_and_no_incident() {
+    let pod = "kubepods/podd6f0b51a-8f3b-4c39-9d3f-1f6f1a3f7d10";
+    for (folder, comm, incidents) in [(pod, "pause", 0), (pod, "app", 1), ("docker", "pause", 1)] {
+        on_stage(100, true, |s| {
+            let id = id_of(&s.make(&format!("{folder}/{CID}")));
+            s.turn(ktime_ns());
+            let task = Task { comm: comm.into(), ..task(60, id) };
+            let exit = Exit { task, ppid: Some(7), inner_pid: Some(1), exit_code: None, signal: Some(9) };
+            s.tell(What::Exit(exit));
+            assert_eq!(s.events(Kind::Exit), 1, "{folder} {comm}");
+            s.turn(ktime_ns());
+            assert_eq!(s.all().map(|p| p.incidents.len()).sum::<usize>(), incidents, "{folder} {comm}");
+        });
+    }
+}
+
 #[test]
 fn a_helper_of_the_runtime_is_not_taken_for_the_init() {
     on_stage(100, true, |s| {
