@@ -83,22 +83,33 @@ pub fn incidents(run: &Run) -> Result<(Vec<Value>, Vec<String>)> {
 pub fn record(run: &Run, expect: &Expect) -> Result<Record> {
     let (incidents, silent) = incidents(run)?;
     let events = output(&events_line(run))?;
-    let events = events.lines().map(serde_json::from_str);
+    let events: Vec<Value> = events
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .context("fgm events printed no JSON")?;
     let mut record = Record {
         scenario: run.scenario.clone(),
         error: run.error.clone(),
         from_us: run.from_us,
         to_us: run.to_us.unwrap_or_else(clock::wall_us),
         containers: run.seen.played(),
-        events: events.collect::<Result<_, _>>().context("fgm events printed no JSON")?,
+        events: events.into_iter().filter(|event| !is_runtimes(event)).collect(),
         incidents,
         silent,
+        in_cluster: true,
         ..Record::default()
     };
     if !expect.series().is_empty() {
         record.peaks = peaks(run, expect, &record)?;
     }
     Ok(record)
+}
+
+/// What runc and crun do in the cgroup of a container that begins. No program of a scenario is called so.
+fn is_runtimes(event: &Value) -> bool {
+    let comm = event["comm"].as_str().unwrap_or_default();
+    event["kind"] == "exit" && (comm.starts_with("runc") || comm.starts_with("crun"))
 }
 
 /// The highest value of each series that is expected.
@@ -163,8 +174,20 @@ pub fn export(run: &Run) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
 
 #[cfg(test)]
 mod tests {
-    use super::peak;
+    use super::{is_runtimes, peak};
     use serde_json::json;
+
+    #[test]
+    fn what_a_runtime_does_before_a_container_begins_is_not_the_scenarios() {
+        for (kind, comm, is_its) in [
+            ("exit", "runc:[0:PARENT]", true),
+            ("exit", "crun", true),
+            ("exit", "run", false),
+            ("oom_kill", "runc:[2:INIT]", false),
+        ] {
+            assert_eq!(is_runtimes(&json!({"kind": kind, "comm": comm})), is_its, "{kind} {comm}");
+        }
+    }
 
     #[test]
     fn the_highest_rate_of_a_counter_is_between_two_rows_of_one_instance() {

@@ -112,12 +112,11 @@ impl Rule {
 
     fn takes(&self, told: &Value, record: &Record) -> bool {
         let at = |pointer: &str| told.pointer(pointer).unwrap_or(&Value::Null);
-        let limit = at("/limit/cgroup_path").as_str().unwrap_or_default();
         told["kind"] == self.kind.as_str()
             && record.container_of(told) == Some(&self.container)
             && self.like.iter().all(|(p, v)| serde_json::to_value(v).is_ok_and(|v| *at(p) == v))
             && self.least.iter().all(|(p, v)| at(p).as_f64().is_some_and(|n| n >= *v))
-            && self.limit_of.as_ref().is_none_or(|c| record.instance_in(limit) == Some(c))
+            && self.limit_of.as_ref().is_none_or(|c| record.is_limit_of(told, c))
     }
 }
 
@@ -327,6 +326,14 @@ mod tests {
         assert_eq!(expect.judge(&killed).missing.len(), 1);
         killed.containers[0].oom_kill = None;
         assert!(expect.judge(&killed).is_good(), "nobody could count them");
+        let mut of_pod = incident();
+        (of_pod["cgroup_path"], of_pod["limit"]) = (json!("/pod1/cri-88"), json!({"cgroup_path": "/pod1"}));
+        let mut kubelets = record(json!([kill()]), json!([of_pod]));
+        assert_eq!(expect.judge(&kubelets).missing.len(), 1);
+        kubelets.in_cluster = true;
+        assert!(expect.judge(&kubelets).is_good(), "a kubelet's pods have their containers' limit");
+        kubelets.incidents[0]["limit"]["cgroup_path"] = json!("/");
+        assert_eq!(expect.judge(&kubelets).missing.len(), 1);
         let failed = Record { error: Some("no cgroup".into()), ..Record::default() };
         assert!(!Expect::default().judge(&failed).is_good());
     }

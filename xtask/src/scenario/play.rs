@@ -40,6 +40,9 @@ pub struct Record {
     pub incidents: Vec<Value>,
     /// Highest value by `CONTAINER METRIC`.
     pub peaks: BTreeMap<String, Option<f64>>,
+    /// By a kubelet, which gives a pod the sum of its containers' limits where each has one.
+    #[serde(default)]
+    pub in_cluster: bool,
     /// Nodes that had a part in it and whose agent gave no answer, with why.
     #[serde(default)]
     pub silent: Vec<String>,
@@ -62,8 +65,17 @@ impl Record {
         self.containers.iter().find(|c| c.ids.iter().any(|own| own == id)).map(|c| &c.name)
     }
 
-    /// The same by a cgroup path, which ends in the container's cgroup.
-    pub fn instance_in(&self, path: &str) -> Option<&String> {
+    /// Whether an incident is of this container's limit. That of its pod, whose sandbox needs memory too, is hit first in a cluster.
+    pub fn is_limit_of(&self, told: &Value, container: &str) -> bool {
+        let limit = told["limit"]["cgroup_path"].as_str().unwrap_or_default();
+        let own = told["cgroup_path"].as_str().and_then(|path| path.rsplit_once('/'));
+        let is_pods = self.in_cluster && own.is_some_and(|(pod, _)| pod == limit);
+        let of = if is_pods { self.container_of(told) } else { self.instance_in(limit) };
+        of.is_some_and(|name| name == container)
+    }
+
+    /// By a cgroup path, which ends in the container's cgroup.
+    fn instance_in(&self, path: &str) -> Option<&String> {
         let last = path.rsplit('/').next()?;
         self.containers.iter().find(|c| c.ids.iter().any(|id| last.contains(id.as_str()))).map(|c| &c.name)
     }
