@@ -17,6 +17,8 @@ use std::path::Path;
 /// was not the init.
 const HELPERS_WITHIN: u64 = 1_000_000_000;
 
+/// What runc's helpers call themselves: on a slow node one ends later than that.
+const RUNC_STAGE: &str = "runc:[";
 /// What the one process of a pod's sandbox is called, whatever the runtime.
 const SANDBOX: &str = "pause";
 
@@ -145,7 +147,8 @@ impl State {
     pub(super) fn is_init(&mut self, owner: &Meta, ktime_ns: u64, exit: &Exit) -> bool {
         if let Some(pid) = exit.task.pid.filter(|pid| self.inits.pid(owner.id) == Some(*pid)) {
             let first_seen = self.targets.get(&owner.id).map_or(ktime_ns, |t| t.first_seen_ns);
-            let is_helper = ktime_ns < first_seen + HELPERS_WITHIN
+            let is_early = ktime_ns < first_seen + HELPERS_WITHIN || exit.task.comm.starts_with(RUNC_STAGE);
+            let is_helper = is_early
                 && exit.exit_code == Some(0)
                 && exit.inner_pid != Some(1)
                 && !processes::pids(&self.tree.path(owner)).is_empty();

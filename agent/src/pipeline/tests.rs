@@ -382,10 +382,15 @@ fn a_helper_of_the_runtime_is_not_taken_for_the_init() {
         assert_eq!(s.state.inits.pid(id), None, "looked for again");
         s.state.inits.learn(id, 49, By::Oldest);
         let ktime_ns = seen + 2_000_000_000;
+        let late = Task { comm: "runc:[0:PARENT]".into(), ..exit.task.clone() };
+        let late = Exit { task: late, ..exit.clone() };
+        s.state.react(KernelEvent { ktime_ns, source: "test", what: What::Exit(late) });
+        assert_eq!(s.state.inits.pid(id), None, "however slow the node is");
+        s.state.inits.learn(id, 49, By::Oldest);
         s.state.react(KernelEvent { ktime_ns, source: "test", what: What::Exit(exit) });
         let events = s.state.pending.events.iter().filter(|(e, _)| e.kind == Kind::Exit);
         let got: Vec<_> = events.map(|(e, _)| e.detail["is_init"].clone()).collect();
-        assert_eq!(got, [false, true]);
+        assert_eq!(got, [false, false, true]);
     });
 }
 
