@@ -102,7 +102,9 @@ fn drain(pipe: &mut File, text: &mut Vec<u8>) -> io::Result<()> {
 /// The process of a thread, as long as there is one.
 fn process_of(thread: u32) -> u32 {
     let text = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
-    text.lines().find_map(|l| l.strip_prefix("Tgid:")?.trim().parse().ok()).unwrap_or(thread)
+    let process = text.lines().find_map(|l| l.strip_prefix("Tgid:")?.trim().parse().ok());
+    // 0 while it is being taken away
+    process.filter(|p| *p != 0).unwrap_or(thread)
 }
 
 /// `oom_kill` of /proc/vmstat: kills since boot, in memory cgroups and of the node alike.
