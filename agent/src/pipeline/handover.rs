@@ -3,6 +3,7 @@
 
 use super::sealer::{Job, Moving};
 use super::state::State;
+use crate::cgroup::{Identity, Meta};
 use crate::clock;
 use crate::incident::Incident;
 use crate::names::Table;
@@ -18,6 +19,10 @@ const FLUSH_EVERY: u64 = 600 * MS;
 const FLUSH_GAP: u64 = 100 * MS;
 /// Two rotations are at least this far apart, whoever wants one.
 const ROTATION_GAP: u64 = 250 * MS;
+/// A rotation waits so long for the names of containers that began shortly before it: Kubernetes tells an id when its kubelet has
+/// told it, seconds after the container's first rows, and closed files stay as they are. It looks again so often.
+const NAMES_WITHIN: u64 = 10 * SECOND;
+const NAMES_AGAIN: u64 = 250 * MS;
 const MINUTE: u64 = 60 * SECOND;
 /// The sealer is behind with so many jobs: rows wait in the loop, so that the next is a large one, which is less work by far.
 const BEHIND: usize = 2;
@@ -31,6 +36,8 @@ pub(super) struct Handover {
     rotation: u64,
     every_ns: u64,
     next_rotation: u64,
+    /// While it waits for names: when it ceases to.
+    names_until: Option<u64>,
     last_rotation: u64,
     next_flush: u64,
     last_flush: u64,
@@ -47,6 +54,7 @@ impl Handover {
             rotation: 0,
             every_ns,
             next_rotation: now + every_ns,
+            names_until: None,
             last_rotation: now,
             next_flush: now + FLUSH_EVERY,
             last_flush: now,
@@ -77,6 +85,9 @@ impl Handover {
 impl State {
     /// A job when one is due.
     pub(super) fn hand_over(&mut self, now: u64) -> Option<Job> {
+        if self.handover.next_rotation <= now && self.waits_for_names(now) {
+            self.handover.next_rotation = now + NAMES_AGAIN;
+        }
         let h = &self.handover;
         let gap_is_over = now >= h.last_rotation + ROTATION_GAP;
         if h.next_rotation <= now || (gap_is_over && h.moving.wants_rotation()) {
@@ -98,6 +109,18 @@ impl State {
             return None;
         }
         is_due.then(|| self.flush(now))
+    }
+
+    /// Whether Kubernetes is about to tell who a container is; not for long, since of a sandbox it never does.
+    fn waits_for_names(&mut self, now: u64) -> bool {
+        let Some(pods) = self.pods.as_ref().filter(|pods| pods.changes() > 0) else { return false };
+        let is_unnamed = |meta: &Meta| {
+            let Identity { pod_uid, container_id, .. } = &meta.identity;
+            let who = pods.who(pod_uid.as_deref(), container_id.as_deref());
+            pod_uid.is_some() && container_id.is_some() && who.is_none_or(|who| who.container().is_none())
+        };
+        now < *self.handover.names_until.get_or_insert(now + NAMES_WITHIN)
+            && self.targets.values().any(|t| now < t.first_seen_ns + NAMES_WITHIN && is_unnamed(&t.meta))
     }
 
     /// Readings that nobody has time to write. What the kernel told, incidents and the account stay.
@@ -133,6 +156,7 @@ impl State {
         h.rotation += 1;
         h.last_rotation = now;
         h.next_rotation = now + h.every_ns;
+        h.names_until = None;
         let rotation = Some(h.rotation);
         for (table, reason, rows) in h.moving.take_lost().into_iter().filter(|(t, ..)| *t != Table::Ledger) {
             self.ledger.lost_later(table, reason, rows);

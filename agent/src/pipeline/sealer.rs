@@ -24,7 +24,7 @@ use std::time::Duration;
 /// How long the end of a run may take to write its last rows.
 const SHUTDOWN: Duration = Duration::from_secs(20);
 /// Rows kept since the last rotation beyond this want one before it is due.
-const MAX_HELD_BYTES: usize = 24 << 20;
+const MAX_HELD_BYTES: usize = 18 << 20;
 
 /// Rows that the loop gave away.
 pub struct Job {
