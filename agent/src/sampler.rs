@@ -262,8 +262,7 @@ impl Sampler {
             next_repeat_ns: 0,
             devices: Vec::new(),
         };
-        let is_there = self.open_kept(&mut target).is_ok();
-        (is_there || !target.ring.is_empty()).then_some(target)
+        (self.open_kept(&mut target).is_ok() || !target.ring.is_empty()).then_some(target)
     }
 
     /// Says whether the lane walks: then its files need not be kept open, and a row has what the last look has brought.
