@@ -45,10 +45,10 @@ struct Suite {
 }
 
 pub fn test(args: &[OsString]) -> Result<i32> {
-    const USAGE: &str =
-        "cargo xtask test [--long] [--kernels 6.12,6.1] [--only-kernels | --without-kernels | --kubernetes]";
+    const USAGE: &str = "cargo xtask test [--long] [--kernels 6.12,6.1] [--only-kernels | --without-kernels | --kubernetes] [--with-kubernetes]";
     let mut kernels: Vec<String> = KERNELS.iter().map(|k| (*k).to_owned()).collect();
     let (mut long, mut only_kernels, mut without_kernels, mut only_kubernetes) = (false, false, false, false);
+    let mut with_kubernetes = false;
     let mut args = args.iter().map(|a| a.to_string_lossy().into_owned());
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -60,6 +60,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
             "--only-kernels" => only_kernels = true,
             "--without-kernels" => without_kernels = true,
             "--kubernetes" => only_kubernetes = true,
+            "--with-kubernetes" => with_kubernetes = true,
             "--kernels" => {
                 let list = args.next();
                 let list = usage::value(list.as_deref(), "--kernels", USAGE)?;
@@ -95,7 +96,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
     }
     browser::ensure()?;
     setup::ensure(&[PYTHON])?;
-    let programs = kubernetes::make_beside()?;
+    let programs = if long || with_kubernetes { Some(kubernetes::make_beside()?) } else { None };
     ebpf::build()?;
 
     suite.group("workspace", workspace);
@@ -111,14 +112,16 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         let names = if long { scenario::names() } else { scenario::GROUP.map(str::to_owned).to_vec() };
         scenario::group(&names, &kernels[0])
     });
-    programs.wait()?;
+    if let Some(programs) = programs {
+        programs.wait()?;
+    }
     if long {
         suite.kubernetes(&kernels, long);
         suite.group("evidence", |_| {
             Ok(if bench::short(&kernels[0])? == 0 { Tally::PASSED } else { Tally::FAILED })
         });
         suite.readers(outcome.as_ref(), long);
-    } else {
+    } else if with_kubernetes {
         // A cluster waits more than it computes: beside what has no guest it takes half of its time.
         let cluster = || timed("kubernetes", || kubernetes::test(&kernels[0], true));
         let first = thread::scope(|scope| {
@@ -134,6 +137,11 @@ pub fn test(args: &[OsString]) -> Result<i32> {
             cluster()
         };
         suite.push(&name, tally, seconds);
+    } else {
+        say(
+            "\nkubernetes: not in this run; `cargo xtask test --with-kubernetes`, `--kubernetes` and `--long` have a real cluster, which takes minutes more",
+        );
+        suite.readers(outcome.as_ref(), long);
     }
     suite.group("browser", |names| pages(outcome.as_ref().context("there is no demo to look at")?, names));
     Ok(suite.finish())

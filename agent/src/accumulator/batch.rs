@@ -26,10 +26,10 @@ const MOST_ZEROS: usize = 1 << 17;
 /// takes by default, a thousand rows, or twice what it needs, would be kept with it.
 fn text<'a>(values: impl Iterator<Item = Option<&'a str>> + Clone) -> ArrayRef {
     // rows of a cgroup stand together
-    let (mut before, mut count, mut bytes) = (None, 0, 0);
-    for v in values.clone().filter(Option::is_some) {
-        if v != before {
-            (before, count, bytes) = (v, count + 1, bytes + v.map_or(0, str::len));
+    let (mut before, mut count, mut bytes) = ("", 0, 0);
+    for v in values.clone().flatten() {
+        if count == 0 || v != before {
+            (before, count, bytes) = (v, count + 1, bytes + v.len());
         }
     }
     words(values, count, bytes)
