@@ -280,7 +280,7 @@ pub extern "C" fn lane_walk(context: *const Context) -> i32 {
     0
 }
 
-/// Called once, for the root, and goes down from there by itself: a third of what [`lane_walk`] takes for each cgroup.
+/// Called once, for the root, and goes down from there by itself: half of what [`lane_walk`] takes for each cgroup.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/cgroup")]
 pub extern "C" fn lane_descend(context: *const Context) -> i32 {

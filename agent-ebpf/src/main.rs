@@ -5,7 +5,7 @@
 //! record is sent. Whatever could not be sent is counted in `LOST` (no room) or `CUT` (rate limit), per CPU and kind.
 //!
 //! One file per kind of event: `oom`, `cgroup`, `exit`, `kill`, `exec`, `reclaim`, `flags`; `rate` holds each back that comes too
-//! often, `inits` knows whose first process is whose; `read` holds the walks through kernel structures. `lane` is no
+//! often, `inits` knows whose first process is whose; `read` holds the walks through kernel structures, `kfunc` the kernel's functions that `lane` calls. `lane` is no
 //! event but the walk over all cgroups, with a ring of its own: its records must not crowd out events.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]

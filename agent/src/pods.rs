@@ -7,6 +7,7 @@
 
 mod fill;
 
+use crate::cgroup::Identity;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -379,6 +380,12 @@ impl Pods {
             return None;
         }
         self.known().who(pod_uid, container_id)
+    }
+
+    /// Whether Kubernetes has told which container of a pod it is; never of a sandbox.
+    pub fn has_named(&self, who: &Identity) -> bool {
+        let who = self.who(who.pod_uid.as_deref(), who.container_id.as_deref());
+        who.is_some_and(|who| who.container().is_some())
     }
 
     /// Pods whose labels `hold`, by UID; static ones by the hash in their path as well.

@@ -28,7 +28,8 @@ pub(super) struct Early {
 impl Early {
     /// Keeps a reading; the oldest go when they are older than `window_ns`, or for want of room.
     pub fn keep(&mut self, id: CgroupId, reading: Reading, window_ns: u64) {
-        if self.rings.len() < AT_MOST || self.rings.contains_key(&id) {
+        // one without any of the controllers has nothing to tell
+        if !reading.is_empty() && (self.rings.len() < AT_MOST || self.rings.contains_key(&id)) {
             self.rings.entry(id).or_insert_with(|| Ring::new(BYTES, window_ns)).push(reading);
         }
     }
@@ -56,7 +57,9 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn at(ms: u64) -> Reading {
-        Reading::new(ms * MS, 20)
+        let mut reading = Reading::new(ms * MS, 20);
+        reading.set(crate::lane::Value::MemoryCurrent, 4096);
+        reading
     }
 
     #[test]

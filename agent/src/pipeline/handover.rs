@@ -3,7 +3,7 @@
 
 use super::sealer::{Job, Moving};
 use super::state::State;
-use crate::cgroup::{Identity, Meta};
+use crate::cgroup::Meta;
 use crate::clock;
 use crate::incident::Incident;
 use crate::names::Table;
@@ -115,9 +115,8 @@ impl State {
     fn waits_for_names(&mut self, now: u64) -> bool {
         let Some(pods) = self.pods.as_ref().filter(|pods| pods.changes() > 0) else { return false };
         let is_unnamed = |meta: &Meta| {
-            let Identity { pod_uid, container_id, .. } = &meta.identity;
-            let who = pods.who(pod_uid.as_deref(), container_id.as_deref());
-            pod_uid.is_some() && container_id.is_some() && who.is_none_or(|who| who.container().is_none())
+            let who = &meta.identity;
+            who.pod_uid.is_some() && who.container_id.is_some() && !pods.has_named(who)
         };
         now < *self.handover.names_until.get_or_insert(now + NAMES_WITHIN)
             && self.targets.values().any(|t| now < t.first_seen_ns + NAMES_WITHIN && is_unnamed(&t.meta))

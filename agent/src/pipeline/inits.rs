@@ -6,7 +6,7 @@
 //! process whose parent is outside. Must never take a sandbox's pid 1 inside a container for the container's own. `react` and `state` call it.
 
 use super::state::State;
-use crate::cgroup::{Identity, Meta};
+use crate::cgroup::Meta;
 use crate::event::{Exec, Exit};
 use crate::names::{CgroupId, Scope};
 use crate::processes;
@@ -105,9 +105,8 @@ impl State {
     /// Whether it is a pod's sandbox, whose one process holds the pod's namespaces. A runtime ends it by SIGKILL whenever the pod
     /// ends: an event, and nothing that went wrong.
     pub(super) fn is_sandbox(&self, owner: &Meta, comm: &str) -> bool {
-        let Identity { pod_uid, container_id, .. } = &owner.identity;
-        let who = || self.pods.as_ref()?.who(pod_uid.as_deref(), container_id.as_deref());
-        pod_uid.is_some() && comm == SANDBOX && who().is_none_or(|who| who.container().is_none())
+        let who = &owner.identity;
+        who.pod_uid.is_some() && comm == SANDBOX && self.pods.as_ref().is_none_or(|pods| !pods.has_named(who))
     }
 
     /// Remembers the oldest process of a container that was born under our eyes. One that was there before us has had

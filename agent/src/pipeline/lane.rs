@@ -227,9 +227,8 @@ impl State {
             let id = look.id();
             let Some(target) = targets.get_mut(&id) else {
                 // one that nobody has told us of yet, or that waits for its turn
-                let reading = look.reading();
-                if !reading.is_empty() && tree.get(id).is_none_or(|n| n.followed) {
-                    early.keep(id, reading, window_ns);
+                if tree.get(id).is_none_or(|n| n.followed) {
+                    early.keep(id, look.reading(), window_ns);
                 }
                 return;
             };

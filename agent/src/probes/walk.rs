@@ -38,7 +38,7 @@ const UNUSED_RINGS: [&str; 2] = ["EVENTS", "AYA_LOGS"];
 pub enum Way {
     /// The kernel, which calls `lane_walk` for each (Linux 6.1).
     Iterator,
-    /// `lane_descend` itself, by `bpf_iter_css_next`, a third as dear (Linux 6.8).
+    /// `lane_descend` itself, by `bpf_iter_css_next`, half as dear (Linux 6.8).
     Descent,
 }
 
