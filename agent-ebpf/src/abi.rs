@@ -243,6 +243,16 @@ pub struct FlagRecord {
     pub _pad: u32,
 }
 
+/// What the program that is sent to one task writes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct NamespaceRecord {
+    /// Thread group id in the agent's pid namespace; 0 = not visible there.
+    pub pid: u32,
+    /// Inode number of the network namespace.
+    pub inum: u32,
+}
+
 /// What `oom_kill_process` leaves for `mark_victim`, keyed by the pid and tgid of the task that runs both.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -266,6 +276,7 @@ const _: () = {
     assert!(size_of::<ExecRecord>() == 64 + FILENAME_LEN);
     assert!(size_of::<ReclaimRecord>() == 32);
     assert!(size_of::<FlagRecord>() == 32);
+    assert!(size_of::<NamespaceRecord>() == 8);
 };
 
 /// Where in its struct a member lies in the running kernel, as it is written in C.
@@ -309,6 +320,9 @@ offsets! {
     task_cred: Member("task_struct", "real_cred");
     task_mm: Member("task_struct", "mm");
     task_cgroups: Member("task_struct", "cgroups");
+    task_nsproxy: Member("task_struct", "nsproxy");
+    nsproxy_net: Member("nsproxy", "net_ns");
+    net_inum: Member("net", "ns.inum");
     cred_uid: Member("cred", "uid");
     signal_live: Member("signal_struct", "live");
     signal_flags: Member("signal_struct", "flags");

@@ -5,8 +5,8 @@
 //! record is sent. Whatever could not be sent is counted in `LOST` (no room) or `CUT` (rate limit), per CPU and kind.
 //!
 //! One file per kind of event: `oom`, `cgroup`, `exit`, `kill`, `exec`, `reclaim`, `flags`; `rate` holds each back that comes too
-//! often, `inits` knows whose first process is whose; `read` holds the walks through kernel structures, `kfunc` the kernel's functions that `lane` calls. `lane` is no
-//! event but the walk over all cgroups, with a ring of its own: its records must not crowd out events.
+//! often, `inits` knows whose first process is whose; `read` holds the walks through kernel structures, `kfunc` the kernel's functions that `lane` calls. `netns` answers
+//! a question of user space. `lane` is no event but the walk over all cgroups, with a ring of its own: its records must not crowd out events.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 
@@ -26,6 +26,8 @@ mod kfunc;
 mod kill;
 #[cfg(target_arch = "bpf")]
 mod lane;
+#[cfg(target_arch = "bpf")]
+mod netns;
 #[cfg(target_arch = "bpf")]
 mod oom;
 #[cfg(target_arch = "bpf")]

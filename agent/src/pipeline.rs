@@ -35,7 +35,7 @@ use crate::discovery::{Rules, Tree};
 use crate::export;
 use crate::kubernetes::Kubernetes;
 use crate::machine::Machine;
-use crate::probes::{self, Kernel, Ladder, Mechanism, Probes, ReclaimTotals};
+use crate::probes::{self, Kernel, Ladder, Mechanism, Namespaces, Probes, ReclaimTotals};
 use crate::recorder;
 use crate::sampler::Sampler;
 use crate::ship::{self, Ship};
@@ -91,7 +91,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let kubernetes = Kubernetes::start(&config, is_host_name);
     store.set_pods(kubernetes.pods.clone());
     let series = recorder::install()?;
-    let Means { mut probes, lane, notices, ladder, has_events } = Means::find(&config, &mut tree)?;
+    let Means { mut probes, namespaces, lane, notices, ladder, has_events } = Means::find(&config, &mut tree)?;
     log_ladder(&ladder);
 
     let shared = Arc::new(Shared::default());
@@ -139,6 +139,9 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         state.set_pods(kubernetes.pods.clone());
     }
     state.set_notices(notices);
+    if let Some(namespaces) = namespaces {
+        state.network.ask(move |pid| namespaces.number(pid));
+    }
     if let Some(outage) = outage {
         state.note_outage(outage);
     }
@@ -161,6 +164,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
 /// What the agent can do its work with on this machine.
 struct Means {
     probes: Option<Probes>,
+    namespaces: Option<Namespaces>,
     lane: Lane,
     notices: Notices,
     ladder: Ladder,
@@ -170,7 +174,7 @@ struct Means {
 impl Means {
     fn find(config: &Config, tree: &mut Tree) -> anyhow::Result<Self> {
         let kernel = config.probes.enabled.then(Kernel::read);
-        let (probes, mut ladder) = start_probes(config, kernel.as_ref());
+        let (mut probes, mut ladder) = start_probes(config, kernel.as_ref());
         let lane = Lane::start(config, kernel.as_ref());
         if let Some(kernel) = kernel {
             kernel.let_go();
@@ -180,7 +184,12 @@ impl Means {
         let notices = Notices::start(&ladder, tree);
         ladder.hooks.extend(notices.rungs());
         ladder.hooks.push(lane.rung());
-        Ok(Self { probes, lane, notices, ladder, has_events })
+        let namespaces = match &mut probes {
+            Some(probes) => probes.take_namespaces(),
+            None => Err("no kernel probes".to_owned()),
+        };
+        ladder.hooks.push(probes::namespaces_rung(namespaces.as_ref()));
+        Ok(Self { probes, namespaces: namespaces.ok(), lane, notices, ladder, has_events })
     }
 }
 

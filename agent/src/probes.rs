@@ -12,13 +12,16 @@ mod btf;
 mod decode;
 mod format;
 mod hooks;
+mod iter;
 mod kernel;
 mod kfunc;
+mod netns;
 mod offsets;
 mod shared;
 mod walk;
 
 pub use kernel::Kernel;
+pub use netns::{Namespaces, rung as namespaces_rung};
 pub use walk::{Counts, Look, Walk, Way};
 
 use crate::{
@@ -219,6 +222,8 @@ pub struct Probes {
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     scope: ScopeHooks,
     undecodable: u64,
+    /// `None`: taken.
+    namespaces: Option<Result<Namespaces, String>>,
     /// Holds the programs and their links.
     _ebpf: Ebpf,
 }
@@ -280,8 +285,11 @@ fn try_start(kernel: &Kernel, config: &ProbeConfig) -> Result<(Probes, Ladder), 
     let reclaims =
         PerCpuHashMap::try_from(take_map(&mut ebpf, "RECLAIMS")?).map_err(|e| attach::explain(&e))?;
     let (hooks, scope) = attach::attach_all(&mut ebpf, kernel, &config.without);
+    let namespaces = Some(Namespaces::load(&mut ebpf, kernel));
     let ladder = ladder(hooks, scope);
-    Ok((Probes { ring, lost, cut, inits, reclaims, log, scope, undecodable: 0, _ebpf: ebpf }, ladder))
+    let probes =
+        Probes { ring, lost, cut, inits, reclaims, log, scope, undecodable: 0, namespaces, _ebpf: ebpf };
+    Ok((probes, ladder))
 }
 
 fn ladder(hooks: Vec<Hook>, scope: ScopeHooks) -> Ladder {
@@ -315,6 +323,14 @@ impl Probes {
     /// Readable, to poll(2), when events wait.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
+    }
+
+    /// What tells network namespaces, once; then and where it could not be had, why not.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    pub fn take_namespaces(&mut self) -> Result<Namespaces, String> {
+        self.namespaces.take().unwrap_or_else(|| Err("it is in use".to_owned()))
     }
 
     /// Hands over the events that wait, oldest first, at most [`DRAIN_RECORDS`] of them. Never blocks.

@@ -403,3 +403,52 @@ fn a_kill_by_somebody_names_the_sender_and_a_crash_is_told_from_it() {
     assert!(i["summary"].as_str().is_some_and(|s| s.contains("cause not observed")), "{}", i["summary"]);
     assert!(agent.stop());
 }
+
+#[test]
+fn network_counters_name_their_namespace_with_the_daemonsets_capabilities() {
+    if !guard("network_counters_name_their_namespace_with_the_daemonsets_capabilities") {
+        return;
+    }
+    const DAEMONSET: [&str; 3] =
+        ["setpriv", "--bounding-set=-all,+bpf,+perfmon", "--inh-caps=-all,+bpf,+perfmon"];
+    let (pod, in_the_nodes) = (Pod::new(None), Pod::new(None));
+    let (app, other) = (pod.container(None), in_the_nodes.container(None));
+    let enter = |cgroup: &stage::Cgroup, words: &str| {
+        let script = format!("echo 0 > '{}/cgroup.procs' && exec {words} sleep 100", cgroup.path.display());
+        stage::reaped(std::process::Command::new("sh").args(["-c", &script]))
+    };
+    let (alone, _shares) = (enter(&app, "unshare --net"), enter(&other, "env"));
+    let number = |pid: u32| {
+        let link = std::fs::read_link(format!("/proc/{pid}/ns/net")).expect("a namespace");
+        link.to_string_lossy().trim_matches(|c: char| !c.is_ascii_digit()).to_owned()
+    };
+    let node = number(std::process::id());
+    wait("a namespace of its own", Duration::from_secs(20), || number(alone.pid) != node);
+    let agent = Agent::start_under("netns", DAEMONSET.to_vec());
+    let ladder = agent.status()["ladder"].to_string();
+    assert!(ladder.contains("\"iter_task\""), "{ladder}");
+
+    let of = |agent: &Agent, owner: Option<i64>| -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for batch in agent.stored("metrics") {
+            let (cgroup, name) = (stage::ints(&batch, "cgroup_id"), stage::texts(&batch, "name"));
+            let labels = batch.column_by_name("labels").expect("labels");
+            for i in 0..batch.num_rows() {
+                if cgroup[i] == owner && name[i].as_deref() == Some("net_rx_bytes") {
+                    let labels = arrow::util::display::array_value_to_string(labels, i).expect("text");
+                    found.insert(labels);
+                }
+            }
+        }
+        found
+    };
+    let (pod_id, other_id) = (Some(pod.id().cast_signed()), Some(in_the_nodes.id().cast_signed()));
+    wait("counters of the pod", Duration::from_secs(60), || !of(&agent, pod_id).is_empty());
+    agent.settle("metrics");
+    let own: Vec<String> = of(&agent, pod_id).into_iter().collect();
+    assert_eq!(own, [format!("{{interface: lo, netns: {}}}", number(alone.pid))]);
+    let nodes = of(&agent, None);
+    assert!(!nodes.is_empty() && nodes.iter().all(|l| l.ends_with(&format!("netns: {node}}}"))), "{nodes:?}");
+    assert_eq!(of(&agent, other_id), BTreeSet::new(), "the node's own namespace is the node's");
+    assert!(agent.stop());
+}

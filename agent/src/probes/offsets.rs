@@ -21,6 +21,8 @@ pub struct Facts {
     pub offsets: Offsets,
     pub formats: Formats,
     pub settings: Settings,
+    /// Whether a program can be sent to one task alone: the enum came with the link's parameter, in Linux 6.1.
+    pub iterates_one_task: bool,
     /// Whether tracefs is mounted, without which no tracepoint can be attached by name.
     tracefs: bool,
     /// Why there is no BTF, with the mend.
@@ -56,6 +58,7 @@ impl Facts {
             offsets: Offsets::ABSENT,
             formats: Formats::ABSENT,
             settings: Settings::NONE,
+            iterates_one_task: false,
             tracefs: false,
             no_btf: Some(reason),
             args: Vec::new(),
@@ -67,6 +70,7 @@ impl Facts {
         let mut facts = Self::without_btf(String::new());
         facts.no_btf = None;
         facts.offsets = resolve(btf);
+        facts.iterates_one_task = btf.enumerator("BPF_TASK_ITER_TID").is_some();
         facts.args = hooks::specs().map(|s| (s.tracepoint, btf.tracepoint_args(s.tracepoint))).collect();
         facts.functions = hooks::FUNCTIONS.map(|f| (f.name, btf.function_args(f.name))).to_vec();
         let exit = facts.args_of("sched_process_exit");

@@ -1,15 +1,12 @@
 //! The lane's walk: asks a kernel program to go over every cgroup below a root, and hands over what it read.
 //!
-//! An edge. It keeps one link (made by a raw `BPF_LINK_CREATE`, since aya passes no `bpf_iter_link_info`, without which
-//! `iter/cgroup` refuses); a tick makes an iterator of it, reads that once, and finds a record of each cgroup in memory that it
+//! An edge. It keeps one link (`iter`); a tick makes an iterator of it, reads that once, and finds a record of each cgroup in memory that it
 //! shares with the program. It tells which of them hold what they held at the look before: most do. It must never panic nor
 //! stop the agent: what fails is an error with its reason, and the lane goes on by `pread`. `pipeline` calls it.
 //!
 //! A tick takes `cgroup_mutex` by either way, so it waits while the kernel makes, removes or moves cgroups.
-#![expect(unsafe_code, reason = "bpf(2) has no safe wrapper that can make this link, nor has a map's memory")]
-
 use super::{
-    NO_OBJECT, OBJECT, attach, btf::Btf, kernel::Kernel, kfunc, ring_bytes, shared::Shared, take_map,
+    NO_OBJECT, OBJECT, attach, btf::Btf, iter, kernel::Kernel, kfunc, ring_bytes, shared::Shared, take_map,
 };
 use crate::lane::{File, Reading, Value};
 use crate::names::CgroupId;
@@ -18,17 +15,14 @@ use aya::{EbpfLoader, programs::Iter};
 use rustix::fs::{Mode, OFlags};
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 use zerocopy::IntoBytes;
 
 /// Cgroups that find room, in 136 bytes each; what finds none is counted.
 const SLOTS: u32 = 7700;
-/// Commands and constants of include/uapi/linux/bpf.h.
-const BPF_LINK_CREATE: libc::c_int = 28;
-const BPF_ITER_CREATE: libc::c_int = 33;
-const BPF_TRACE_ITER: u32 = 28;
+/// `enum bpf_cgroup_iter_order` of include/uapi/linux/bpf.h.
 const BPF_CGROUP_ITER_SELF_ONLY: u32 = 1;
 /// Maps of the object that the walk does not use: made as small as can be, and closed when it is attached.
 const UNUSED_RINGS: [&str; 2] = ["EVENTS", "AYA_LOGS"];
@@ -200,7 +194,7 @@ impl Walk {
                         root.display()
                     )
                 })?;
-        let link = link(program.as_fd(), directory.as_fd(), order)
+        let link = iter::link(program.as_fd(), iter::over_cgroups(directory.as_fd(), order))
             .map_err(|e| format!("iter/cgroup over {}: {}", root.display(), attach::explain(&e)))?;
         let mut walk = Self {
             head: Shared::of(&take_map(&mut ebpf, "LANE_HEAD")?, 1)?,
@@ -394,69 +388,12 @@ fn vmstats_bytes(btf: &Btf) -> Option<u32> {
     usize::try_from(end).is_ok_and(|end| end <= 8 * lane::STAT_WORDS).then_some(end)
 }
 
-/// `union bpf_iter_link_info`, as for cgroups.
-#[repr(C)]
-struct LinkInfo {
-    order: u32,
-    cgroup_fd: u32,
-    cgroup_id: u64,
-}
-
-/// `union bpf_attr` up to what these two commands use; the kernel takes the rest for zeros.
-#[repr(C)]
-#[derive(Default)]
-struct LinkCreate {
-    prog_fd: u32,
-    target_fd: u32,
-    attach_type: u32,
-    flags: u32,
-    iter_info: u64,
-    iter_info_len: u32,
-    _pad: u32,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct IterCreate {
-    link_fd: u32,
-    flags: u32,
-}
-
-fn link(program: BorrowedFd<'_>, directory: BorrowedFd<'_>, order: u32) -> io::Result<OwnedFd> {
-    let info = LinkInfo { order, cgroup_fd: number(directory), cgroup_id: 0 };
-    let mut attr = LinkCreate {
-        prog_fd: number(program),
-        attach_type: BPF_TRACE_ITER,
-        iter_info: (&raw const info).addr() as u64,
-        iter_info_len: u32::try_from(size_of::<LinkInfo>()).unwrap_or_default(),
-        ..LinkCreate::default()
-    };
-    bpf(BPF_LINK_CREATE, &mut attr)
-}
-
 /// Makes an iterator and reads it to its end, which for a program that prints nothing is one read of 0 bytes.
 fn walk(link: BorrowedFd<'_>) -> io::Result<()> {
-    let iterator = bpf(BPF_ITER_CREATE, &mut IterCreate { link_fd: number(link), flags: 0 })?;
+    let iterator = iter::of(link)?;
     let mut nothing = [0u8; 64];
     while rustix::io::read(&iterator, &mut nothing)? > 0 {}
     Ok(())
-}
-
-fn number(fd: BorrowedFd<'_>) -> u32 {
-    fd.as_raw_fd().cast_unsigned()
-}
-
-/// One call that gives a descriptor.
-fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is a `repr(C)` prefix of `union bpf_attr` for this command and its size is told; what it points to
-    // outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    let fd = i32::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: both commands give a new descriptor, which is nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Network counters, once for each network namespace: the interfaces of /proc/PID/net/dev.
 //!
 //! Which namespace it is tells the inode of that very file: procfs gives each namespace files of its own with numbers that
-//! no other has, and to look at them needs no privilege, while /proc/PID/ns/net needs CAP_SYS_PTRACE. The number of
-//! /proc/PID/ns/net, as lsns(8) shows it, is a label where it may be read. A namespace has its rows under the first
+//! no other has, and to look at them needs no privilege. The number of the namespace as lsns(8) shows it is a label: from the
+//! kernel by `probes::Namespaces`, else of /proc/PID/ns/net, which needs CAP_SYS_PTRACE. A namespace has its rows under the first
 //! owner that it was met with, until that has not asked for three periods: the containers of a pod share one, so their pod
 //! owns it, and the node's own is the node's also where containers use it.
 
@@ -35,11 +35,14 @@ const MAX_INTERFACES: usize = 64;
 
 /// A namespace as procfs numbers its files.
 type Namespace = u64;
+/// The number of the network namespace of a process, if it can be had.
+type Number = Box<dyn Fn(u32) -> Option<u32> + Send>;
 
 pub struct Network {
     proc_root: PathBuf,
     /// When each namespace was read last, and for whom. One that is not met any more is forgotten.
     read: HashMap<Namespace, (u64, Option<CgroupId>)>,
+    number: Option<Number>,
     /// Interfaces that were too many.
     pub cut: u64,
     pub faults: Faults,
@@ -47,7 +50,19 @@ pub struct Network {
 
 impl Network {
     pub fn new(proc_root: &Path) -> Self {
-        Self { proc_root: proc_root.to_owned(), read: HashMap::new(), cut: 0, faults: Faults::default() }
+        let (read, faults) = (HashMap::new(), Faults::default());
+        Self { proc_root: proc_root.to_owned(), read, number: None, cut: 0, faults }
+    }
+
+    /// Whom to ask for the number of a process's namespace, before /proc.
+    pub fn ask(&mut self, number: impl Fn(u32) -> Option<u32> + Send + 'static) {
+        self.number = Some(Box::new(number));
+    }
+
+    fn number(&self, pid: u32) -> Option<u64> {
+        let told = self.number.as_ref().and_then(|number| number(pid)).map(u64::from);
+        let link = || self.proc_root.join(pid.to_string()).join("ns/net");
+        told.or_else(|| fs::metadata(link()).ok().map(|m| m.ino()))
     }
 
     /// The namespace of a process: `None` when it has gone.
@@ -75,12 +90,12 @@ impl Network {
         }
         let dir = self.proc_root.join(pid.to_string());
         let Ok(text) = fs::read_to_string(dir.join("net/dev")) else { return };
+        let number = self.number(pid).map(|n| n.to_string());
         // another process may have come under this number meanwhile
         if self.namespace(pid) != Some(namespace) {
             return;
         }
         self.read.insert(namespace, (now_ns, owner));
-        let number = fs::metadata(dir.join("ns/net")).ok().map(|m| m.ino().to_string());
         let before = out.len();
         for (n, line) in text.lines().skip(2).enumerate() {
             if n >= MAX_INTERFACES {
@@ -150,6 +165,26 @@ eth0:0: 11 2 0 0 0 0 0 0 12 0 0 0 0 0 0 0
             "another owner has to wait until this one is silent"
         );
         assert_eq!(rows(8, 3, 1500), 16);
+    }
+
+    #[test]
+    fn the_kernels_number_goes_before_that_of_proc_and_without_either_there_is_none() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for pid in [7, 8, 9] {
+            process(dir.path(), pid, DEV);
+        }
+        fs::create_dir(dir.path().join("8/ns")).expect("mkdir");
+        fs::write(dir.path().join("8/ns/net"), "").expect("write");
+        let of_proc = fs::metadata(dir.path().join("8/ns/net")).expect("stat").ino().to_string();
+        let mut network = Network::new(dir.path());
+        network.ask(|pid| (pid == 7).then_some(4_026_531_840));
+        for (pid, number) in [(7, Some("4026531840")), (8, Some(of_proc.as_str())), (9, None)] {
+            let mut out = Vec::new();
+            network.read(pid, None, 1000, 100, &mut out);
+            assert_eq!(out.len(), 16);
+            let told = |m: &Metric| m.labels.iter().find(|(k, _)| k == "netns").map(|(_, v)| v.clone());
+            assert!(out.iter().all(|(m, _)| told(m).as_deref() == number), "{pid}");
+        }
     }
 
     #[test]

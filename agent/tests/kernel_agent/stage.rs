@@ -192,6 +192,12 @@ impl Drop for Process {
     }
 }
 
+/// A process of another program, ended with the test.
+pub fn reaped(command: &mut Command) -> Process {
+    let child = command.stdin(Stdio::null()).spawn().expect("spawn");
+    Process { pid: child.id(), child }
+}
+
 fn touch(mib: u64, over: Duration) -> Vec<Vec<u8>> {
     let step = over / u32::try_from(mib.max(1)).expect("small");
     (0..mib)

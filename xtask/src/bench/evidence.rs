@@ -32,7 +32,7 @@ pub struct Options<'a> {
     pub json: Option<&'a Path>,
 }
 
-/// 0 when every kill was told right, 1 otherwise.
+/// 0 when every kill was told right and with the history that a look each period can give, 1 otherwise.
 pub fn bench(options: &Options<'_>) -> Result<i32> {
     let programs = Programs::build()?;
     let out = super::out_folder("evidence")?;
@@ -97,7 +97,9 @@ fn report(out: &Path, agent: &Path, options: &Options<'_>, native: Option<Result
     let incidents = told["incidents"].as_array().cloned().unwrap_or_default();
 
     let truth = Truth::of(&cases, &lines);
-    let score = score(&truth, &cases, &incidents);
+    let mut score = score(&truth, &cases, &incidents);
+    let blind_s = blind_s(&status)?;
+    let enough = score.history_is_enough(blind_s);
     let ramps = ramps(out, agent, &truth)?;
     let (due, written, lost) = ledger(&status);
     let kills = truth.kills.len();
@@ -118,7 +120,8 @@ fn report(out: &Path, agent: &Path, options: &Options<'_>, native: Option<Result
         "right_limit": score.right_limit, "history_s_min": score.history_s_min.map(round),
         "last_sample_ms_p99": p99(&ramps).map(round), "first_burst_ms_p99": first_burst.map(round),
         "last_sample_ms_p50": median(&ramps).map(round), "lane": options.lane,
-        "false_alarms": score.false_alarms, "due": due, "written": written, "lost": lost.values().sum::<u64>(),
+        "history_short_s_max": score.history_short.as_ref().map_or(0.0, |(s, _)| round(*s)),
+        "blind_s": round(blind_s), "false_alarms": score.false_alarms, "due": due, "written": written, "lost": lost.values().sum::<u64>(),
         "machine": machine(), "kernel": status["kernel"], "where": place,
         "containers": cases.iter().map(|c| c.containers.len()).sum::<usize>(),
     });
@@ -130,8 +133,20 @@ fn report(out: &Path, agent: &Path, options: &Options<'_>, native: Option<Result
     println!("{result}");
     let right = [score.right_victim, score.right_container, score.right_limit].iter().all(|n| *n == kills)
         && score.right_trigger == score.triggers
+        && enough
         && score.false_alarms == 0;
     Ok(i32::from(!right || kills == 0 || !truth.doubts.is_empty()))
+}
+
+/// Seconds of its life in which no look at a container can have been: one period, the longest that the loop came late, and the
+/// longest look. An error when the recorder does not tell them.
+fn blind_s(status: &Value) -> Result<f64> {
+    let number = |path: &str| {
+        let found = status.pointer(path).and_then(Value::as_f64);
+        found.with_context(|| format!("the recorder's status has no {path}"))
+    };
+    let late_and_period = number("/lane_late_max_ms")? + number("/lane/period_ms")?;
+    Ok((late_and_period + number("/lane/look_longest_us")? / 1000.0) / 1000.0)
 }
 
 fn median(values: &[f64]) -> Option<f64> {
@@ -222,6 +237,7 @@ fn show(
     println!("{:>20}  {} of {}", "right_trigger", score.right_trigger, score.triggers);
     if let Some((short, whose)) = &score.history_short {
         println!("{:>20}  {short:.3} s: {whose}", "history short by");
+        println!("{:>20}  {} s without a look", "at the longest", result["blind_s"]);
     }
     println!(
         "{:>20}  {:?} p99 where the kills were",

@@ -131,6 +131,19 @@ pub struct Score {
     pub storm: usize,
 }
 
+impl Score {
+    /// Whether each history is as long as its container's age (or 30 s), less the time in which nobody can have looked.
+    pub fn history_is_enough(&mut self, blind_s: f64) -> bool {
+        let Some((short, whose)) = self.history_short.as_ref().filter(|(short, _)| *short > blind_s) else {
+            return true;
+        };
+        self.wrong.push(format!(
+            "{whose}: its history is {short:.3} s shorter, and no time without a look was longer than {blind_s:.3} s"
+        ));
+        false
+    }
+}
+
 fn u64_at(value: &Value, path: &str) -> Option<u64> {
     value.pointer(path)?.as_u64()
 }

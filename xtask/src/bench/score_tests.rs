@@ -60,7 +60,11 @@ fn what_is_right_is_right() {
     assert_eq!(score.history_short, None);
     let mut short = incident();
     short["history_s"] = json!(29.0);
-    assert_eq!(judge(&[case()], &[short]).history_short.map(|(s, _)| s), Some(1.0));
+    let mut score = judge(&[case()], &[short]);
+    assert_eq!(score.history_short.as_ref().map(|(s, _)| *s), Some(1.0));
+    assert!(score.history_is_enough(1.0) && score.wrong.is_empty());
+    assert!(!score.history_is_enough(0.9));
+    assert!(score.wrong[0].contains("init-0: pid 42") && score.wrong[0].contains("1.000 s shorter"));
 }
 
 #[test]
