@@ -91,7 +91,8 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     let kubernetes = Kubernetes::start(&config, is_host_name);
     store.set_pods(kubernetes.pods.clone());
     let series = recorder::install()?;
-    let Means { mut probes, namespaces, lane, notices, ladder, has_events } = Means::find(&config, &mut tree)?;
+    let Means { mut probes, namespaces, lane, notices, ladder, has_events } =
+        Means::find(&config, &mut tree)?;
     log_ladder(&ladder);
 
     let shared = Arc::new(Shared::default());

@@ -3,7 +3,7 @@
 //! Called by a person; tests/cluster.rs holds the exact calls against stand-ins of the tools.
 
 use crate::child::{self, tool};
-use crate::image::{self, Of};
+use crate::image::{self, Of, Profile};
 use crate::paths::{self, which};
 use crate::progress::{quiet, say};
 use crate::usage;
@@ -256,7 +256,7 @@ fn deploy(args: &Args, run: &Runner) -> Result<()> {
             if args.dry_run {
                 println!("{line}");
             } else {
-                image::make(of, &archive, &tag)?;
+                image::make(of, &image::build(of, Profile::Release)?, &archive, &tag)?;
             }
             images.push(archive);
         }

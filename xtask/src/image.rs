@@ -40,6 +40,24 @@ impl Of {
     }
 }
 
+/// How a program in an image is compiled.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Profile {
+    /// As it is delivered.
+    Release,
+    /// In a third of the time, for a test of everything around it.
+    Dev,
+}
+
+impl Profile {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dev => "dev",
+        }
+    }
+}
+
 pub fn verb(args: &[OsString]) -> Result<i32> {
     let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let mut words = words.iter().map(String::as_str);
@@ -57,7 +75,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
         return Err(usage::wrong(format!("`{tag}` is not NAME:TAG"), USAGE));
     }
     let out = out.unwrap_or_else(|| archive(of));
-    println!("{}", make(of, &out, &tag)?);
+    println!("{}", make(of, &build(of, Profile::Release)?, &out, &tag)?);
     Ok(0)
 }
 
@@ -66,25 +84,15 @@ pub fn archive(of: Of) -> PathBuf {
     paths::target().join(format!("image/{}.tar", of.program()))
 }
 
-/// Builds the program and writes its image; what it is, as JSON.
-pub fn make(of: Of, out: &Path, tag: &str) -> Result<Value> {
-    let program = build(of)?;
-    let binary = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+/// Writes the image of a static program; what it is, as JSON.
+pub fn make(of: Of, program: &Path, out: &Path, tag: &str) -> Result<Value> {
+    must_be_static(program)?;
+    let binary = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
     let certificates = fs::read(CERTIFICATES).ok().filter(|_| of == Of::Agent);
     if certificates.is_none() && of == Of::Agent {
         say(&format!("no {CERTIFICATES} here: the image trusts no certificate authority"));
     }
-    write(&assemble(of, &binary, certificates.as_deref(), tag)?, out, tag)
-}
-
-/// The image of a program that is there already, of `Of::Pause`.
-pub fn pause(program: &Path, out: &Path, tag: &str) -> Result<Value> {
-    must_be_static(program)?;
-    let binary = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    write(&assemble(Of::Pause, &binary, None, tag)?, out, tag)
-}
-
-fn write(image: &Image, out: &Path, tag: &str) -> Result<Value> {
+    let image = assemble(of, &binary, certificates.as_deref(), tag)?;
     if let Some(dir) = out.parent() {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
@@ -102,7 +110,7 @@ pub fn workload_tag() -> String {
 }
 
 /// The static program; the agent with its kernel programs in it.
-pub fn build(of: Of) -> Result<PathBuf> {
+pub fn build(of: Of, profile: Profile) -> Result<PathBuf> {
     if std::env::consts::ARCH != "x86_64" {
         bail!("the image is made for x86_64 and this machine is {}", std::env::consts::ARCH);
     }
@@ -113,16 +121,16 @@ pub fn build(of: Of) -> Result<PathBuf> {
     say(&format!("… building the static {name}"));
     let mut c = child::cargo();
     // Always with --target: the flag then reaches no build script, and a folder of its own keeps other builds as they are.
-    c.args(["build", "--release", "-p", name, "--bin", name, "--target", TRIPLE]);
-    c.args(["--config", "profile.release.strip=\"symbols\"", "--message-format", "json-render-diagnostics"]);
+    let profile = profile.as_str();
+    c.args(["build", "--profile", profile, "-p", name, "--bin", name, "--target", TRIPLE]);
+    c.args(["--config", &format!("profile.{profile}.strip=\"symbols\"")]);
+    c.args(["--message-format", "json-render-diagnostics"]);
     let remap = format!("--remap-path-prefix={}=/src", paths::root().display());
     c.env("CARGO_TARGET_DIR", paths::target())
         .env("CARGO_ENCODED_RUSTFLAGS", format!("-Ctarget-feature=+crt-static\x1f{remap}"));
     let built = ebpf::executables(&mut c)?;
     let built = built.into_iter().find(|p| p.ends_with(name));
-    let program = built.with_context(|| format!("cargo built no {name}"))?;
-    must_be_static(&program)?;
-    Ok(program)
+    built.with_context(|| format!("cargo built no {name}"))
 }
 
 /// An image FROM scratch has no dynamic linker, and would say only "no such file" of a program that asks for one.

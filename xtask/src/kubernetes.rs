@@ -14,7 +14,7 @@ mod programs;
 
 use crate::child::{self, Reaped, TempDir};
 use crate::clock::{self, Deadline};
-use crate::image::{self, Of};
+use crate::image::{self, Of, Profile};
 use crate::net::free_port;
 use crate::progress::{Step, say};
 use crate::setup::{Check, Need};
@@ -94,7 +94,7 @@ impl Making {
 }
 
 /// One cluster on one kernel, by systemd's cgroup driver or by cgroupfs.
-pub fn test(kernel: &str, systemd: bool) -> Result<Tally> {
+pub fn test(kernel: &str, systemd: bool, profile: Profile) -> Result<Tally> {
     // First, so that a machine that lacks something says so before minutes of compiling.
     setup::vm()?;
     if systemd {
@@ -105,8 +105,9 @@ pub fn test(kernel: &str, systemd: bool) -> Result<Tally> {
     let out = paths::target().join("kubernetes").join(clock::stamp());
     fs::create_dir_all(out.join("static")).with_context(|| format!("cannot create {}", out.display()))?;
     let out = out.canonicalize()?;
-    let images = images(&programs, &out)?;
-    let fgm = image::build(Of::Agent)?;
+    let fgm = image::build(Of::Agent, profile)?;
+    let workload = image::build(Of::Workload, profile)?;
+    let images = images(&fgm, &workload, &programs, &out)?;
     let side = TempDir::new("cluster")?;
     let control = Control::start(&programs, side.path())?;
     let kubelet_port = free_port()?.port();
@@ -114,13 +115,13 @@ pub fn test(kernel: &str, systemd: bool) -> Result<Tally> {
     fs::write(out.join("static/keeper.yaml"), manifest("static.yaml")?).context("cannot write a manifest")?;
     let order = node::Order {
         programs: programs.dir().to_path_buf(),
-        images,
         pause: format!("docker.io/library/{SANDBOX}"),
         api_port: control.port,
         kubelet_port,
         static_pods: out.join("static"),
         systemd,
-        workload: (format!("docker.io/library/{}", image::workload_tag()), image::archive(Of::Workload)),
+        workload: (format!("docker.io/library/{}", image::workload_tag()), images[1].clone()),
+        images: images.to_vec(),
     };
     fs::write(out.join(node::ORDER), serde_json::to_string(&order)?).context("cannot write the order")?;
     let words: [OsString; 4] =
@@ -147,17 +148,25 @@ pub fn test(kernel: &str, systemd: bool) -> Result<Tally> {
         played
     });
     test.keep_logs();
+    for archive in images {
+        // some 200 MB, and made anew in seconds
+        let _ = fs::remove_file(archive);
+    }
     let killed = played?;
     test.folder(&killed)?;
     Ok(test.tally())
 }
 
 /// Agent, workload and the sandbox of pods, as archives.
-fn images(programs: &programs::Programs, out: &Path) -> Result<Vec<PathBuf>> {
-    let (agent, workload, pause) =
-        (image::archive(Of::Agent), image::archive(Of::Workload), out.join("pause.tar"));
-    image::make(Of::Agent, &agent, &image::default_tag())?;
-    image::make(Of::Workload, &workload, &image::workload_tag())?;
-    image::pause(&programs.program("pause")?, &pause, SANDBOX)?;
-    Ok(vec![agent, workload, pause])
+fn images(fgm: &Path, workload: &Path, programs: &programs::Programs, out: &Path) -> Result<[PathBuf; 3]> {
+    let of = [
+        (Of::Agent, fgm, image::default_tag()),
+        (Of::Workload, workload, image::workload_tag()),
+        (Of::Pause, &programs.program("pause")?, SANDBOX.to_owned()),
+    ];
+    let archives = ["fgm.tar", "workload.tar", "pause.tar"].map(|name| out.join(name));
+    for ((of, program, tag), archive) in of.iter().zip(&archives) {
+        image::make(*of, program, archive, tag)?;
+    }
+    Ok(archives)
 }

@@ -6,6 +6,7 @@ mod kernels;
 use crate::child::{self, Reaped, tool};
 use crate::clock::{Deadline, ktime_ns};
 use crate::demo::{self, Outcome};
+use crate::image::Profile;
 use crate::progress::{quiet, say};
 use crate::setup::{self, Check, Need};
 use crate::tally::{self, Names, Tally};
@@ -123,7 +124,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
         suite.readers(outcome.as_ref(), long);
     } else if with_kubernetes {
         // A cluster waits more than it computes: beside what has no guest it takes half of its time.
-        let cluster = || timed("kubernetes", || kubernetes::test(&kernels[0], true));
+        let cluster = || timed("kubernetes", || kubernetes::test(&kernels[0], true, Profile::Dev));
         let first = thread::scope(|scope| {
             let beside = scope.spawn(cluster);
             suite.readers(outcome.as_ref(), long);
@@ -201,7 +202,7 @@ impl Suite {
         let runs = [(first, "kubernetes", true)].into_iter().chain(more.into_iter().filter(|_| long));
         for (series, name, systemd) in runs {
             if let Some(series) = series {
-                self.group(name, |_| kubernetes::test(series, systemd));
+                self.group(name, |_| kubernetes::test(series, systemd, Profile::Release));
             }
         }
     }
