@@ -32,6 +32,9 @@ pub struct LimitHit {
     pub cgroup_path: Option<String>,
     pub max_bytes: Option<u64>,
     pub usage_bytes: Option<u64>,
+    /// Swap in use by the cgroup and all below it, at the kill.
+    #[serde(default)]
+    pub swap_bytes: Option<u64>,
     /// `fentry` or `events_local`; or, when there is no cgroup: `global` (the node itself ran out of memory),
     /// `global_cpuset` or `global_mempolicy` (its allowed part did), `global_sysrq` (asked for), `global_unknown` (of these).
     pub source: String,

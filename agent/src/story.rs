@@ -4,6 +4,7 @@
 //! is called so. `pipeline` feeds it and has each revision written before it is announced.
 
 mod counted;
+mod losses;
 mod named;
 mod restart;
 mod summary;
@@ -13,7 +14,7 @@ use crate::cgroup::Meta;
 use crate::event::{Event, Exit, Kill, OomKill};
 use crate::incident::{ExitStatus, Incident, Killer, LimitChange, LimitHit, Lost, Trigger, Victim, Window};
 use crate::lane::MemoryAt;
-use crate::names::CgroupId;
+use crate::names::{CgroupId, Table};
 use crate::pods::Pods;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -80,6 +81,7 @@ pub struct Story {
     names_may_come: bool,
     /// How much of `pods` the incidents know.
     learnt: u64,
+    losses: losses::Losses,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
@@ -128,6 +130,7 @@ impl Story {
             pods: Pods::default(),
             names_may_come: false,
             learnt: 0,
+            losses: losses::Losses::default(),
         }
     }
 
@@ -233,7 +236,7 @@ impl Story {
 
     /// The open incident of a container, or a new one of this kind that begins with this event.
     fn begin(&mut self, owner: &Arc<Meta>, event: &Event, kind: &str, evidence: &Evidence) -> &mut Open {
-        let (names, window_ns, pods) = (&self.names, self.window_ns, &self.pods);
+        let (names, window_ns, pods, losses) = (&self.names, self.window_ns, &self.pods, &self.losses);
         let before = |r: &MemoryAt| event.ktime_ns.saturating_sub(r.ktime_ns);
         let open = self.open.entry(owner.id).or_insert_with(|| {
             let id = &owner.identity;
@@ -257,6 +260,7 @@ impl Story {
                 history_s: evidence.oldest.map(|r| ms(before(&r)) / 1e3),
                 last_sample_before_ms: evidence.last.map(|r| ms(before(&r))),
                 window: Window { from_us: event.ts_us - history_us, to_us: event.ts_us },
+                lost: losses.before(owner.id, event.ktime_ns),
                 ..Incident::default()
             };
             Open {
@@ -305,9 +309,14 @@ impl Story {
         }
     }
 
-    /// Rows of this container's evidence that will be missing.
-    pub fn lost(&mut self, owner: CgroupId, table: &str, reason: &str, rows: u64) {
-        let Some(open) = self.open.get_mut(&owner).filter(|_| rows > 0) else { return };
+    /// Rows of this container's evidence that are or will be missing: in its incident, if one is open or begins within a minute.
+    pub fn lost(&mut self, owner: CgroupId, at_ns: u64, table: Table, reason: &'static str, rows: u64) {
+        if rows == 0 {
+            return;
+        }
+        let table = table.as_str();
+        self.losses.note(owner, at_ns, table, reason, rows);
+        let Some(open) = self.open.get_mut(&owner) else { return };
         let lost = &mut open.incident.lost;
         match lost.iter_mut().find(|l| l.table == table && l.reason == reason) {
             Some(l) => l.rows += rows,
@@ -332,6 +341,7 @@ impl Story {
         self.waiting.retain(|o| {
             now_ns < o.deadline_ns.saturating_add(restart::WITHIN_NS) || (names_may_come && o.is_unnamed())
         });
+        self.losses.forget_old(now_ns);
         let mut closed = Vec::new();
         for mut open in due.into_iter().filter_map(|id| self.open.remove(&id)) {
             closed.push(open.close());

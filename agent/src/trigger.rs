@@ -2,8 +2,8 @@
 //!
 //! No clock, no file, no cgroup is read here; `pipeline` asks and acts. Each kind of trigger has its settings. All bursts
 //! together stay within a budget of rows a second: when it is short, bursts of the lowest severity slow down first, then
-//! stand still; a pod's second burst stands behind every pod's first of the same severity, so that no neighbour pays for
-//! a pod that triggers all the time. A burst that is extended again and again has a longest length, after which its
+//! stand still; a pod's second burst stands behind every pod's first of the same severity, and what a pod has beyond its
+//! share behind all others of any severity, so that no neighbour pays for a pod that triggers all the time. A burst that is extended again and again has a longest length, after which its
 //! container rests. What was asked for and not given is told, for the caller to count.
 
 mod cost;
@@ -39,6 +39,8 @@ pub struct Settings {
 pub const LONGEST: u64 = 6;
 /// …and then its container gets no new one for this many lengths.
 pub const REST: u64 = 1;
+/// Bursts of one pod that compete with others by their severity. A pod of so many containers that are killed at once is rare.
+const SHARE: usize = 4;
 /// A burst slower than this tells no more than the base samples do: it stands still instead.
 const SLOWEST_NS: u64 = 1_000_000_000;
 const SECOND: u64 = 1_000_000_000;
@@ -74,10 +76,10 @@ pub enum Decision {
     Extend {
         burst: u64,
     },
-    /// Nothing is sampled for this event; `ns` of the burst that it asked for were not asked for before.
+    /// Nothing is sampled for this event; of the burst that it asked for so many samples were not asked for before.
     Suppress {
         why: Suppressed,
-        ns: u64,
+        samples: u64,
     },
 }
 
@@ -130,8 +132,8 @@ pub struct Trigger {
     resting: BTreeMap<CgroupId, u64>,
     /// Until when a kind of a container is not to trigger again.
     cooling: BTreeMap<(CgroupId, Kind), u64>,
-    /// Until when a container's suppressed bursts are accounted for, so that many events of one instant are not each
-    /// a burst lost.
+    /// The first sample of a container's suppressed bursts that is not accounted for, so that many events of one instant are not
+    /// each a burst lost.
     suppressed: BTreeMap<CgroupId, u64>,
     /// Bursts that gave way to more severe ones, with the samples that they will not take.
     evicted: Vec<(CgroupId, u64)>,
@@ -165,10 +167,10 @@ impl Trigger {
         let Request { cgroup, pod, kind, rows } = request;
         let s = self.settings(kind);
         if !s.enabled {
-            return Decision::Suppress { why: Suppressed::Disabled, ns: 0 };
+            return Decision::Suppress { why: Suppressed::Disabled, samples: 0 };
         }
         if self.cooling.get(&(cgroup, kind)).is_some_and(|until| now_ns < *until) {
-            return Decision::Suppress { why: Suppressed::CoolDown, ns: 0 };
+            return self.suppress(cgroup, s, now_ns, Suppressed::CoolDown);
         }
         let decision = self.admit(cgroup, pod, kind, rows, now_ns);
         if s.cool_down_ns > 0 && !matches!(decision, Decision::Suppress { .. }) {
@@ -189,24 +191,15 @@ impl Trigger {
             return Decision::Extend { burst: number };
         }
         if self.resting.get(&cgroup).is_some_and(|until| now_ns < *until) {
-            return self.suppress(cgroup, now_ns, s.length_ns, Suppressed::Rest);
+            return self.suppress(cgroup, s, now_ns, Suppressed::Rest);
         }
         self.resting.remove(&cgroup);
         if self.bursts.len() >= self.settings.max_concurrent {
-            // make room by ending the least severe one, if it is less severe than this
-            let least = self
-                .bursts
-                .iter()
-                .min_by_key(|(_, b)| (b.severity, b.started_ns))
-                .map(|(c, b)| (*c, b.severity));
-            match least {
-                Some((other, severity)) if severity < kind.severity() => {
-                    if let Some(b) = self.bursts.remove(&other) {
-                        self.evicted
-                            .push((other, b.until_ns.saturating_sub(b.next_ns).div_ceil(b.wanted_ns)));
-                    }
-                }
-                _ => return self.suppress(cgroup, now_ns, s.length_ns, Suppressed::TooManyBursts),
+            let Some(other) = self.gives_way_to(pod, kind.severity()) else {
+                return self.suppress(cgroup, s, now_ns, Suppressed::TooManyBursts);
+            };
+            if let Some(b) = self.bursts.remove(&other) {
+                self.evicted.push((other, b.until_ns.saturating_sub(b.next_ns).div_ceil(b.wanted_ns)));
             }
         }
         self.numbers += 1;
@@ -227,35 +220,62 @@ impl Trigger {
         Decision::Start { burst: self.numbers }
     }
 
-    fn suppress(&mut self, cgroup: CgroupId, now_ns: u64, length_ns: u64, why: Suppressed) -> Decision {
-        let until = now_ns + length_ns;
-        let before = self.suppressed.get(&cgroup).copied().unwrap_or(0);
-        self.suppressed.insert(cgroup, until.max(before));
-        Decision::Suppress { why, ns: until.saturating_sub(before.max(now_ns)) }
+    /// The burst that makes room: the least severe one, if it is less severe than this; else, for a pod that has not its share, the
+    /// last of a pod that has more than that. A pod that has its share takes no place of one that has no more.
+    fn gives_way_to(&self, pod: CgroupId, severity: Severity) -> Option<CgroupId> {
+        let mut of_pod: BTreeMap<CgroupId, usize> = BTreeMap::new();
+        for burst in self.bursts.values() {
+            *of_pod.entry(burst.pod).or_default() += 1;
+        }
+        let has = |pod: CgroupId| of_pod.get(&pod).copied().unwrap_or(0);
+        let may = |b: &Burst| has(pod) < SHARE || has(b.pod) > SHARE || b.pod == pod;
+        let less = self.bursts.iter().filter(|(_, b)| b.severity < severity && may(b));
+        if let Some((least, _)) = less.min_by_key(|(_, b)| (b.severity, b.started_ns)) {
+            return Some(*least);
+        }
+        let beyond = self.bursts.iter().filter(|(_, b)| has(b.pod) > SHARE);
+        let last = beyond.min_by_key(|(_, b)| (b.severity, std::cmp::Reverse(b.number)));
+        last.filter(|_| has(pod) < SHARE).map(|(c, _)| *c)
     }
 
-    /// Gives the budget to the bursts, the most severe first, each pod's first before any pod's second.
+    fn suppress(&mut self, cgroup: CgroupId, s: KindSettings, now_ns: u64, why: Suppressed) -> Decision {
+        // a burst that runs samples what is asked for up to its end
+        let runs_until = self.bursts.get(&cgroup).map_or(0, |b| b.until_ns);
+        let accounted = self.suppressed.get(&cgroup).copied().unwrap_or(0);
+        let next = accounted.max(runs_until).max(now_ns);
+        let samples = (now_ns + s.length_ns).saturating_sub(next).div_ceil(s.period_ns.max(1));
+        if samples > 0 {
+            self.suppressed.insert(cgroup, next + samples * s.period_ns.max(1));
+        }
+        Decision::Suppress { why, samples }
+    }
+
+    /// Gives the budget to the bursts, the most severe first, each pod's first before any pod's second, and those beyond a pod's
+    /// share last.
     fn share_out(&mut self, now_ns: u64) {
         let mut order: Vec<CgroupId> = self.bursts.keys().copied().collect();
         order.sort_by_key(|c| {
             let b = &self.bursts[c];
             (std::cmp::Reverse(b.severity), b.started_ns, b.number)
         });
-        let mut of_pod: BTreeMap<(Severity, CgroupId), u64> = BTreeMap::new();
+        let mut of_severity: BTreeMap<(Severity, CgroupId), u64> = BTreeMap::new();
+        let mut of_pod: BTreeMap<CgroupId, usize> = BTreeMap::new();
         let mut ranked: Vec<_> = order
             .into_iter()
             .map(|c| {
                 let b = &self.bursts[&c];
-                let rank = of_pod.entry((b.severity, b.pod)).or_default();
+                let rank = of_severity.entry((b.severity, b.pod)).or_default();
                 *rank += 1;
-                (std::cmp::Reverse(b.severity), *rank, c)
+                let all = of_pod.entry(b.pod).or_default();
+                *all += 1;
+                ((*all > SHARE, std::cmp::Reverse(b.severity), *rank), c)
             })
             .collect();
         // stable: within a rank the order of their start stays
-        ranked.sort_by_key(|(severity, rank, _)| (*severity, *rank));
+        ranked.sort_by_key(|(rank, _)| *rank);
         // in rows per second × 1000, so that slow bursts are not rounded away
         let mut left = self.settings.rows_per_second * 1000;
-        for (_, _, cgroup) in ranked {
+        for (_, cgroup) in ranked {
             let Some(burst) = self.bursts.get_mut(&cgroup) else { continue };
             let before = burst.period_ns;
             let cost = |period: u64| (burst.rows * SECOND * 1000).div_ceil(period);

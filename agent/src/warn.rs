@@ -5,6 +5,7 @@
 //! while: a container that lives at its limit with a full page cache is no news every second.
 
 use crate::event::Kind;
+use crate::names::CgroupId;
 use serde_json::{Value, json};
 
 const SECOND: u64 = 1_000_000_000;
@@ -38,9 +39,22 @@ const QUIET_NS: u64 = 60 * SECOND;
 /// The limit up the tree that leaves the least room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headroom {
-    /// Usage and maximum of the cgroup whose limit it is.
+    pub whose: CgroupId,
+    /// Usage, inactive file pages and maximum of the cgroup whose limit it is.
     pub usage: u64,
+    pub inactive_file: u64,
     pub max: u64,
+}
+
+impl Headroom {
+    /// What the kernel cannot give up easily.
+    fn working_set(self) -> u64 {
+        self.usage.saturating_sub(self.inactive_file)
+    }
+
+    pub fn left(self) -> u64 {
+        self.max.saturating_sub(self.working_set())
+    }
 }
 
 /// Counters of a base row, as far as they were read.
@@ -88,6 +102,8 @@ pub struct Watch {
     rising: u32,
     /// Working sets of the last second, oldest first: (instant, bytes).
     slope: std::collections::VecDeque<(u64, u64)>,
+    /// Whose they are.
+    slope_of: Option<CgroupId>,
     throttled: Latch,
     memory_stall: Latch,
     io_stall: Latch,
@@ -109,7 +125,12 @@ impl Watch {
         if room.max == 0 {
             return;
         }
-        let working_set = room.usage.saturating_sub(self.inactive_file);
+        let working_set = room.working_set();
+        if self.slope_of.replace(room.whose) != Some(room.whose) {
+            // from one cgroup's working set to another's there is no slope
+            self.slope.clear();
+            self.rising = 0;
+        }
         let share = percent(working_set, room.max);
         if self.near.update(share >= NEAR_PERCENT, share < NEAR_AGAIN_PERCENT) {
             let detail = json!({"usage_bytes": room.usage, "working_set_bytes": working_set, "max_bytes": room.max, "share_percent": share});
@@ -166,6 +187,15 @@ impl Watch {
         quiet
     }
 
+    pub fn inactive_file(&self) -> u64 {
+        self.inactive_file
+    }
+
+    /// A base row of a cgroup that is not warned of, whose limit may be that of others.
+    pub fn base_above(&mut self, now: Counters) {
+        self.inactive_file = now.inactive_file.unwrap_or(0);
+    }
+
     /// A base row, of the instant at which it was read.
     pub fn base(&mut self, now_ns: u64, now: Counters, mut warn: impl FnMut(Warning)) {
         self.inactive_file = now.inactive_file.unwrap_or(0);
@@ -220,8 +250,13 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn lane(w: &mut Watch, at_ms: u64, usage_mib: u64) -> Vec<Kind> {
+        lane_of(w, 7, at_ms, usage_mib)
+    }
+
+    fn lane_of(w: &mut Watch, whose: u64, at_ms: u64, usage_mib: u64) -> Vec<Kind> {
         let mut out = Vec::new();
-        let room = Headroom { usage: usage_mib * MIB, max: 100 * MIB };
+        let inactive_file = w.inactive_file();
+        let room = Headroom { whose: CgroupId(whose), usage: usage_mib * MIB, inactive_file, max: 100 * MIB };
         w.lane(at_ms * 1_000_000, room, |x| out.push(x.kind));
         out
     }
@@ -244,6 +279,18 @@ mod tests {
         let mut w = Watch::default();
         base(&mut w, 0, Counters { inactive_file: Some(60 * MIB), ..Counters::default() });
         assert!(lane(&mut w, 0, 100).is_empty());
+    }
+
+    #[test]
+    fn another_cgroups_limit_is_no_slope() {
+        let mut w = Watch::default();
+        for i in 0..40 {
+            assert!(lane_of(&mut w, 7, i * 100, 40).is_empty());
+        }
+        // its pod has less room from now on, with more in use
+        for i in 40..80 {
+            assert!(lane_of(&mut w, 8, i * 100, 80).is_empty(), "{i}");
+        }
     }
 
     #[test]
@@ -316,7 +363,8 @@ mod tests {
             let mut w = Watch::default();
             let mut count = 0;
             for (i, n) in noise.iter().enumerate() {
-                let room = Headroom { usage: level * MIB + n * MIB / 4, max: 100 * MIB };
+                let usage = level * MIB + n * MIB / 4;
+                let room = Headroom { whose: CgroupId(7), usage, inactive_file: 0, max: 100 * MIB };
                 w.lane(i as u64 * 50_000_000, room, |_| count += 1);
             }
             prop_assert!(count <= 1, "{count} warnings");

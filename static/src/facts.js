@@ -92,7 +92,7 @@ function limitFact(limit, /** @type {(id: string) => string} */ nameOf) {
     'Limit that was hit',
     [format.isNumber(limit.max_bytes) ? format.bytes(limit.max_bytes) : 'size not observed', h('span', { class: 'soft' }, ` of ${limit.cgroup_id ? nameOf(String(limit.cgroup_id)) : format.baseName(limit.cgroup_path) || 'a cgroup not seen from here'}`)],
     meter,
-    format.isNumber(limit.usage_bytes) ? `in use ${format.bytes(limit.usage_bytes)}${known ? ` (${format.bytes(limit.max_bytes - limit.usage_bytes)} left)` : ''}` : 'usage at that instant not observed',
+    format.isNumber(limit.usage_bytes) ? `in use ${format.bytes(limit.usage_bytes)}${known ? ` (${format.bytes(limit.max_bytes - limit.usage_bytes)} left)` : ''}${limit.swap_bytes > 0 ? ` and ${format.bytes(limit.swap_bytes)} of swap` : ''}` : 'usage at that instant not observed',
     limitSource(limit.source),
   );
 }

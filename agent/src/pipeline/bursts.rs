@@ -27,15 +27,6 @@ pub(super) struct Running {
     pub event_row: (Severity, u64),
 }
 
-/// What came of the wish for a burst.
-#[derive(Default)]
-pub(super) struct Started {
-    /// When the first burst sample of the container was taken, if this event caused it.
-    pub first_row_ns: Option<u64>,
-    /// Why there will be no burst, and how many rows that costs.
-    pub suppressed: Option<(&'static str, u64)>,
-}
-
 /// The trigger's settings as the configuration has them. A kind that does not trigger is a disabled one.
 pub(super) fn settings(config: &Config) -> Settings {
     let off =
@@ -127,14 +118,15 @@ impl State {
     }
 
     /// Writes the history of a container, its ancestors up to the pod and the cgroup of the limit, and begins or
-    /// prolongs their burst.
+    /// prolongs their burst. Gives the instant at which the first burst sample of the container was taken, if this event caused
+    /// it. Rows that there will not be are accounted for.
     pub(super) fn start_burst(
         &mut self,
         owner: &Arc<Meta>,
         kind: Kind,
         limit: Option<CgroupId>,
         ktime_ns: u64,
-    ) -> Started {
+    ) -> Option<u64> {
         let now = clock::ktime_ns();
         let mut members = self.tree.up_to_pod(owner.id);
         let pod = members.iter().rfind(|m| m.identity.scope == Scope::Pod).map_or(owner.id, |m| m.id);
@@ -152,8 +144,12 @@ impl State {
             }
         }
         let settings = self.trigger.settings(kind);
-        if let Decision::Suppress { why: Suppressed::Disabled | Suppressed::CoolDown, .. } = decision {
-            return Started::default();
+        if let Decision::Suppress { why, samples } = decision {
+            self.lost_of(owner.id, Table::Samples, why.as_str(), samples * members.len() as u64);
+            // what was asked for a moment ago has its history
+            if matches!(why, Suppressed::Disabled | Suppressed::CoolDown) {
+                return None;
+            }
         }
         let id = format!("{}-{}-{ktime_ns}", self.names.node, self.names.boot_id);
         let id = match (decision, self.bursts.get(&owner.id)) {
@@ -165,11 +161,7 @@ impl State {
             self.look_if_due();
         }
         match decision {
-            Decision::Suppress { why, ns } => {
-                let rows = ns / settings.period_ns * members.len() as u64;
-                self.ledger.lost(Table::Samples, why.as_str(), rows);
-                Started { suppressed: Some((why.as_str(), rows)), ..Started::default() }
-            }
+            Decision::Suppress { .. } => None,
             Decision::Start { .. } | Decision::Extend { .. } => {
                 let running = self.bursts.remove(&owner.id);
                 let takes_row = running.as_ref().is_none_or(|r| self.takes_event_row(owner.id, kind, r, now));
@@ -186,7 +178,7 @@ impl State {
                 let news = members.iter().map(|m| m.id).filter(|id| !all.contains(id)).collect::<Vec<_>>();
                 all.extend(news);
                 self.bursts.insert(owner.id, Running { id, members: all, event_row });
-                Started { first_row_ns: first_row.map(|s| s.ktime_ns), suppressed: None }
+                first_row.map(|s| s.ktime_ns)
             }
         }
     }

@@ -357,12 +357,10 @@ impl State {
         let mut event = self.event(Kind::OomKill, Severity::Critical, now, source, detail);
         event.cgroup_id = Some(id);
         let limit_change = limit.as_ref().and_then(|l| self.limit_fell(l, None, now));
-        let evidence = Evidence { limit, limit_change, ..self.evidence_before(&owner, now, Some(id)) };
-        let started = self.start_burst(&owner, Kind::OomKill, limit_id, now);
-        let incident = self.story.kills_counted(&owner, &event, kills.count, &evidence, started.first_row_ns);
-        if let Some((why, rows)) = started.suppressed {
-            self.story.lost(owner.id, Table::Samples.as_str(), why, rows);
-        }
+        let evidence =
+            Evidence { limit, limit_change, ..self.evidence_before(&owner, Kind::OomKill, now, Some(id)) };
+        let first_row = self.start_burst(&owner, Kind::OomKill, limit_id, now);
+        let incident = self.story.kills_counted(&owner, &event, kills.count, &evidence, first_row);
         self.event_table(owner.id);
         self.revise(incident);
         self.record(event, Some(owner));

@@ -274,13 +274,10 @@ impl State {
         let is_ours = owner.identity.scope == Scope::Container && !self.is_sandbox(&owner, &exit.task.comm);
         let asks = is_init && is_ours && asks_for_a_reason(exit);
         if asks && !self.story.is_open(owner.id) {
-            let evidence = self.evidence_before(&owner, ktime_ns, exit.task.cgroup_id);
-            let started = self.start_burst(&owner, Kind::Exit, None, ktime_ns);
+            let evidence = self.evidence_before(&owner, Kind::Exit, ktime_ns, exit.task.cgroup_id);
+            self.start_burst(&owner, Kind::Exit, None, ktime_ns);
             let blame = self.blames.get(&owner.id);
             let incident = self.story.ended(&owner, &event, exit, blame, &evidence);
-            if let Some((why, rows)) = started.suppressed {
-                self.story.lost(owner.id, Table::Samples.as_str(), why, rows);
-            }
             self.revise(incident);
         } else {
             self.story.exit(owner.id, &event, exit, is_init);
@@ -300,6 +297,7 @@ impl State {
                 cgroup_path: self.path_of(Some(snapshot.cgroup_id)),
                 max_bytes: snapshot.max_bytes,
                 usage_bytes: snapshot.usage_bytes,
+                swap_bytes: snapshot.swap_bytes,
                 source: "fentry".to_owned(),
             }),
             OomLimit::Global(why) => {
@@ -318,6 +316,7 @@ impl State {
             cgroup_path: Some(meta.path.clone()),
             max_bytes: max.and_then(|t| t.trim().parse().ok()),
             usage_bytes: None,
+            swap_bytes: None,
             source: "events_local".to_owned(),
         })
     }
@@ -330,19 +329,29 @@ impl State {
             trigger_path,
             limit,
             limit_change,
-            ..self.evidence_before(owner, ktime_ns, kill.victim.cgroup_id)
+            ..self.evidence_before(owner, Kind::OomKill, ktime_ns, kill.victim.cgroup_id)
         }
     }
 
     /// What the lane and the warnings know from before an instant.
-    pub(super) fn evidence_before(&self, owner: &Meta, ktime_ns: u64, victim: Option<CgroupId>) -> Evidence {
+    pub(super) fn evidence_before(
+        &self,
+        owner: &Meta,
+        kind: Kind,
+        ktime_ns: u64,
+        victim: Option<CgroupId>,
+    ) -> Evidence {
         let victim_path = self.path_of(victim);
         let target = self.targets.get(&owner.id);
         let ring = target.map(|t| &t.ring);
         let before = |at: u64| ring.and_then(|r| r.last_before(at)?.memory_at());
         // what is older than the history is in the ring maybe, but not written for this event
-        let from = ktime_ns.saturating_sub(self.config.lane.history_s * SECOND);
-        let oldest = ring.and_then(|r| r.oldest_since(from)?.memory_at()).filter(|r| r.ktime_ns < ktime_ns);
+        let settings = self.trigger.settings(kind);
+        let history_ns = settings.history_ns.min(self.config.lane.history_s * SECOND);
+        let from = ktime_ns.saturating_sub(history_ns);
+        let written = ring.filter(|_| settings.enabled && history_ns > 0);
+        let oldest =
+            written.and_then(|r| r.oldest_since(from)?.memory_at()).filter(|r| r.ktime_ns < ktime_ns);
         let earlier: Option<MemoryAt> = before(ktime_ns.saturating_sub(LOOK_BACK) + 1).or(oldest);
         let warnings = self.warnings.of(owner.id);
         Evidence { victim_path, oldest, earlier, last: before(ktime_ns), warnings, ..Evidence::default() }
@@ -395,12 +404,8 @@ impl State {
             self.record(event, Some(owner));
             return;
         }
-        let started = self.start_burst(&owner, Kind::OomKill, limit_id, ktime_ns);
-        let incident = self.story.oom_kill(&owner, &event, kill, evidence, started.first_row_ns);
-        // what is missing belongs to the incident, which is open only now
-        if let Some((why, rows)) = started.suppressed {
-            self.story.lost(owner.id, Table::Samples.as_str(), why, rows);
-        }
+        let first_row = self.start_burst(&owner, Kind::OomKill, limit_id, ktime_ns);
+        let incident = self.story.oom_kill(&owner, &event, kill, evidence, first_row);
         self.event_table(owner.id);
         self.revise(incident);
         self.record(event, Some(owner));

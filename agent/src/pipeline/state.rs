@@ -280,10 +280,10 @@ impl State {
         }
     }
 
-    /// Rows of a cgroup that were due and are not there: into the account, and into its incident, if one is open.
+    /// Rows of a cgroup that were due and are not there: into the account, and into its incident, if one is open or comes soon.
     pub(super) fn lost_of(&mut self, id: CgroupId, table: Table, reason: &'static str, rows: u64) {
         self.ledger.lost(table, reason, rows);
-        self.story.lost(id, table.as_str(), reason, rows);
+        self.story.lost(id, clock::ktime_ns(), table, reason, rows);
     }
 
     /// Starts to follow a cgroup and takes its first sample at once: it may not live long.

@@ -3,6 +3,7 @@
 mod bursts;
 mod heap;
 mod ledger;
+mod losses;
 mod truth;
 
 use super::inits::By;

@@ -3,7 +3,8 @@
 use super::state::State;
 use crate::catalogue::{self, ColumnIndex};
 use crate::event::Kind;
-use crate::names::{CgroupId, Scope, Table};
+use crate::names::{CgroupId, Scope};
+use crate::sampler::Target;
 use crate::warn::{Counters, Headroom, Warning};
 use std::collections::HashMap;
 
@@ -86,13 +87,17 @@ impl State {
             if !matches!(target.meta.identity.scope, Scope::Container | Scope::Service) {
                 continue;
             }
-            let own = target.memory_max.map(|max| Headroom { usage, max });
+            let room = |t: &Target, usage: u64| {
+                let max = t.memory_max?;
+                Some(Headroom { whose: t.meta.id, usage, inactive_file: t.watch.inactive_file(), max })
+            };
+            let own = room(target, usage);
             let above =
                 std::iter::successors(target.meta.parent_id.and_then(|p| self.targets.get(&p)), |t| {
                     self.targets.get(&t.meta.parent_id?)
                 });
-            let rooms = above.filter_map(|t| Some(Headroom { usage: t.last_memory?, max: t.memory_max? }));
-            let nearest = own.into_iter().chain(rooms).min_by_key(|r| r.max.saturating_sub(r.usage));
+            let rooms = above.filter_map(|t| room(t, t.last_memory?));
+            let nearest = own.into_iter().chain(rooms).min_by_key(|r| r.left());
             if let (Some(room), Some(target)) = (nearest, self.targets.get_mut(&id)) {
                 target.watch.lane(at, room, |w| warnings.push((id, at, w)));
             }
@@ -113,11 +118,13 @@ impl State {
         };
         let samples = &self.pending.samples;
         let Some(target) = self.targets.get_mut(&id) else { return };
+        let counters = columns.counters(|c| samples.last(c));
         if !matches!(target.meta.identity.scope, Scope::Container | Scope::Service) {
+            target.watch.base_above(counters);
             return;
         }
         let mut warnings = Vec::new();
-        target.watch.base(ktime_ns, columns.counters(|c| samples.last(c)), |w| warnings.push(w));
+        target.watch.base(ktime_ns, counters, |w| warnings.push(w));
         for warning in warnings {
             self.warn(id, ktime_ns, "files", warning);
         }
@@ -126,10 +133,7 @@ impl State {
     /// Records a warning and starts, or prolongs, the burst that it asks for.
     fn warn(&mut self, id: CgroupId, ktime_ns: u64, source: &'static str, warning: Warning) {
         let Some(meta) = self.targets.get(&id).map(|t| t.meta.clone()) else { return };
-        let started = self.start_burst(&meta, warning.kind, None, ktime_ns);
-        if let Some((why, rows)) = started.suppressed {
-            self.story.lost(id, Table::Samples.as_str(), why, rows);
-        }
+        self.start_burst(&meta, warning.kind, None, ktime_ns);
         if matches!(warning.kind, Kind::LimitNear | Kind::ForecastOom) {
             // who holds the memory, while they are still there
             self.event_table(id);

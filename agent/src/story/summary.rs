@@ -134,7 +134,11 @@ fn limit(out: &mut String, i: &Incident, limit: Option<&LimitHit>) {
     let _ = write!(out, " The limit that was hit is {whose} {max}");
     match limit.usage_bytes {
         Some(usage) => {
-            let _ = write!(out, "; its usage at that instant was {}.", bytes(usage));
+            let _ = write!(out, "; its usage at that instant was {}", bytes(usage));
+            if let Some(swap) = limit.swap_bytes.filter(|s| *s > 0) {
+                let _ = write!(out, ", and {} of swap", bytes(swap));
+            }
+            out.push('.');
         }
         None => out.push_str("; its usage at that instant was not observed."),
     }

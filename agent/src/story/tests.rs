@@ -64,6 +64,7 @@ pub(super) fn evidence() -> Evidence {
             cgroup_path: Some(owner().path.clone()),
             max_bytes: Some(200 * MIB),
             usage_bytes: Some(200 * MIB),
+            swap_bytes: Some(3 * MIB),
             source: "fentry".into(),
         }),
         oldest: Some(MemoryAt { ktime_ns: 40 * S, memory_current: 20 * MIB }),

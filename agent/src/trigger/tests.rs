@@ -72,7 +72,8 @@ fn a_kind_cools_down_and_a_disabled_one_never_fires() {
     assert!(matches!(t.fire(request(1, Kind::CpuThrottled), 0), Decision::Start { .. }));
     assert_eq!(
         t.fire(request(1, Kind::CpuThrottled), S),
-        Decision::Suppress { why: Suppressed::CoolDown, ns: 0 }
+        Decision::Suppress { why: Suppressed::CoolDown, samples: 20 },
+        "the second after the burst that runs"
     );
     assert!(
         matches!(t.fire(request(1, Kind::LimitNear), S), Decision::Extend { .. }),
@@ -82,7 +83,7 @@ fn a_kind_cools_down_and_a_disabled_one_never_fires() {
     assert!(matches!(t.fire(request(1, Kind::CpuThrottled), 60 * S), Decision::Start { .. }));
     assert_eq!(
         t.fire(request(1, Kind::PsiStall), 60 * S),
-        Decision::Suppress { why: Suppressed::Disabled, ns: 0 }
+        Decision::Suppress { why: Suppressed::Disabled, samples: 0 }
     );
 }
 
@@ -94,7 +95,7 @@ fn a_kill_takes_the_place_of_a_warning_never_the_other_way() {
     }
     assert_eq!(
         t.fire(request(4, Kind::LimitNear), 10),
-        Decision::Suppress { why: Suppressed::TooManyBursts, ns: 10 * S }
+        Decision::Suppress { why: Suppressed::TooManyBursts, samples: 200 }
     );
     assert!(matches!(t.fire(request(5, Kind::OomKill), 10), Decision::Start { .. }));
     assert!(!t.is_running(CgroupId(1)) && t.is_running(CgroupId(5)));
@@ -103,7 +104,7 @@ fn a_kill_takes_the_place_of_a_warning_never_the_other_way() {
     t.fire(request(7, Kind::OomKill), 10);
     assert_eq!(
         t.fire(request(9, Kind::LimitNear), 10),
-        Decision::Suppress { why: Suppressed::TooManyBursts, ns: 10 * S }
+        Decision::Suppress { why: Suppressed::TooManyBursts, samples: 200 }
     );
 }
 
@@ -143,11 +144,47 @@ fn what_many_events_ask_for_at_once_is_lost_once() {
     let lost: u64 = [0, 0, S, 30 * S]
         .into_iter()
         .map(|now| match t.fire(request(4, Kind::OomKill), now) {
-            Decision::Suppress { ns, .. } => ns,
+            Decision::Suppress { samples, .. } => samples,
             _ => 0,
         })
         .sum();
-    assert_eq!(lost, 21 * S);
+    assert_eq!(lost, 21 * 20);
+}
+
+#[test]
+fn many_events_in_each_period_lose_each_sample_once() {
+    let mut t = Trigger::new(settings(100, 0));
+    let mut lost = 0;
+    for ms in 0..5000 {
+        match t.fire(request(4, Kind::OomKill), ms * S / 1000) {
+            Decision::Suppress { samples, .. } => lost += samples,
+            other => panic!("{other:?}"),
+        }
+    }
+    // the last one asks for samples up to 4.999 + 10 s
+    assert_eq!(lost, 300);
+}
+
+#[test]
+fn a_pod_that_has_all_places_leaves_one_to_a_neighbour() {
+    let mut t = Trigger::new(settings(1000, 64));
+    for i in 1..=64 {
+        t.fire(Request { pod: CgroupId(7), ..request(i, Kind::OomKill) }, i);
+    }
+    for kind in [Kind::OomKill, Kind::LimitNear] {
+        let neighbour = Request { pod: CgroupId(8), ..request(100 + kind as u64, kind) };
+        assert!(matches!(t.fire(neighbour, 70), Decision::Start { .. }), "{kind:?}");
+    }
+    assert_eq!(t.take_evicted().iter().map(|(c, _)| c.0).collect::<Vec<_>>(), [64, 63], "the last ones");
+    let mut got: BTreeMap<u64, u64> = BTreeMap::new();
+    for step in 0..20 {
+        t.due(S + step * S / 20, |d| *got.entry(d.cgroup.0).or_default() += u64::from(d.period_ns.is_some()));
+    }
+    for kind in [Kind::OomKill, Kind::LimitNear] {
+        assert_eq!(got[&(100 + kind as u64)], 20, "{kind:?} has its full rate");
+    }
+    let fifth = Request { pod: CgroupId(7), ..request(200, Kind::OomKill) };
+    assert!(matches!(t.fire(fifth, S), Decision::Suppress { why: Suppressed::TooManyBursts, .. }));
 }
 
 const KINDS_TRIED: [Kind; 4] = [Kind::OomKill, Kind::LimitNear, Kind::CpuThrottled, Kind::MemoryMax];
