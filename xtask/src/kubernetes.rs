@@ -8,6 +8,7 @@
 
 mod check;
 mod control;
+mod events;
 mod node;
 mod play;
 mod programs;

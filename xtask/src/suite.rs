@@ -202,7 +202,8 @@ impl Suite {
         let runs = [(first, "kubernetes", true)].into_iter().chain(more.into_iter().filter(|_| long));
         for (series, name, systemd) in runs {
             if let Some(series) = series {
-                self.group(name, |_| kubernetes::test(series, systemd, Profile::Release));
+                let profile = if long { Profile::Release } else { Profile::Dev };
+                self.group(name, |_| kubernetes::test(series, systemd, profile));
             }
         }
     }

@@ -163,7 +163,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn id(value: &Value) -> Value {
+pub fn id(value: &Value) -> Value {
     value.as_str().and_then(|s| s.split_once("://")).map(|(_, id)| id).into()
 }
 

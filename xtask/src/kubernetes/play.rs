@@ -77,6 +77,7 @@ impl<'p> Test<'p> {
         killed.incident(&mut self.checks, &incident);
         self.live(&killed, &incident)?;
         self.scenario("oom-kill")?;
+        self.stopped(node)?;
         self.delete_agent(node)?;
         Ok(killed)
     }
@@ -168,11 +169,7 @@ impl<'p> Test<'p> {
         let kubernetes = &status["kubernetes"];
         self.checks.is("/api/status says synced", &kubernetes["state"], &Value::from("synced"));
         self.checks.is("of this node's pods", &kubernetes["node"], &Value::from(NODE));
-        self.checks.that(
-            "all probes are attached",
-            status["ladder"]["level"] == "full_bpf",
-            &status["ladder"],
-        );
+        super::events::hooks(&mut self.checks, &status["ladder"]);
         fs::write(self.out.join("status.json"), format!("{status:#}"))?;
         Ok(())
     }
@@ -318,6 +315,23 @@ impl<'p> Test<'p> {
             let size = outcome[file].as_str().and_then(|path| fs::metadata(path).ok()).map_or(0, |m| m.len());
             self.checks.that(&format!("its {file} is written, of all nodes"), size > 10_000, &size);
         }
+        Ok(())
+    }
+
+    /// A pod is deleted as a user deletes it; then all kinds of events have been.
+    fn stopped(&mut self, node: &Node<'_>) -> Result<()> {
+        let pods = self.pods()?;
+        let all = pods["items"][0]["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        let proxy = all.iter().find(|c| c["name"] == "proxy").map(|c| super::check::id(&c["containerID"]));
+        self.control.ask(&["--namespace=shop", "delete", "deployment", "cart", "--wait=false"])?;
+        self.until(node, "waiting until a deleted pod has gone", AGENT_GONE, |test| {
+            Ok(test.pods()?["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
+        })?;
+        // the state that is asked for is at the most a second old
+        thread::sleep(Duration::from_secs(2));
+        let text = self.ask_fgm(&["events", "--json", "--range", "1h"])?;
+        let events: Vec<Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+        super::events::lives(&mut self.checks, &events, &proxy.unwrap_or_default());
         Ok(())
     }
 
