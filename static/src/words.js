@@ -42,6 +42,7 @@ const REASONS = {
   process_budget: 'the process tables of the container had had their share of time',
   journal_damaged: 'the journal was damaged',
   burst_rest: 'the container had had its longest burst and rested',
+  burst_cool_down: 'the same kind of event had had its burst a moment before',
   budget: 'the CPU budget suppressed them',
   suppressed: 'the trigger budget suppressed them',
   vanished: 'the cgroup was gone before it could be read',
