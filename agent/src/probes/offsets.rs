@@ -73,15 +73,21 @@ impl Facts {
         facts.iterates_one_task = btf.enumerator("BPF_TASK_ITER_TID").is_some();
         facts.args = hooks::specs().map(|s| (s.tracepoint, btf.tracepoint_args(s.tracepoint))).collect();
         facts.functions = hooks::FUNCTIONS.map(|f| (f.name, btf.function_args(f.name))).to_vec();
-        let exit = facts.args_of("sched_process_exit");
-        facts.settings.exit_has_group_dead = u32::from(matches!(exit, Some([_, Arg::Int(1)])));
-        let reclaim = facts.args_of("mm_vmscan_memcg_reclaim_begin");
+        facts.note_differences();
+        facts
+    }
+
+    /// What the same tracepoint passes on one kernel and not on another.
+    fn note_differences(&mut self) {
+        let exit = self.args_of("sched_process_exit");
+        let has_group_dead = matches!(exit, Some([_, Arg::Int(1)]));
+        let reclaim = self.args_of("mm_vmscan_memcg_reclaim_begin");
         let names_memcg =
             matches!(reclaim, Some([_, _, Arg::StructPtr(of), ..]) if of == hooks::TRY_TO_FREE.first);
         // Without the offsets to follow the pointer, the current task's cgroup is better than nothing.
-        let usable = facts.check_offsets(hooks::TRY_TO_FREE.needs).is_ok();
-        facts.settings.reclaim_has_memcg = u32::from(names_memcg && usable);
-        facts
+        let usable = self.check_offsets(hooks::TRY_TO_FREE.needs).is_ok();
+        self.settings.exit_has_group_dead = u32::from(has_group_dead);
+        self.settings.reclaim_has_memcg = u32::from(names_memcg && usable);
     }
 
     fn args_of(&self, tracepoint: &str) -> Option<&[Arg]> {
@@ -303,6 +309,34 @@ mod tests {
         let reason = facts.check(&SIGNAL_GENERATE, Mechanism::RawTp).unwrap_err();
         assert!(reason.contains("kernel_siginfo"), "{reason}");
         assert_eq!(facts.check(&PROCESS_EXIT, Mechanism::TpBtf), Ok(()));
+    }
+
+    #[test]
+    fn what_kernels_pass_beside_the_task_is_known_by_its_type() {
+        let of = |tracepoint: &'static str, args: &[Arg]| {
+            let mut facts = ideal();
+            facts.args.retain(|(name, _)| *name != tracepoint);
+            facts.args.push((tracepoint, Some(args.to_vec())));
+            facts.note_differences();
+            (facts.settings.exit_has_group_dead, facts.settings.reclaim_has_memcg)
+        };
+        let task = || Arg::StructPtr("task_struct".into());
+        let memcg = || Arg::StructPtr("mem_cgroup".into());
+        // 6.1 and 6.12, 6.18 and 7.3
+        assert_eq!(of("sched_process_exit", &[task()]).0, 0);
+        assert_eq!(of("sched_process_exit", &[task(), Arg::Int(1)]).0, 1);
+        assert_eq!(of("sched_process_exit", &[task(), Arg::Int(4)]).0, 0, "no bool");
+        // up to 6.18, 7.3
+        let reclaim = "mm_vmscan_memcg_reclaim_begin";
+        assert_eq!(of(reclaim, &[Arg::Int(4), Arg::Int(4)]).1, 0);
+        assert_eq!(of(reclaim, &[Arg::Int(4), Arg::Int(4), memcg()]).1, 1);
+        assert_eq!(of(reclaim, &[Arg::Int(4), Arg::Int(4), task()]).1, 0);
+        let mut facts = ideal();
+        facts.args.push((reclaim, Some(vec![Arg::Int(4), Arg::Int(4), memcg()])));
+        facts.args.retain(|(name, args)| *name != reclaim || args.as_ref().is_some_and(|a| a.len() == 3));
+        facts.offsets.memcg_cgroup = ABSENT;
+        facts.note_differences();
+        assert_eq!(facts.settings.reclaim_has_memcg, 0, "a pointer that cannot be followed");
     }
 
     #[test]
