@@ -142,7 +142,7 @@ impl Stage<'_> {
         row.allocations_per_sample =
             programs::each(number("allocations"), number("rounds") * containers as u64);
         let files = programs::each(number("reads"), number("rounds") * containers as u64).unwrap_or(0.0);
-        row.note = format!("{}; {files:.2} files read of each", row.note);
+        row.note = programs::with_late(&format!("{}; {files:.2} files read of each", row.note), &said);
         Ok(row)
     }
 
