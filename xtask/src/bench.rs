@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the numbers that the recorder is held to, measured, with machine and kernel.
 //! Must never print a number that was not measured in this run. Called by a person and by `test --long`.
 
+mod bound;
 mod case;
 mod churn;
 mod evidence;
