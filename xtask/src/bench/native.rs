@@ -5,9 +5,8 @@
 //! own, the container is a directory of ours in the v2 hierarchy, and the process is in both. The witness has tracefs in a
 //! mount namespace of its own.
 
-use super::evidence::ms;
 use super::play::Witness;
-use super::score::p99;
+use super::score::{p99, seconds};
 use super::{Programs, case::Line, machine, rows};
 use crate::agent::Agent;
 use crate::cgroup::{self, Tree};
@@ -103,7 +102,7 @@ pub fn first_bursts(out: &Path, programs: &Programs) -> Result<Vec<f64>> {
         let (marked, sampled) = (at.len(), first.len());
         bail!("of {} kills {marked} were marked and {sampled} have a burst", killed.len());
     }
-    Ok(at.iter().map(|(id, kill)| ms(first[id] - kill)).collect())
+    Ok(at.iter().map(|(id, kill)| seconds(first[id] - kill) * 1e3).collect())
 }
 
 fn witness(out: &Path, programs: &Programs) -> Result<Witness> {
