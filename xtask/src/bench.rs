@@ -1,9 +1,12 @@
 //! `cargo xtask bench`: the numbers that the recorder is held to, measured, with machine and kernel.
 //! Must never print a number that was not measured in this run. Called by a person and by `test --long`.
 
+mod bound;
 mod case;
 mod churn;
 mod evidence;
+mod history;
+mod judge;
 mod mix;
 mod native;
 mod play;
@@ -22,7 +25,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--kills N] [--lane bpf|pread] [--json FILE]
+const USAGE: &str = "cargo xtask bench evidence [--kernel SERIES | --host] [--kills N] [--lane bpf|pread] [--json FILE] [--judge FOLDER --agent FILE]
        cargo xtask bench churn [--cgroups N] [--json FILE]
        cargo xtask bench burst [--json FILE]
        cargo xtask bench store [--hours N] [--json FILE]
@@ -99,6 +102,7 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
     let (mut place, mut kernel, mut json) = (Place::Vm, crate::kernel::DEFAULT.to_owned(), None);
     let (mut kills, mut cgroups, mut minutes, mut hours) = (MAX_KILLS, CGROUPS, MINUTES, HOURS);
     let mut lane = "bpf".to_owned();
+    let (mut folder, mut agent) = (None, None);
     let mut words = words.iter().map(String::as_str);
     let what = words.next().unwrap_or_default().to_owned();
     while let Some(word) = words.next() {
@@ -110,6 +114,8 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
             "--minutes" => minutes = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--hours" => hours = count(usage::value(words.next(), word, USAGE)?, word)?,
             "--cgroups" => cgroups = count(usage::value(words.next(), word, USAGE)?, word)?,
+            "--judge" => folder = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
+            "--agent" => agent = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
             "--json" => json = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
             _ => return Err(usage::wrong(format!("unknown option `{word}`"), USAGE)),
         }
@@ -131,9 +137,16 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
         "viewer" => viewer::bench(json.as_deref()),
         "churn" => churn::bench(cgroups, json.as_deref()),
         "evidence" => {
-            can(place)?;
-            let json = json.as_deref();
-            evidence::bench(&evidence::Options { place, kernel: &kernel, kills, lane: &lane, json })
+            let again = match (&folder, &agent) {
+                (Some(folder), Some(agent)) => Some((folder.as_path(), agent.as_path())),
+                (None, None) => None,
+                _ => return Err(usage::wrong("--judge and --agent go together".to_owned(), USAGE)),
+            };
+            if again.is_none() {
+                can(place)?;
+            }
+            let asked = judge::Asked { place, kills, lane: &lane, json: json.as_deref() };
+            evidence::bench(&evidence::Options { kernel: &kernel, asked, again })
         }
         _ => Err(usage::wrong(format!("no benchmark `{what}`"), USAGE)),
     }
@@ -141,7 +154,8 @@ pub fn verb(args: &[OsString]) -> Result<i32> {
 
 /// The least of it that has every kind of kill, for `test --long`.
 pub fn short(kernel: &str) -> Result<i32> {
-    evidence::bench(&evidence::Options { place: Place::Vm, kernel, kills: 20, lane: "bpf", json: None })
+    let asked = judge::Asked { place: Place::Vm, kills: 20, lane: "bpf", json: None };
+    evidence::bench(&evidence::Options { kernel, asked, again: None })
 }
 
 /// First of all, so that a machine that lacks something says so before minutes of compiling.

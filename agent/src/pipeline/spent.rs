@@ -1,4 +1,4 @@
-//! What the loop's work cost in CPU, by kind, for `/api/status`. Counts only; decides nothing.
+//! What the loop's work cost in CPU, by kind, and how many samples that was, for `/api/status`. Counts only; decides nothing.
 
 use crate::clock;
 use serde_json::{Value, json};
@@ -9,8 +9,11 @@ pub(super) struct Spent {
     pub lane: u64,
     /// Samples of the hot files, taken into rows.
     pub hot: u64,
-    /// Samples with the slow files and with what has no column.
+    /// Samples with the slow files and with what has no column; the hot files are read for them as well.
     pub slow: u64,
+    /// Samples behind `hot` and behind `slow`: a hot one costs `hot / hot_samples`, and each of both kinds holds one.
+    pub hot_samples: u64,
+    pub slow_samples: u64,
     /// Process tables, and the network with them.
     pub processes: u64,
 }
@@ -28,6 +31,7 @@ impl Spent {
                 "loop": clock::thread_cpu_ns(),
                 "all": process_ns,
             },
+            "samples": { "hot": self.hot_samples, "slow": self.slow_samples },
             // of the whole agent since its start
             "us_per_cgroup_second": process_ns / 1000 / cgroup_seconds,
         })

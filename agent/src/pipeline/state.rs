@@ -440,6 +440,7 @@ impl State {
             }
             let plan = Plan { slow, loose, ..self.base_plan() };
             if let Some(stamp) = self.sample(id, plan) {
+                *(if slow { &mut self.spent.slow_samples } else { &mut self.spent.hot_samples }) += 1;
                 self.watch_base(id, stamp.ktime_ns);
                 self.check_kills(id, stamp.ktime_ns);
             }

@@ -1,6 +1,7 @@
 //! The loop's state over a tree of ordinary files: what events, walks and vanishing directories leave behind.
 
 mod bursts;
+mod cost;
 mod heap;
 mod ledger;
 mod losses;

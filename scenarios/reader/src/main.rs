@@ -2,16 +2,18 @@
 //! process of a container that does nothing. Must never have a line of the recorder's code in it, parse or keep what it reads.
 //!
 //! ```text
-//! reader floor DIR SECONDS FILE…   once a second `pread` of FILE… below each directory in DIR, from descriptors that stay open
+//! reader floor DIR SECONDS FILE…   each second `pread` of FILE… below each directory in DIR, from descriptors that stay open
 //! reader naive DIR SECONDS FILE…   the same by opening, reading into a String and closing
 //! reader sit CGROUP                joins CGROUP and sleeps until it is killed
 //! reader beat CGROUP               joins CGROUP and computes a little, ten times a second
 //! ```
-//! A reader says when all is open and its first second is over. Its last line is a JSON object: reads, bytes, and allocations, counted by its own allocator after the first second.
+//! A reader says when all is open and its first round is over; from then on its rounds begin a second apart, however long one takes. Its last
+//! line is a JSON object of those: reads, bytes, allocations, counted by its own allocator, and how many rounds began late.
 //! Exit codes: 0 done, 1 the system refused something, 2 wrong arguments.
 #![expect(unsafe_code, reason = "an allocator that counts is one by an unsafe trait")]
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -24,6 +26,7 @@ use std::{env, thread};
 
 /// As large as the recorder's.
 const BUFFER: usize = 64 << 10;
+const SECOND_NS: u64 = 1_000_000_000;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
@@ -114,22 +117,50 @@ fn containers(dir: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(dirs)
 }
 
-/// Calls a round once a second, and says at the end what all but the first did.
+/// Instants a second apart. What began late does not move those that follow: the mean is a round a second as long as one can be done in it.
+struct Grid {
+    next_ns: u64,
+    late: u64,
+}
+
+impl Grid {
+    fn new(now_ns: u64) -> Self {
+        Self { next_ns: now_ns + SECOND_NS, late: 0 }
+    }
+
+    /// How long to wait for the next instant; not at all when it has passed.
+    fn wait(&mut self, now_ns: u64) -> Duration {
+        let wait = self.next_ns.checked_sub(now_ns);
+        self.late += u64::from(wait.is_none());
+        self.next_ns += SECOND_NS;
+        Duration::from_nanos(wait.unwrap_or(0))
+    }
+}
+
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let part = |n: i64| u64::try_from(n).unwrap_or(0);
+    part(now.tv_sec) * SECOND_NS + part(now.tv_nsec)
+}
+
+/// One round to open all, then one at each instant of a grid of seconds, and what these did at the end.
 fn rounds(seconds: u64, mut round: impl FnMut() -> Result<(u64, u64), String>) -> Result<(), String> {
     let (mut reads, mut bytes) = (0, 0);
-    let mut before = 0;
-    for n in 0..=seconds {
+    round()?;
+    println!("{{\"is_open\":true}}");
+    let before = ALLOCATIONS.load(Relaxed);
+    let mut grid = Grid::new(now_ns());
+    for _ in 0..seconds {
+        thread::sleep(grid.wait(now_ns()));
         let (r, b) = round()?;
-        if n == 0 {
-            println!("{{\"is_open\":true}}");
-            before = ALLOCATIONS.load(Relaxed);
-        } else {
-            (reads, bytes) = (reads + r, bytes + b);
-        }
-        thread::sleep(Duration::from_secs(1));
+        (reads, bytes) = (reads + r, bytes + b);
     }
-    let allocations = ALLOCATIONS.load(Relaxed) - before;
-    println!("{{\"rounds\":{seconds},\"reads\":{reads},\"bytes\":{bytes},\"allocations\":{allocations}}}");
+    let (allocations, late) = (ALLOCATIONS.load(Relaxed) - before, grid.late);
+    // whoever measures it finds it there for the whole of its last second
+    thread::sleep(grid.wait(now_ns()));
+    println!(
+        "{{\"rounds\":{seconds},\"late\":{late},\"reads\":{reads},\"bytes\":{bytes},\"allocations\":{allocations}}}"
+    );
     Ok(())
 }
 
@@ -171,4 +202,25 @@ fn naive(dirs: &[PathBuf], files: &[&str], seconds: u64) -> Result<(), String> {
         }
         Ok((reads, bytes))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Grid, SECOND_NS};
+    use std::time::Duration;
+
+    #[test]
+    fn rounds_begin_a_second_apart_however_long_one_takes() {
+        const S: u64 = SECOND_NS;
+        let mut grid = Grid::new(7 * S);
+        assert_eq!(grid.wait(7 * S + 1), Duration::from_nanos(S - 1));
+        // 0.3 s of work, then none
+        assert_eq!(grid.wait(8 * S + 3 * S / 10), Duration::from_millis(700));
+        assert_eq!((grid.wait(10 * S), grid.late), (Duration::ZERO, 0), "at its very instant");
+        // the round of 10 took until 12.5: that of 11 at once, that of 12 as well, that of 13 in its time
+        assert_eq!(grid.wait(12 * S + S / 2), Duration::ZERO);
+        assert_eq!(grid.wait(12 * S + 6 * S / 10), Duration::ZERO);
+        assert_eq!(grid.wait(12 * S + 7 * S / 10), Duration::from_millis(300));
+        assert_eq!(grid.late, 2);
+    }
 }

@@ -12,7 +12,7 @@ use crate::progress::{Step, say};
 use crate::setup;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -85,15 +85,16 @@ pub fn bench(cgroups: usize, json_file: Option<&Path>) -> Result<i32> {
     let cpu_ns = cpu(&agent)?.saturating_sub(cpu_before);
     let status = agent.get("/api/status")?;
     let to_us = wall_us();
-    let attributed = attributed(&agent, &made, from_us, to_us)?;
+    let told = attributed(&agent, &made, from_us, to_us)?;
     agent.stop()?;
 
+    let attributed = told.cgroups.len();
     let share = percent(attributed, made.len());
     // from the end of the warm-up to the end of it all, at rest both times; the slope during it holds the rows in hand
     let grown = signed(after.anon_bytes) - signed(before.anon_bytes);
     let slope = grown / float(cgroups) * 1e5;
     let result = json!({
-        "cgroups": made.len(), "attributed": attributed, "attributed_percent": round(share),
+        "cgroups": made.len(), "attributed": attributed, "attributed_percent": round(share), "told_again": told.again.len(),
         "anon_bytes_before": before.anon_bytes, "anon_bytes_after": after.anon_bytes,
         "anon_bytes_on_the_way": looks.iter().step_by(LOOKS / 10).map(|l| l.anon_bytes).collect::<Vec<_>>(),
         "slope_bytes_per_100k": round(slope), "slope_during_bytes_per_100k": round(slope_of(&looks) * 1e5),
@@ -187,31 +188,48 @@ fn remove(alive: &mut VecDeque<PathBuf>) -> Result<()> {
     fs::remove_dir(&path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
-/// How many of them have a `cgroup_start` with their inode and their path.
-fn attributed(agent: &Agent, made: &HashMap<u64, String>, from_us: i64, to_us: i64) -> Result<usize> {
+/// Cgroups of ours that have a `cgroup_start` with their inode and their path: each once, so that one told twice hides none that was missed.
+#[derive(Default)]
+struct Told {
+    cgroups: HashSet<u64>,
+    /// Those of them told more than once.
+    again: HashSet<u64>,
+}
+
+impl Told {
+    fn hear(&mut self, event: &Value, made: &HashMap<u64, String>) {
+        let id = event["cgroup_id"].as_u64().or_else(|| event["cgroup_id"].as_str()?.parse().ok());
+        let Some((id, path)) = id.and_then(|id| Some((id, made.get(&id)?))) else { return };
+        if event["kind"] == "cgroup_start"
+            && event["cgroup_path"] == path.as_str()
+            && !self.cgroups.insert(id)
+        {
+            self.again.insert(id);
+        }
+    }
+}
+
+fn attributed(agent: &Agent, made: &HashMap<u64, String>, from_us: i64, to_us: i64) -> Result<Told> {
     let mut step = Step::begin("reading the events");
-    let mut told = 0;
+    let mut told = Told::default();
     let mut at = from_us;
     let deadline = Deadline::after(Duration::from_mins(10));
     while at < to_us {
         let to = (at + WINDOW_US).min(to_us);
-        let answer = agent.get(&format!("/api/events?from={}&to={}", seconds(at), seconds(to)))?;
+        // both ends belong to what is answered
+        let answer = agent.get(&format!("/api/events?from={}&to={}", seconds(at), seconds(to - 1)))?;
         for event in answer["events"].as_array().into_iter().flatten() {
-            let id = event["cgroup_id"].as_u64().or_else(|| event["cgroup_id"].as_str()?.parse().ok());
-            let path = id.and_then(|id| made.get(&id));
-            if event["kind"] == "cgroup_start" && path.is_some_and(|p| event["cgroup_path"] == p.as_str()) {
-                told += 1;
-            }
+            told.hear(event, made);
         }
-        step.update(None, &format!("{told} told · "));
+        step.update(None, &format!("{} told · ", told.cgroups.len()));
         if deadline.passed() {
             bail!("the events cannot be read in time");
         }
         at = to;
     }
     step.done("");
-    if told > made.len() {
-        say("some births were told twice");
+    if !told.again.is_empty() {
+        say(&format!("{} births were told more than once", told.again.len()));
     }
     Ok(told)
 }
@@ -251,7 +269,28 @@ fn round(value: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Look, slope_of};
+    use super::{Look, Told, slope_of};
+    use serde_json::json;
+    use std::collections::HashMap;
+
+    #[test]
+    fn a_birth_told_twice_hides_none_that_was_missed() {
+        let made = HashMap::from([(7, "/a".to_owned()), (8, "/b".to_owned()), (9, "/c".to_owned())]);
+        let mut told = Told::default();
+        for (kind, id, path) in [
+            ("cgroup_start", json!(7), "/a"),
+            ("cgroup_start", json!("7"), "/a"),
+            ("cgroup_start", json!(7), "/a"),
+            ("cgroup_start", json!("9"), "/c"),
+            // the end of one, one with another's path, and a stranger
+            ("cgroup_end", json!(8), "/b"),
+            ("cgroup_start", json!(8), "/a"),
+            ("cgroup_start", json!(6), "/d"),
+        ] {
+            told.hear(&json!({"kind": kind, "cgroup_id": id, "cgroup_path": path}), &made);
+        }
+        assert_eq!((told.cgroups.len(), told.again.len()), (2, 1));
+    }
 
     #[test]
     fn a_slope_is_that_of_the_line_through_the_looks() {

@@ -26,6 +26,8 @@ pub struct Plan {
     pub containers: Vec<Container>,
     /// All processes wait for one instant.
     pub gate: bool,
+    /// Its cgroups are removed at once after the kill.
+    pub at_once: bool,
 }
 
 /// A kind: kills of a thousand, kills of one case, and the case.
@@ -36,8 +38,8 @@ const KINDS: &[Kind] = &[
     ("ramp-20s", 30, 1, || ramp("ramp-20s", "15", "20")),
     ("ramp-5s", 30, 1, || ramp("ramp-5s", "28", "5")),
     ("ramp-1s", 40, 1, || ramp("ramp-1s", "2", "1")),
-    ("storm", 100, STORM, || storm(STORM)),
-    ("init", 252, 1, || one("init", "8M", part("blast --bytes 16M --after 0.7 --name app"))),
+    ("storm", 150, STORM, || storm(STORM)),
+    ("init", 202, 1, || one("init", "8M", part("blast --bytes 16M --after 0.7 --name app"))),
     ("child", 180, 1, || {
         one("child", "12M", part("hog-child --bytes 16M --over 0.2 --after 0.7 --linger 0.7 --name app"))
     }),
@@ -45,14 +47,16 @@ const KINDS: &[Kind] = &[
     ("pod-limit", 120, 1, || {
         let app = container(None, part("blast --bytes 24M --after 0.7 --name app"));
         let pause = container(None, background("steady --bytes 64K --for 60 --name pause"));
-        Plan { kind: "pod-limit", pod_limit: Some("12M"), containers: vec![pause, app], gate: false }
+        Plan { kind: "pod-limit", pod_limit: Some("12M"), containers: vec![pause, app], ..Plan::default() }
     }),
-    ("short", 100, 1, || one("short", "6M", part("blast --bytes 12M --name app"))),
+    ("short", 100, 1, || Plan { at_once: true, ..one("short", "6M", part("blast --bytes 12M --name app")) }),
     ("sibling", 28, 1, sibling),
 ];
 
-/// Kills within a second.
-pub const STORM: usize = 50;
+/// Containers of one storm: more than are to go in a second, since not all of them find a processor in it.
+const STORM: usize = 75;
+/// Kills of a storm that are to be within one second.
+pub const IN_A_SECOND: usize = 50;
 
 fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
@@ -94,7 +98,7 @@ fn group() -> Plan {
 fn sibling() -> Plan {
     let victim = container(None, part("steady --bytes 14M --for 60 --name holder"));
     let asker = container(None, part("ramp --bytes 12M --after 2 --over 1 --name asker"));
-    Plan { kind: "sibling", pod_limit: Some("24M"), containers: vec![victim, asker], gate: false }
+    Plan { kind: "sibling", pod_limit: Some("24M"), containers: vec![victim, asker], ..Plan::default() }
 }
 
 fn storm(of: usize) -> Plan {

@@ -1,6 +1,8 @@
 //! What the recorder said against what was: kill by kill, and what is wrong by name. Pure. Called by `evidence`.
 
 use super::case::{Case, Group, Line};
+use super::history::{self, Looks};
+use super::mix::IN_A_SECOND;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -122,25 +124,36 @@ pub struct Score {
     /// Kills, each with what is wrong about it, and alarms without a kill.
     pub wrong: Vec<String>,
     pub false_alarms: usize,
-    /// Of containers that were 30 s old: the least.
+    /// Of containers that were 30 s old at their first kill, by the rows: the least.
     pub history_s_min: Option<f64>,
-    /// By how much the history of any fell short of the container's age (or 30 s), at most, and whose.
-    pub history_short: Option<(f64, String)>,
+    /// By how much the rows before a first kill fell short of the container's age (or 30 s).
+    pub history_short: Most,
+    /// The longest time without a row in the history of a first kill.
+    pub history_gap: Most,
+    /// By how much an incident claims more history than the rows show.
+    pub history_claimed: Most,
+    /// Of each ramp: from the last row to the kill.
+    pub last_sample_ms: Vec<f64>,
+    /// As the incidents have it.
     pub first_burst_ms: Vec<f64>,
     /// The most kills of one storm within a second.
     pub storm: usize,
+    /// The least time in which [`IN_A_SECOND`] kills of one storm were; `None` when no storm has as many.
+    pub storm_within_s: Option<f64>,
 }
 
-impl Score {
-    /// Whether each history is as long as its container's age (or 30 s), less the time in which nobody can have looked.
-    pub fn history_is_enough(&mut self, blind_s: f64) -> bool {
-        let Some((short, whose)) = self.history_short.as_ref().filter(|(short, _)| *short > blind_s) else {
-            return true;
-        };
-        self.wrong.push(format!(
-            "{whose}: its history is {short:.3} s shorter, and no time without a look was longer than {blind_s:.3} s"
-        ));
-        false
+/// The largest of some times in seconds, and whose it is.
+#[derive(Debug, Default, PartialEq)]
+pub struct Most {
+    pub s: f64,
+    pub whose: String,
+}
+
+impl Most {
+    fn see(&mut self, s: f64, whose: &str) {
+        if s > self.s {
+            *self = Self { s, whose: whose.to_owned() };
+        }
     }
 }
 
@@ -157,15 +170,18 @@ fn victim<'v>(incident: &'v Value, kill: &Kill<'_>) -> Option<&'v Value> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "seconds for a person")]
-fn seconds(ns: u64) -> f64 {
+pub fn seconds(ns: u64) -> f64 {
     ns as f64 / SECOND
 }
 
-pub fn score(truth: &Truth<'_>, cases: &[Case], incidents: &[Value]) -> Score {
+pub fn score(truth: &Truth<'_>, cases: &[Case], incidents: &[Value], looks: &Looks) -> Score {
     let mut score = Score::default();
-    let mut explained = BTreeSet::new();
+    let (mut explained, mut had_one) = (BTreeSet::new(), BTreeSet::new());
     for kill in &truth.kills {
         let what = format!("{}: pid {} at {} ns", kill.case.name, kill.pid, kill.ktime_ns);
+        if had_one.insert(kill.container.id) {
+            score.history(kill, looks, &what);
+        }
         let Some((at, incident, victim)) =
             incidents.iter().enumerate().find_map(|(at, i)| Some((at, i, victim(i, kill)?)))
         else {
@@ -189,11 +205,14 @@ pub fn score(truth: &Truth<'_>, cases: &[Case], incidents: &[Value]) -> Score {
         }
         // what an incident says once, it says of its first kill
         if u64_at(incident, "/ktime_ns") == u64_at(victim, "/ktime_ns") && explained.insert(at) {
-            first(&mut score, kill, incident, &what);
+            score.first(kill, incident, &what);
+            let claimed = incident["history_s"].as_f64();
+            let shown = shown(kill, looks).map_or(0.0, |s| s.length.as_secs_f64());
+            score.history_claimed.see(claimed.unwrap_or(0.0) - shown, &what);
         }
     }
     score.false_alarms = false_alarms(truth, cases, incidents, &mut score.wrong);
-    score.storm = storm(truth);
+    (score.storm, score.storm_within_s) = storm(truth);
     score
 }
 
@@ -212,24 +231,39 @@ fn limit_is_right(kill: &Kill<'_>, incident: &Value) -> Result<(), String> {
     Ok(())
 }
 
-fn first(score: &mut Score, kill: &Kill<'_>, incident: &Value, what: &str) {
-    score.triggers += 1;
-    if u64_at(incident, "/trigger/pid") == Some(u64::from(kill.trigger_pid)) {
-        score.right_trigger += 1;
-    } else {
-        let told = &incident["trigger"];
-        score.wrong.push(format!("{what}: the trigger is pid {}, told as {told}", kill.trigger_pid));
+fn shown(kill: &Kill<'_>, looks: &Looks) -> Option<history::Shown> {
+    history::shown(looks.get(&kill.container.id)?, kill.ktime_ns)
+}
+
+impl Score {
+    /// What the rows show before the first kill of a container.
+    fn history(&mut self, kill: &Kill<'_>, looks: &Looks, what: &str) {
+        let age = seconds(kill.ktime_ns.saturating_sub(kill.container.born_ns));
+        let whose = format!("{what}, {age:.3} s old");
+        let shown = shown(kill, looks);
+        let length = shown.map_or(0.0, |s| s.length.as_secs_f64());
+        if age >= WANTED_S {
+            self.history_s_min = Some(self.history_s_min.map_or(length, |least| least.min(length)));
+        }
+        self.history_short.see(age.min(WANTED_S) - length, &whose);
+        self.history_gap.see(shown.map_or(0.0, |s| s.gap.as_secs_f64()), &whose);
+        if kill.case.kind.starts_with("ramp") {
+            // without any row it is as long ago as the machine's start
+            let last = shown.map_or(seconds(kill.ktime_ns), |s| s.last.as_secs_f64());
+            self.last_sample_ms.push(last * 1e3);
+        }
     }
-    let age = seconds(kill.ktime_ns.saturating_sub(kill.container.born_ns));
-    let history = incident["history_s"].as_f64().unwrap_or(0.0);
-    if age >= WANTED_S {
-        score.history_s_min = Some(score.history_s_min.map_or(history, |least| least.min(history)));
+
+    fn first(&mut self, kill: &Kill<'_>, incident: &Value, what: &str) {
+        self.triggers += 1;
+        if u64_at(incident, "/trigger/pid") == Some(u64::from(kill.trigger_pid)) {
+            self.right_trigger += 1;
+        } else {
+            let told = &incident["trigger"];
+            self.wrong.push(format!("{what}: the trigger is pid {}, told as {told}", kill.trigger_pid));
+        }
+        self.first_burst_ms.extend(incident["first_burst_after_ms"].as_f64());
     }
-    let short = age.min(WANTED_S) - history;
-    if short > score.history_short.as_ref().map_or(0.0, |(most, _)| *most) {
-        score.history_short = Some((short, format!("{what}, {age:.3} s old")));
-    }
-    score.first_burst_ms.extend(incident["first_burst_after_ms"].as_f64());
 }
 
 /// Victims that nobody killed, and ends of containers that ended well.
@@ -261,12 +295,21 @@ fn false_alarms(truth: &Truth<'_>, cases: &[Case], incidents: &[Value], wrong: &
     count
 }
 
-fn storm(truth: &Truth<'_>) -> usize {
-    let mut at: Vec<u64> =
-        truth.kills.iter().filter(|k| k.case.kind == "storm").map(|k| k.ktime_ns).collect();
-    at.sort_unstable();
-    let within = |from: u64| at.iter().filter(|t| (from..from + 1_000_000_000).contains(*t)).count();
-    at.iter().map(|t| within(*t)).max().unwrap_or(0)
+/// The most kills of one storm within a second, and the least time of as many as are wanted in one.
+fn storm(truth: &Truth<'_>) -> (usize, Option<f64>) {
+    let mut storms: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for kill in truth.kills.iter().filter(|k| k.case.kind == "storm") {
+        storms.entry(&kill.case.name).or_default().push(kill.ktime_ns);
+    }
+    let (mut most, mut least) = (0, None);
+    for at in storms.values_mut() {
+        at.sort_unstable();
+        let within = |from: u64| at.iter().filter(|t| (from..from + 1_000_000_000).contains(*t)).count();
+        most = at.iter().map(|t| within(*t)).max().unwrap_or(0).max(most);
+        let took = at.windows(IN_A_SECOND).map(|some| some[IN_A_SECOND - 1] - some[0]).min();
+        least = least.into_iter().chain(took).min();
+    }
+    (most, least.map(seconds))
 }
 
 /// The value below which 99 of 100 lie; `None` of nothing.
@@ -275,6 +318,12 @@ pub fn p99(values: &[f64]) -> Option<f64> {
     sorted.sort_by(f64::total_cmp);
     let at = (sorted.len() * 99).div_ceil(100).checked_sub(1)?;
     sorted.get(at).copied()
+}
+
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Each way to be wrong, one by one: a judge that finds nothing wrong proves nothing.
 
 use super::super::case::{Case, Group, Line, Process};
-use super::{Score, Truth, p99, score};
+use super::{Looks, Most, Score, Truth, median, p99, score};
 use serde_json::{Value, json};
 
 const S: u64 = 1_000_000_000;
@@ -38,14 +38,23 @@ fn incident() -> Value {
         "id": "i", "kind": "oom_kill", "ktime_ns": 50 * S + 9, "cgroup_id": 7, "container_id": "c7",
         "victims": [{"pid": 42, "cgroup_id": 7, "ktime_ns": 50 * S + 9}], "trigger": {"pid": 42},
         "limit": {"cgroup_id": 7, "max_bytes": 4096, "source": "fentry"},
-        "history_s": 31.5, "first_burst_after_ms": 2.5, "summary": "",
+        "history_s": 39.0, "first_burst_after_ms": 2.5, "summary": "",
     })
 }
 
+/// A row a second, from a second after its birth on.
+fn looks() -> Looks {
+    Looks::from([(7, (11..60).map(|s| s * S).collect())])
+}
+
 fn judge(cases: &[Case], incidents: &[Value]) -> Score {
+    judge_rows(cases, incidents, &looks())
+}
+
+fn judge_rows(cases: &[Case], incidents: &[Value], looks: &Looks) -> Score {
     let truth = Truth::of(cases, &lines());
     assert_eq!(truth.doubts, Vec::<String>::new());
-    score(&truth, cases, incidents)
+    score(&truth, cases, incidents, looks)
 }
 
 fn rights(score: &Score) -> [usize; 4] {
@@ -56,15 +65,65 @@ fn rights(score: &Score) -> [usize; 4] {
 fn what_is_right_is_right() {
     let score = judge(&[case()], &[incident()]);
     assert_eq!((rights(&score), score.wrong.len(), score.false_alarms), ([1; 4], 0, 0));
-    assert_eq!((score.history_s_min, score.first_burst_ms.as_slice()), (Some(31.5), [2.5].as_slice()));
-    assert_eq!(score.history_short, None);
-    let mut short = incident();
-    short["history_s"] = json!(29.0);
-    let mut score = judge(&[case()], &[short]);
-    assert_eq!(score.history_short.as_ref().map(|(s, _)| *s), Some(1.0));
-    assert!(score.history_is_enough(1.0) && score.wrong.is_empty());
-    assert!(!score.history_is_enough(0.9));
-    assert!(score.wrong[0].contains("init-0: pid 42") && score.wrong[0].contains("1.000 s shorter"));
+    assert_eq!((score.history_s_min, score.first_burst_ms.as_slice()), (Some(39.0), [2.5].as_slice()));
+    assert_eq!((score.history_short, score.history_claimed), (Most::default(), Most::default()));
+    assert!((score.history_gap.s - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn history_is_that_of_the_rows_whatever_the_incident_says() {
+    let rows = |at: &[u64]| Looks::from([(7, at.iter().map(|s| s * S).collect::<Vec<_>>())]);
+    let judged = |looks: &Looks| {
+        let s = judge_rows(&[case()], &[incident()], looks);
+        (s.history_s_min, [s.history_short.s, s.history_gap.s, s.history_claimed.s])
+    };
+    assert_eq!(judged(&rows(&[21, 40, 49])), (Some(29.0), [1.0, 19.0, 10.0]));
+    assert_eq!(judged(&rows(&[52])), (Some(0.0), [30.0, 0.0, 39.0]), "only rows of after the kill");
+    assert_eq!(judged(&Looks::new()), (Some(0.0), [30.0, 0.0, 39.0]));
+    let score = judge_rows(&[case()], &[incident()], &rows(&[21, 40]));
+    assert!(score.history_short.whose.contains("init-0: pid 42"), "{score:?}");
+    assert!(score.history_gap.whose.contains("40.000 s old"), "{score:?}");
+    // a kill that nobody told has its history judged as well
+    let score = judge_rows(&[case()], &[], &rows(&[21, 40]));
+    assert_eq!((score.history_s_min, score.triggers), (Some(29.0), 0));
+}
+
+#[test]
+fn the_last_row_of_a_ramp_is_the_rows_own() {
+    let mut ramp = case();
+    assert_eq!(judge(&[ramp.clone()], &[incident()]).last_sample_ms, Vec::<f64>::new());
+    ramp.kind = "ramp-5s".into();
+    assert_eq!(judge(&[ramp.clone()], &[incident()]).last_sample_ms, [1000.0]);
+    assert_eq!(judge_rows(&[ramp], &[incident()], &Looks::new()).last_sample_ms, [50_000.0]);
+}
+
+#[test]
+fn a_storm_is_counted_by_itself_and_in_a_second() {
+    let kills = |name: &str, of: u32, apart_ns: u64| {
+        let mut case = case();
+        (case.name, case.kind) = (name.into(), "storm".into());
+        case.containers[0].oom_kill = u64::from(of);
+        let first = if name == "storm-0" { 100 } else { 1000 };
+        case.containers[0].processes =
+            (0..of).map(|n| Process { pid: first + n, signal: Some(9), ours: true }).collect();
+        let lines: Vec<Line> = (0..of)
+            .map(|n| Line::MarkVictim {
+                ktime_ns: 50 * S + u64::from(n) * apart_ns,
+                pid: first + n,
+                trigger_pid: 1,
+            })
+            .collect();
+        (case, lines)
+    };
+    let storm = |storms: Vec<(Case, Vec<Line>)>| {
+        let (cases, lines): (Vec<_>, Vec<_>) = storms.into_iter().unzip();
+        let truth = Truth::of(&cases, &lines.concat());
+        let score = score(&truth, &cases, &[], &Looks::new());
+        (score.storm, score.storm_within_s)
+    };
+    assert_eq!(storm(vec![kills("storm-0", 75, S / 50)]), (50, Some(0.98)));
+    assert_eq!(storm(vec![kills("storm-0", 49, 1)]), (49, None));
+    assert_eq!(storm(vec![kills("storm-0", 40, 1), kills("storm-1", 60, S / 20)]), (40, Some(2.45)));
 }
 
 #[test]
@@ -153,4 +212,5 @@ fn a_mark_of_one_that_ended_otherwise_is_no_kill() {
 fn p99_is_of_what_there_is() {
     let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
     assert_eq!((p99(&hundred), p99(&[3.0]), p99(&[])), (Some(99.0), Some(3.0), None));
+    assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[])), (Some(2.0), None));
 }

@@ -21,8 +21,11 @@ use std::time::Duration;
 const LONGEST: Duration = Duration::from_mins(5);
 /// From the start of a process to the name of its role.
 const READY: Duration = Duration::from_mins(1);
-/// From the last kill to the removal of the cgroups, as a runtime would take.
+/// From the last kill to the removal of the cgroups, as a runtime would take; but for what is removed at once.
 const AFTER: Duration = Duration::from_millis(200);
+/// How often it is looked whether a process has ended, of a case that lasts and of one that is as short as can be.
+const OFTEN: Duration = Duration::from_millis(20);
+const OFTENER: Duration = Duration::from_millis(1);
 
 pub struct Stage<'a> {
     pub root: &'a Path,
@@ -77,8 +80,10 @@ impl Stage<'_> {
             self.all_ready(&playing)?;
         }
         drop(hold);
-        await_ends(&mut playing)?;
-        thread::sleep(AFTER);
+        await_ends(&mut playing, if plan.at_once { OFTENER } else { OFTEN })?;
+        if !plan.at_once {
+            thread::sleep(AFTER);
+        }
 
         let count = |group: &mut Group, dir: &Path| -> Result<()> {
             group.oom = cgroup::value(dir, "memory.events.local", "oom")?;
@@ -160,7 +165,7 @@ fn limit(dir: &Path, max: Option<&str>) -> Result<Option<u64>> {
     Ok(Some(text.trim().parse().with_context(|| format!("memory.max is {text}"))?))
 }
 
-fn await_ends(playing: &mut [Playing]) -> Result<()> {
+fn await_ends(playing: &mut [Playing], look: Duration) -> Result<()> {
     let deadline = Deadline::after(LONGEST);
     for p in playing {
         for (child, awaited) in &mut p.processes {
@@ -168,7 +173,7 @@ fn await_ends(playing: &mut [Playing]) -> Result<()> {
                 if deadline.passed() {
                     bail!("a process of {} does not end within {} s", p.group.path, LONGEST.as_secs());
                 }
-                thread::sleep(Duration::from_millis(20));
+                thread::sleep(look);
             }
         }
     }

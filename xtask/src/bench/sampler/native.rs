@@ -24,6 +24,8 @@ use std::time::Duration;
 
 /// The first round opens and allocates.
 const BEGIN: u64 = 3;
+/// A window that begins between two rounds has as many of them as seconds.
+const BETWEEN_ROUNDS: Duration = Duration::from_millis(500);
 const SPARE: u64 = 4;
 const TMPFS: &str = "/dev/shm";
 
@@ -97,7 +99,7 @@ pub fn rows(programs: &Programs, containers: usize, load: &str) -> Result<Vec<Ro
             hot_and_lane_us: None,
             stages: None,
             kernel: kernel(),
-            note: note.clone(),
+            note: programs::with_late(&note, &said),
         });
     }
     step.done("");
@@ -114,7 +116,7 @@ pub fn kernel() -> String {
 fn measured(mut command: Command, cgroup: &Path, length: u64) -> Result<(u64, u64, u64)> {
     let mut child = Reaped(command.spawn().context("cannot start it")?);
     let pid = child.0.id();
-    thread::sleep(Duration::from_secs(BEGIN));
+    thread::sleep(Duration::from_secs(BEGIN) + BETWEEN_ROUNDS);
     let (from, cpu) = (ktime_ns(), programs::cpu_us(cgroup)?);
     thread::sleep(Duration::from_secs(SECONDS));
     let (to, cpu) = (ktime_ns(), programs::cpu_us(cgroup)? - cpu);

@@ -142,7 +142,7 @@ impl Stage<'_> {
         row.allocations_per_sample =
             programs::each(number("allocations"), number("rounds") * containers as u64);
         let files = programs::each(number("reads"), number("rounds") * containers as u64).unwrap_or(0.0);
-        row.note = format!("{}; {files:.2} files read of each", row.note);
+        row.note = programs::with_late(&format!("{}; {files:.2} files read of each", row.note), &said);
         Ok(row)
     }
 
@@ -176,14 +176,16 @@ impl Stage<'_> {
         let memory = programs::memory(&cgroup)?;
         let stat = fs::read_to_string(cgroup.join("memory.stat")).unwrap_or_default();
         let after = agent.get("/api/status")?;
-        let seconds =
-            after["cost"]["at_ns"].as_u64().unwrap_or(0) - before["cost"]["at_ns"].as_u64().unwrap_or(0);
+        let cost = Cost { before: &before["cost"], after: &after["cost"] };
+        let seconds = cost.grown("/at_ns").context("the agent does not tell when it counted its cost")?;
         let mut stages = json!({});
-        for (stage, ns) in after["cost"]["cpu_ns"].as_object().into_iter().flatten() {
-            let us =
-                (ns.as_u64().unwrap_or(0) - before["cost"]["cpu_ns"][stage].as_u64().unwrap_or(0)) / 1000;
-            stages[stage] = json!(programs::per_container_second(us, containers, seconds));
+        let each = |ns: u64| programs::per_container_second(ns / 1000, containers, seconds);
+        for stage in after["cost"]["cpu_ns"].as_object().into_iter().flat_map(|stages| stages.keys()) {
+            stages[stage] = json!(cost.grown(&format!("/cpu_ns/{stage}")).map(each));
         }
+        let hot = cost.hot_ns();
+        stages["hot_of_each_second"] = json!(hot.map(each));
+        stages["samples"] = json!({"hot": cost.grown("/samples/hot"), "slow": cost.grown("/samples/slow")});
         stages["memory"] = memory_by(&stat);
         stages["memory_stat_taken_over"] = after["files"]["memory_stat_taken_over"].clone();
         stages["lane_period_ms"] = after["lane"]["period_ms"].clone();
@@ -193,7 +195,11 @@ impl Stage<'_> {
         let mut row = self.row("fgm", containers, cpu, to - from, memory);
         row.allocations_per_sample = allocations;
         row.bytes_per_value = self.bytes_per_value(&folder.join("data"))?;
-        row.hot_and_lane_us = stages["hot"].as_f64().zip(stages["lane"].as_f64()).map(|(a, b)| a + b);
+        row.hot_and_lane_us = hot.zip(cost.grown("/cpu_ns/lane")).map(|(hot, lane)| each(hot + lane));
+        row.note = format!(
+            "{}; allocations are those of the sampler and the lane alone, without the agent",
+            row.note
+        );
         row.stages = Some(stages);
         let _ = fs::remove_dir_all(folder);
         Ok(row)
@@ -209,6 +215,29 @@ impl Stage<'_> {
             values += file["values"].as_u64().unwrap_or(0);
         }
         Ok(programs::each(bytes, values))
+    }
+}
+
+/// The agent's account of its CPU (`cost` in /api/status) at both ends of the window.
+struct Cost<'a> {
+    before: &'a Value,
+    after: &'a Value,
+}
+
+impl Cost<'_> {
+    /// `None` when either end does not tell it.
+    fn grown(&self, pointer: &str) -> Option<u64> {
+        let at = |v: &Value| v.pointer(pointer)?.as_u64();
+        at(self.after)?.checked_sub(at(self.before)?)
+    }
+
+    /// What the hot files of all samples took. A sample with slow files reads the hot ones as well, and its time is under `slow`: it
+    /// is held to have cost what one of the hot files alone does, so that the floor, which reads each second, has no second more.
+    fn hot_ns(&self) -> Option<u64> {
+        let ns = self.grown("/cpu_ns/hot")?;
+        let (hot, slow) = (self.grown("/samples/hot")?, self.grown("/samples/slow")?);
+        let all = u128::from(ns) * u128::from(hot + slow);
+        u64::try_from(all.checked_div(u128::from(hot))?).ok()
     }
 }
 
@@ -263,4 +292,30 @@ fn check_hot(agent: &Agent) -> Result<()> {
         bail!("the hot files of the agent are {hot:?}, the benchmark reads {HOT:?}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cost;
+    use serde_json::{Value, json};
+
+    fn cost(hot_ns: u64, hot: u64, slow: u64) -> Value {
+        json!({"cpu_ns": {"hot": hot_ns}, "samples": {"hot": hot, "slow": slow}})
+    }
+
+    #[test]
+    fn the_hot_files_of_a_slow_sample_count_as_those_of_a_hot_one() {
+        let hot_ns = |before: &Value, after: &Value| Cost { before, after }.hot_ns();
+        let before = cost(500, 40, 7);
+        // 90 samples of 10 ns each, and 10 with slow files
+        assert_eq!(hot_ns(&before, &cost(1400, 130, 17)), Some(1000));
+        assert_eq!(hot_ns(&before, &cost(1400, 130, 7)), Some(900));
+        assert_eq!(hot_ns(&before, &cost(500, 40, 17)), None, "without a hot sample nothing can be said");
+        for missing in ["/cpu_ns", "/samples"] {
+            let mut after = cost(1400, 130, 17);
+            *after.pointer_mut(missing).expect("there") = Value::Null;
+            assert_eq!(hot_ns(&before, &after), None, "{missing}");
+            assert_eq!(hot_ns(&after, &before), None, "{missing}");
+        }
+    }
 }

@@ -4,6 +4,7 @@
 use crate::child::{self, tool};
 use crate::{cgroup, ebpf};
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,14 @@ pub fn per_container_second(us: u64, containers: usize, ns: u64) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "a mean, shown with three decimals")]
 pub fn each(a: u64, b: u64) -> Option<f64> {
     (b > 0).then(|| a as f64 / b as f64)
+}
+
+/// A row's note, with the rounds of a reader that began late, if there were any.
+pub fn with_late(note: &str, said: &Value) -> String {
+    match said["late"].as_u64() {
+        None | Some(0) => note.to_owned(),
+        Some(late) => format!("{note}; {late} of {} rounds began late", said["rounds"]),
+    }
 }
 
 /// A reader over all directories in `dir`, its output in a file.
