@@ -58,7 +58,8 @@ const FOLLOW_FOR: u64 = 5 * MS;
 const FOLLOW_AT_LEAST: usize = 4;
 pub(super) const PROC: &str = "/proc";
 
-/// The next turn of a cgroup in a period.
+/// The next turn of a cgroup in a period. Its turns lie on a grid of its own, the same for periods that divide one another: a row that is due
+/// every ten seconds is due with a row that is due every second, however late the loop came to it, and after a stall the grid goes on.
 fn next_turn(id: CgroupId, now: u64, period: u64) -> u64 {
     let turn = now - now % period + agent_ebpf::phase(id.0, period);
     if turn > now { turn } else { turn + period }
@@ -299,7 +300,7 @@ impl State {
             t.next_base_ns = next_turn(meta.id, now, period);
             // its first process may need a moment to begin
             t.next_table_ns = next_turn(meta.id, now, SECOND);
-            t.next_slow_ns = now + self.config.sampling.slow_period_ms * MS;
+            t.next_slow_ns = next_turn(meta.id, now, self.config.sampling.slow_period_ms * MS);
         }
     }
 
@@ -423,7 +424,7 @@ impl State {
             let loose = target.next_slow_ns <= now || std::mem::take(&mut target.loose_wanted);
             let slow = loose || age < YOUNG;
             if loose {
-                target.next_slow_ns = now + slow_period;
+                target.next_slow_ns = next_turn(*id, now, slow_period);
             }
             due.push((*id, slow, loose, missed, age < INIT_WITHIN));
         }
