@@ -472,6 +472,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
             "memory_stat_taken_over": state.sampler.taken_over,
         },
         "node_files": {"unparsed": state.node.faults.unparsed, "unread": state.node.faults.unread},
+        "process_files": {"unparsed": state.process_faults},
         "network_files": {"unparsed": state.network.faults.unparsed, "unread": state.network.faults.unread},
         "bursts": {
             "running": state.trigger.running(),

@@ -25,6 +25,7 @@ use crate::ledger::Ledger;
 use crate::names::{Cause, CgroupId, Scope, Table};
 use crate::pods::Pods;
 use crate::probes::{KindLoss, Losses};
+use crate::processes::Unparsed;
 use crate::recorder::Series;
 use crate::sampler::{Network, Node, Plan, Sampler, Vanished};
 use crate::story::{Blame, Story};
@@ -89,6 +90,8 @@ pub struct State {
     pub(super) trigger: Trigger,
     pub(super) burst_cost: Cost,
     pub(super) tables: Tables,
+    /// Files of processes that could not be understood.
+    pub(super) process_faults: Unparsed,
     pub(super) bursts: HashMap<CgroupId, Running>,
     pub(super) story: Story,
     pub(super) pods: Option<Pods>,
@@ -184,6 +187,7 @@ impl State {
             trigger,
             burst_cost,
             tables: Tables::default(),
+            process_faults: Unparsed::new(),
             bursts: HashMap::new(),
             story,
             pending: Pending::default(),

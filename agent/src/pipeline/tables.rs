@@ -116,6 +116,9 @@ impl State {
         self.lost_of(id, Table::Processes, "too_many", listing.cut);
         // one a directory at the least, since how many are in it is what was not read
         self.lost_of(id, Table::Processes, "too_many_cgroups", listing.directories_cut);
+        for (file, n) in listing.unparsed {
+            *self.process_faults.entry(file).or_default() += n;
+        }
         // the first is the likeliest to be there at the next time as well
         if let Some(process) = listing.processes.first() {
             self.take_network(process.pid, Some(&meta), at);
