@@ -30,6 +30,8 @@ pub(super) struct Running {
 /// What came of the wish for a burst.
 #[derive(Default)]
 pub(super) struct Started {
+    /// A burst began, or goes on for longer.
+    pub runs: bool,
     /// When the first burst sample of the container was taken, if this event caused it.
     pub first_row_ns: Option<u64>,
     /// Why there will be no burst, and how many rows that costs.
@@ -186,7 +188,7 @@ impl State {
                 let news = members.iter().map(|m| m.id).filter(|id| !all.contains(id)).collect::<Vec<_>>();
                 all.extend(news);
                 self.bursts.insert(owner.id, Running { id, members: all, event_row });
-                Started { first_row_ns: first_row.map(|s| s.ktime_ns), suppressed: None }
+                Started { runs: true, first_row_ns: first_row.map(|s| s.ktime_ns), suppressed: None }
             }
         }
     }

@@ -83,8 +83,10 @@ impl State {
             What::Reclaim(_)
                 if self.targets.get_mut(&owner.id).is_some_and(|t| t.watch.reclaim(ktime_ns)) =>
             {
-                self.start_burst(&owner, Kind::MemoryReclaim, None, ktime_ns);
+                let started = self.start_burst(&owner, Kind::MemoryReclaim, None, ktime_ns);
+                self.table_with(owner.id, &started);
             }
+            What::Frozen { .. } => self.event_table(owner.id),
             // it goes on: the row has the totals so far, and is no news
             What::Reclaim(_) => event.severity = Severity::Info,
             _ => {}
@@ -105,7 +107,9 @@ impl State {
         };
         self.blames.insert(owner.id, blame);
         if kill.signal == SIGKILL && !self.is_sandbox(owner, &kill.target.comm) {
-            self.start_burst(owner, Kind::Kill, None, event.ktime_ns);
+            let started = self.start_burst(owner, Kind::Kill, None, event.ktime_ns);
+            // a signal has not ended anybody yet, and whoever is not the init may live on
+            self.table_with(owner.id, &started);
         }
     }
 
@@ -281,6 +285,7 @@ impl State {
             if let Some((why, rows)) = started.suppressed {
                 self.story.lost(owner.id, Table::Samples.as_str(), why, rows);
             }
+            self.table_with(owner.id, &started);
             self.revise(incident);
         } else {
             self.story.exit(owner.id, &event, exit, is_init);

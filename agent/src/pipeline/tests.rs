@@ -3,6 +3,7 @@
 mod bursts;
 mod heap;
 mod ledger;
+mod tables;
 mod truth;
 
 use super::inits::By;

@@ -130,9 +130,11 @@ impl State {
         if let Some((why, rows)) = started.suppressed {
             self.story.lost(id, Table::Samples.as_str(), why, rows);
         }
+        // near the limit in any case: who holds the memory, while they are still there
         if matches!(warning.kind, Kind::LimitNear | Kind::ForecastOom) {
-            // who holds the memory, while they are still there
             self.event_table(id);
+        } else {
+            self.table_with(id, &started);
         }
         let severity = warning.kind.severity();
         let mut event = self.event(warning.kind, severity, ktime_ns, source, warning.detail);
