@@ -459,13 +459,21 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
             "waiting": state.waiting(),
             "cut": state.tree.cut,
         },
-        "descriptors": {"kept": kept, "limit": may, "hot_limit": hot, "opened": state.sampler.opened},
+        "descriptors": {
+            "kept": kept,
+            "limit": may,
+            "hot_limit": hot,
+            "opened": state.sampler.opened,
+            "is_short": state.sampler.is_short(),
+        },
         "files": {
             "unparsed": state.sampler.faults.unparsed,
             "unread": state.sampler.faults.unread,
             "memory_stat_taken_over": state.sampler.taken_over,
         },
         "node_files": {"unparsed": state.node.faults.unparsed, "unread": state.node.faults.unread},
+        "process_files": {"unparsed": state.process_faults},
+        "network_files": {"unparsed": state.network.faults.unparsed, "unread": state.network.faults.unread},
         "bursts": {
             "running": state.trigger.running(),
             "rows_per_second": state.trigger.rows_per_second(),

@@ -6,6 +6,7 @@
 //! column goes into the `metrics` table. `node` and `network` below read of /proc. Called by `pipeline`, which decides when.
 
 mod cost;
+mod descriptors;
 mod devices;
 mod loose;
 mod network;
@@ -27,6 +28,7 @@ use crate::lane::{self, Reading, Ring};
 use crate::names::{Cause, CgroupId};
 use crate::recorder::{Handle, MASK_WORDS, Row, Series};
 use crate::warn::Watch;
+use descriptors::{RESERVED_DESCRIPTORS, hot_share};
 use devices::Devices;
 use loose::{Loose, LooseIndex};
 use rustix::fs::{Mode, OFlags};
@@ -41,19 +43,9 @@ const BUFFER: usize = 64 << 10;
 /// A file that is not there is looked for again at each slow read, and at every read while the cgroup is this young:
 /// controllers are often switched on just after a directory is made.
 const YOUNG_NS: u64 = 5_000_000_000;
-/// Descriptors left to the rest of the agent: its segments, its clients, its probes. Not even the lane takes of them.
-const RESERVED_DESCRIPTORS: usize = 256;
 /// A row's files are read this long after the look of the lane that it is dated by, at the most: base rows are taken in the same
 /// turn as the look. An older reading is not taken into a row.
 const ONE_INSTANT_NS: u64 = 10_000_000;
-/// Hot files are kept open up to this share of the descriptors: the rest is for the lane's files of cgroups to come, as
-/// each has ten hot files and only one of the lane's, which without a descriptor is not read at all.
-const HOT_SHARE: (usize, usize) = (7, 8);
-
-fn hot_share(descriptors: usize) -> usize {
-    descriptors / HOT_SHARE.1 * HOT_SHARE.0
-}
-
 /// A value without a column that stays the same has a row this often: most of a cgroup's fifty never change, and 200
 /// cgroups would fill a quarter of the agent's memory with them.
 const REPEAT_EVERY_NS: u64 = 60_000_000_000;
@@ -83,6 +75,8 @@ pub struct Target {
     pub last_row_ns: u64,
     /// memory.max as last read, by file or by the lane; `None` = not read or "max".
     pub memory_max: Option<u64>,
+    /// When its file was last read.
+    pub limit_read_ns: u64,
     /// memory.current when the process table was last taken for a rise to the limit, and when.
     pub last_table: Option<(u64, u64)>,
     /// memory.current as the lane read it last.
@@ -249,6 +243,7 @@ impl Sampler {
             first_seen_ns: now_ns,
             last_row_ns: 0,
             memory_max: None,
+            limit_read_ns: 0,
             last_table: None,
             last_memory: None,
             watched_ns: 0,
@@ -268,101 +263,6 @@ impl Sampler {
     /// Says whether the lane walks: then its files need not be kept open, and a row has what the last look has brought.
     pub fn set_walks(&mut self, walks: bool) {
         self.walked = if walks { lane::HOT_FILES } else { 0 };
-    }
-
-    /// Keeps no more files of the hot tier open than that, whatever the limit of open files would allow: each takes kernel memory.
-    pub fn keep_at_most(&mut self, hot: usize) {
-        self.max_hot = self.max_hot.min(hot);
-    }
-
-    /// Opens what is to be kept open and is not, after the lane has ceased to walk.
-    ///
-    /// # Errors
-    /// The cgroup is no more.
-    pub fn keep_open(&mut self, target: &mut Target) -> Result<(), Vanished> {
-        self.open_kept(target)
-    }
-
-    /// Drops what was kept of a cgroup.
-    pub fn close(&mut self, target: &Target) {
-        self.kept -= target.files.iter().filter(|f| f.kept.is_some()).count();
-    }
-
-    /// Descriptors kept, how many may be, and how many of the hot tier.
-    pub fn descriptors(&self) -> (usize, usize, usize) {
-        (self.kept, self.max_kept, self.max_hot)
-    }
-
-    /// The cgroup's directory, if it is still the one we mean; `None` when no descriptor can be had for it now.
-    fn directory(&mut self, target: &Target) -> Result<Option<OwnedFd>, Vanished> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = match rustix::fs::open(&target.path, flags, Mode::empty()) {
-            Ok(dir) => dir,
-            Err(Errno::NOENT | Errno::NODEV) => return Err(Vanished),
-            Err(_) => {
-                self.faults.unread("directory");
-                return Ok(None);
-            }
-        };
-        match rustix::fs::fstat(&dir) {
-            Ok(stat) if CgroupId(stat.st_ino) == target.meta.id => Ok(Some(dir)),
-            _ => Err(Vanished),
-        }
-    }
-
-    /// Opens the files to be kept that are not open yet. The lane's file first: it is read most often, so it is the
-    /// one to keep when descriptors run short.
-    fn open_kept(&mut self, target: &mut Target) -> Result<(), Vanished> {
-        let Some(dir) = self.directory(target)? else { return Ok(()) };
-        for (i, file) in FILES.iter().enumerate() {
-            let is_needed = Some(i) != self.memory_stat || !target.still.is_at_rest();
-            if file.tier != Tier::Slow && self.walked >> i & 1 == 0 && is_needed {
-                self.keep_file(target, i, &dir);
-            }
-        }
-        Ok(())
-    }
-
-    fn keep_file(&mut self, target: &mut Target, index: FileIndex, dir: &OwnedFd) {
-        let (state, file) = (&mut target.files[index], &FILES[index]);
-        if state.kept.is_some() {
-            return;
-        }
-        let (may, can) = match file.tier {
-            Tier::Lane => (self.max_kept, self.max_kept),
-            _ => (self.max_hot, hot_share(self.max_kept)),
-        };
-        if self.kept >= may {
-            if self.kept >= can {
-                self.note_shortage();
-            }
-            return;
-        }
-        match rustix::fs::openat(dir, file.name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(fd) => {
-                state.kept = Some(fd);
-                state.absent = false;
-                self.kept += 1;
-            }
-            Err(Errno::NOENT | Errno::OPNOTSUPP) => state.absent = true,
-            // out of descriptors: this file is opened anew at each read
-            Err(_) => {}
-        }
-    }
-
-    fn let_go(&mut self, state: &mut FileState) {
-        self.kept -= usize::from(state.kept.take().is_some());
-    }
-
-    /// Says once that descriptors are short.
-    fn note_shortage(&mut self) {
-        if !std::mem::replace(&mut self.is_short, true) {
-            tracing::warn!(
-                kept = self.kept,
-                limit = self.max_kept + RESERVED_DESCRIPTORS,
-                "open files run short: files are opened anew for each sample, and cgroups to come may have no lane (no history before a kill); raise RLIMIT_NOFILE (LimitNOFILE=) to 16 for each cgroup"
-            );
-        }
     }
 
     fn read_file(&mut self, target: &Target, index: FileIndex, dir: Option<&OwnedFd>) -> Read {
@@ -472,6 +372,7 @@ impl Sampler {
                     }
                     files_read |= 1 << index;
                     if file.name == "memory.max" {
+                        target.limit_read_ns = at;
                         target.memory_max =
                             self.pairs.iter().find(|(c, _)| *c == self.memory_max_column).map(|(_, v)| *v);
                     }
@@ -565,32 +466,6 @@ impl Sampler {
             let index = self.loose.file(file.name);
             if self.loose.take(index, &self.buffer[..length], known, &mut self.values).is_err() {
                 self.faults.unparsed(file.name);
-            }
-        }
-    }
-
-    /// Reads the lane's file of a cgroup into its ring. `None` where the cgroup has no such file.
-    pub fn lane(&mut self, target: &mut Target, period_ms: u64) -> Result<Option<Reading>, Vanished> {
-        if target.files[0].kept.is_none() {
-            return Ok(None);
-        }
-        let ktime_ns = clock::ktime_ns();
-        match self.read_file(target, 0, None) {
-            Read::Text(n) => {
-                self.pairs.clear();
-                if parse(0, &mut self.hints[0], &self.buffer[..n], &mut self.pairs).is_err() {
-                    self.faults.unparsed(FILES[0].name);
-                    return Ok(None);
-                }
-                let mut reading = Reading::new(ktime_ns, period_ms);
-                reading.take(0, &self.pairs);
-                Ok(target.ring.push(reading).then_some(reading))
-            }
-            Read::Vanished => Err(Vanished),
-            Read::Absent => Ok(None),
-            Read::Failed => {
-                self.faults.unread(FILES[0].name);
-                Ok(None)
             }
         }
     }

@@ -24,7 +24,8 @@ pub fn number(text: &[u8]) -> Result<Number, ParseError> {
 
 /// Calls `each` with (key, sub-key, value) of every value in the text, in its order:
 /// `7` gives ("", "", 7), `anon 7` gives ("anon", "", 7), `anon N0=7 N1=8` gives ("anon", "N0", 7) and ("anon", "N1", 8),
-/// `total=7 N0=7` gives ("", "total", 7) and ("", "N0", 7).
+/// `total=7 N0=7` gives ("", "total", 7) and ("", "N0", 7). A key that stands twice is given twice: who keeps the series of a file
+/// (`sampler::loose`) knows it at no cost.
 ///
 /// # Errors
 /// Text of another layout; `each` may have been called for what stood before it.

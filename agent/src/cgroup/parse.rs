@@ -21,7 +21,10 @@ pub struct Hints {
 }
 
 /// What the kernel prints ends with the end of a line; what does not was cut, and so may be its last number.
-pub(super) fn whole(text: &[u8]) -> Result<(), ParseError> {
+///
+/// # Errors
+/// It was.
+pub fn whole(text: &[u8]) -> Result<(), ParseError> {
     if text.is_empty() || text.ends_with(b"\n") { Ok(()) } else { Err(ParseError::Layout) }
 }
 

@@ -27,6 +27,15 @@ pub(super) struct Running {
     pub event_row: (Severity, u64),
 }
 
+/// What came of the wish for a burst.
+#[derive(Default)]
+pub(super) struct Started {
+    /// A burst began, or goes on for longer.
+    pub runs: bool,
+    /// When the first burst sample of the container was taken, if this event caused it.
+    pub first_row_ns: Option<u64>,
+}
+
 /// The trigger's settings as the configuration has them. A kind that does not trigger is a disabled one.
 pub(super) fn settings(config: &Config) -> Settings {
     let off =
@@ -118,15 +127,14 @@ impl State {
     }
 
     /// Writes the history of a container, its ancestors up to the pod and the cgroup of the limit, and begins or
-    /// prolongs their burst. Gives the instant at which the first burst sample of the container was taken, if this event caused
-    /// it. Rows that there will not be are accounted for.
+    /// prolongs their burst. Rows that there will not be are accounted for.
     pub(super) fn start_burst(
         &mut self,
         owner: &Arc<Meta>,
         kind: Kind,
         limit: Option<CgroupId>,
         ktime_ns: u64,
-    ) -> Option<u64> {
+    ) -> Started {
         let now = clock::ktime_ns();
         let mut members = self.tree.up_to_pod(owner.id);
         let pod = members.iter().rfind(|m| m.identity.scope == Scope::Pod).map_or(owner.id, |m| m.id);
@@ -148,7 +156,7 @@ impl State {
             self.lost_of(owner.id, Table::Samples, why.as_str(), samples * members.len() as u64);
             // what was asked for a moment ago has its history
             if matches!(why, Suppressed::Disabled | Suppressed::CoolDown) {
-                return None;
+                return Started::default();
             }
         }
         let id = format!("{}-{}-{ktime_ns}", self.names.node, self.names.boot_id);
@@ -161,7 +169,7 @@ impl State {
             self.look_if_due();
         }
         match decision {
-            Decision::Suppress { .. } => None,
+            Decision::Suppress { .. } => Started::default(),
             Decision::Start { .. } | Decision::Extend { .. } => {
                 let running = self.bursts.remove(&owner.id);
                 let takes_row = running.as_ref().is_none_or(|r| self.takes_event_row(owner.id, kind, r, now));
@@ -178,7 +186,7 @@ impl State {
                 let news = members.iter().map(|m| m.id).filter(|id| !all.contains(id)).collect::<Vec<_>>();
                 all.extend(news);
                 self.bursts.insert(owner.id, Running { id, members: all, event_row });
-                first_row.map(|s| s.ktime_ns)
+                Started { runs: true, first_row_ns: first_row.map(|s| s.ktime_ns) }
             }
         }
     }

@@ -102,8 +102,7 @@ impl State {
 
     /// When its memory.max was last read, at the latest possible.
     pub(super) fn last_look_at_limit(&self, id: CgroupId) -> u64 {
-        let slow = self.config.sampling.slow_period_ms * 1_000_000;
-        let by_file = self.targets.get(&id).map_or(0, |t| t.next_slow_ns.saturating_sub(slow));
+        let by_file = self.targets.get(&id).map_or(0, |t| t.limit_read_ns);
         self.lane.last_walk_ns().map_or(by_file, |walk| walk.max(by_file))
     }
 }

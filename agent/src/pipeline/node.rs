@@ -34,7 +34,9 @@ impl State {
         if !is_slow {
             return;
         }
-        self.next.node_slow = now + self.config.sampling.slow_period_ms * MS;
+        let slow_period = self.config.sampling.slow_period_ms * MS;
+        // on the grid of the rows, so that a turn that came late moves none of those after it
+        self.next.node_slow = now + slow_period - now % slow_period;
         let cut = self.node.take_cut() + self.series.own(&mut rest);
         self.ledger.lost(Table::Metrics, "too_many", cut);
         let rows = self.pending.metrics.commit(at, None, &mut rest);

@@ -359,8 +359,8 @@ impl State {
         let limit_change = limit.as_ref().and_then(|l| self.limit_fell(l, None, now));
         let evidence =
             Evidence { limit, limit_change, ..self.evidence_before(&owner, Kind::OomKill, now, Some(id)) };
-        let first_row = self.start_burst(&owner, Kind::OomKill, limit_id, now);
-        let incident = self.story.kills_counted(&owner, &event, kills.count, &evidence, first_row);
+        let started = self.start_burst(&owner, Kind::OomKill, limit_id, now);
+        let incident = self.story.kills_counted(&owner, &event, kills.count, &evidence, started.first_row_ns);
         self.event_table(owner.id);
         self.revise(incident);
         self.record(event, Some(owner));

@@ -83,8 +83,10 @@ impl State {
             What::Reclaim(_)
                 if self.targets.get_mut(&owner.id).is_some_and(|t| t.watch.reclaim(ktime_ns)) =>
             {
-                self.start_burst(&owner, Kind::MemoryReclaim, None, ktime_ns);
+                let started = self.start_burst(&owner, Kind::MemoryReclaim, None, ktime_ns);
+                self.table_with(owner.id, &started);
             }
+            What::Frozen { .. } => self.event_table(owner.id),
             // it goes on: the row has the totals so far, and is no news
             What::Reclaim(_) => event.severity = Severity::Info,
             _ => {}
@@ -105,7 +107,9 @@ impl State {
         };
         self.blames.insert(owner.id, blame);
         if kill.signal == SIGKILL && !self.is_sandbox(owner, &kill.target.comm) {
-            self.start_burst(owner, Kind::Kill, None, event.ktime_ns);
+            let started = self.start_burst(owner, Kind::Kill, None, event.ktime_ns);
+            // a signal has not ended anybody yet, and whoever is not the init may live on
+            self.table_with(owner.id, &started);
         }
     }
 
@@ -275,9 +279,10 @@ impl State {
         let asks = is_init && is_ours && asks_for_a_reason(exit);
         if asks && !self.story.is_open(owner.id) {
             let evidence = self.evidence_before(&owner, Kind::Exit, ktime_ns, exit.task.cgroup_id);
-            self.start_burst(&owner, Kind::Exit, None, ktime_ns);
+            let started = self.start_burst(&owner, Kind::Exit, None, ktime_ns);
             let blame = self.blames.get(&owner.id);
             let incident = self.story.ended(&owner, &event, exit, blame, &evidence);
+            self.table_with(owner.id, &started);
             self.revise(incident);
         } else {
             self.story.exit(owner.id, &event, exit, is_init);
@@ -404,8 +409,8 @@ impl State {
             self.record(event, Some(owner));
             return;
         }
-        let first_row = self.start_burst(&owner, Kind::OomKill, limit_id, ktime_ns);
-        let incident = self.story.oom_kill(&owner, &event, kill, evidence, first_row);
+        let started = self.start_burst(&owner, Kind::OomKill, limit_id, ktime_ns);
+        let incident = self.story.oom_kill(&owner, &event, kill, evidence, started.first_row_ns);
         self.event_table(owner.id);
         self.revise(incident);
         self.record(event, Some(owner));

@@ -25,6 +25,7 @@ use crate::ledger::Ledger;
 use crate::names::{Cause, CgroupId, Scope, Table};
 use crate::pods::Pods;
 use crate::probes::{KindLoss, Losses};
+use crate::processes::Unparsed;
 use crate::recorder::Series;
 use crate::sampler::{Network, Node, Plan, Sampler, Vanished};
 use crate::story::{Blame, Story};
@@ -58,7 +59,8 @@ const FOLLOW_FOR: u64 = 5 * MS;
 const FOLLOW_AT_LEAST: usize = 4;
 pub(super) const PROC: &str = "/proc";
 
-/// The next turn of a cgroup in a period.
+/// The next turn of a cgroup in a period. Its turns lie on a grid of its own, the same for periods that divide one another: a row that is due
+/// every ten seconds is due with a row that is due every second, however late the loop came to it, and after a stall the grid goes on.
 fn next_turn(id: CgroupId, now: u64, period: u64) -> u64 {
     let turn = now - now % period + agent_ebpf::phase(id.0, period);
     if turn > now { turn } else { turn + period }
@@ -88,6 +90,8 @@ pub struct State {
     pub(super) trigger: Trigger,
     pub(super) burst_cost: Cost,
     pub(super) tables: Tables,
+    /// Files of processes that could not be understood.
+    pub(super) process_faults: Unparsed,
     pub(super) bursts: HashMap<CgroupId, Running>,
     pub(super) story: Story,
     pub(super) pods: Option<Pods>,
@@ -183,6 +187,7 @@ impl State {
             trigger,
             burst_cost,
             tables: Tables::default(),
+            process_faults: Unparsed::new(),
             bursts: HashMap::new(),
             story,
             pending: Pending::default(),
@@ -299,7 +304,7 @@ impl State {
             t.next_base_ns = next_turn(meta.id, now, period);
             // its first process may need a moment to begin
             t.next_table_ns = next_turn(meta.id, now, SECOND);
-            t.next_slow_ns = now + self.config.sampling.slow_period_ms * MS;
+            t.next_slow_ns = next_turn(meta.id, now, self.config.sampling.slow_period_ms * MS);
         }
     }
 
@@ -423,7 +428,7 @@ impl State {
             let loose = target.next_slow_ns <= now || std::mem::take(&mut target.loose_wanted);
             let slow = loose || age < YOUNG;
             if loose {
-                target.next_slow_ns = now + slow_period;
+                target.next_slow_ns = next_turn(*id, now, slow_period);
             }
             due.push((*id, slow, loose, missed, age < INIT_WITHIN));
         }

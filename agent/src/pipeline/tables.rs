@@ -1,6 +1,7 @@
 //! Process tables: read every 10 s by the loop's rhythm, and at events. Must never let who causes events take the loop's time: a
 //! table of hundreds of processes takes milliseconds, and a pod can have itself killed a thousand times a second.
 
+use super::bursts::Started;
 use super::state::{MS, State};
 use crate::accumulator::Process;
 use crate::catalogue::Kind;
@@ -49,6 +50,15 @@ fn real(bytes: u64) -> f64 {
 pub(super) struct Tables(HashMap<CgroupId, Last>);
 
 impl State {
+    /// The table that goes with a burst: there is one for each trigger that fires, and none for what is in its cool-down or beyond the
+    /// budget of bursts, so that a node on which everything stalls at once does not spend itself on tables.
+    pub(super) fn table_with(&mut self, id: CgroupId, started: &Started) {
+        if started.runs {
+            self.look_if_due();
+            self.event_table(id);
+        }
+    }
+
     /// The table at an event, unless the container's or its pod's have had their share: what it would have had is lost, counted.
     pub(super) fn event_table(&mut self, id: CgroupId) {
         let pod = self.tree.up_to_pod(id).iter().rfind(|m| m.identity.scope == Scope::Pod).map(|m| m.id);
@@ -116,6 +126,9 @@ impl State {
         self.lost_of(id, Table::Processes, "too_many", listing.cut);
         // one a directory at the least, since how many are in it is what was not read
         self.lost_of(id, Table::Processes, "too_many_cgroups", listing.directories_cut);
+        for (file, n) in listing.unparsed {
+            *self.process_faults.entry(file).or_default() += n;
+        }
         // the first is the likeliest to be there at the next time as well
         if let Some(process) = listing.processes.first() {
             self.take_network(process.pid, Some(&meta), at);

@@ -5,6 +5,7 @@ mod cost;
 mod heap;
 mod ledger;
 mod losses;
+mod tables;
 mod truth;
 
 use super::inits::By;

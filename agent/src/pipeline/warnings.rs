@@ -133,10 +133,12 @@ impl State {
     /// Records a warning and starts, or prolongs, the burst that it asks for.
     fn warn(&mut self, id: CgroupId, ktime_ns: u64, source: &'static str, warning: Warning) {
         let Some(meta) = self.targets.get(&id).map(|t| t.meta.clone()) else { return };
-        self.start_burst(&meta, warning.kind, None, ktime_ns);
+        let started = self.start_burst(&meta, warning.kind, None, ktime_ns);
+        // near the limit in any case: who holds the memory, while they are still there
         if matches!(warning.kind, Kind::LimitNear | Kind::ForecastOom) {
-            // who holds the memory, while they are still there
             self.event_table(id);
+        } else {
+            self.table_with(id, &started);
         }
         let severity = warning.kind.severity();
         let mut event = self.event(warning.kind, severity, ktime_ns, source, warning.detail);

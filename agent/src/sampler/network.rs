@@ -10,7 +10,7 @@ use super::Faults;
 use crate::accumulator::Value;
 use crate::catalogue::Kind;
 use crate::catalogue::loose::Metric;
-use crate::cgroup::parse::number;
+use crate::cgroup::parse::{number, whole};
 use crate::names::CgroupId;
 use std::collections::HashMap;
 use std::fs;
@@ -89,35 +89,82 @@ impl Network {
             return;
         }
         let dir = self.proc_root.join(pid.to_string());
-        let Ok(text) = fs::read_to_string(dir.join("net/dev")) else { return };
+        let text = fs::read(dir.join("net/dev"));
         let number = self.number(pid).map(|n| n.to_string());
         // another process may have come under this number meanwhile
         if self.namespace(pid) != Some(namespace) {
             return;
         }
         self.read.insert(namespace, (now_ns, owner));
-        let before = out.len();
-        for (n, line) in text.lines().skip(2).enumerate() {
-            if n >= MAX_INTERFACES {
-                self.cut += FIELDS.len() as u64;
-            } else if interface(line, number.as_deref(), out).is_none() {
-                out.truncate(before);
-                self.faults.unparsed("net/dev");
-                return;
-            }
+        let Ok(text) = text else {
+            self.faults.unread("net/dev");
+            return;
+        };
+        let found = interfaces(&text);
+        self.cut += found.cut * FIELDS.len() as u64;
+        (0..found.spoilt).for_each(|_| self.faults.unparsed("net/dev"));
+        for (name, values) in found.good {
+            rows(name, &values, number.as_deref(), out);
         }
     }
 }
 
-/// `  eth0: 1 2 3 …`, sixteen numbers.
-fn interface(line: &str, netns: Option<&str>, out: &mut Vec<Value>) -> Option<()> {
-    let (name, rest) = line.rsplit_once(':')?;
-    let mut values = [0; NUMBERS];
-    let mut words = rest.split_ascii_whitespace();
-    for value in &mut values {
-        *value = number(words.next()?.as_bytes()).ok()?;
+/// What /proc/PID/net/dev says.
+#[derive(Default)]
+struct Interfaces<'a> {
+    good: Vec<(&'a str, [u64; NUMBERS])>,
+    /// Lines of which nothing is taken. Each is alone in that: whoever may name an interface could else hide all others.
+    spoilt: u64,
+    /// Beyond the bound.
+    cut: u64,
+}
+
+/// Behind two lines of headings a line an interface. One that is not what the kernel prints, was cut, has a name that is no text, or has a
+/// name that stands twice is left out.
+fn interfaces(text: &[u8]) -> Interfaces<'_> {
+    let mut out = Interfaces::default();
+    let end = match whole(text) {
+        Ok(()) if !text.is_empty() => text.len(),
+        // nothing, or half of a last line
+        _ => {
+            out.spoilt = 1;
+            text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1)
+        }
+    };
+    let mut twice = Vec::new();
+    for (n, line) in text[..end].split_inclusive(|&b| b == b'\n').skip(2).enumerate() {
+        if n >= MAX_INTERFACES {
+            out.cut += 1;
+            continue;
+        }
+        match interface(line) {
+            Some((name, _)) if out.good.iter().any(|(other, _)| *other == name) => {
+                out.spoilt += 1;
+                twice.push(name);
+            }
+            Some(one) => out.good.push(one),
+            None => out.spoilt += 1,
+        }
     }
-    let mut labels = vec![("interface".to_owned(), name.trim().to_owned())];
+    // which of them is true nobody knows
+    out.good.retain(|(name, _)| !twice.contains(name));
+    out
+}
+
+/// `  eth0: 1 2 3 …`, sixteen numbers.
+fn interface(line: &[u8]) -> Option<(&str, [u64; NUMBERS])> {
+    let colon = line.iter().rposition(|&b| b == b':')?;
+    let name = std::str::from_utf8(line[..colon].trim_ascii()).ok().filter(|name| !name.is_empty())?;
+    let mut values = [0; NUMBERS];
+    let mut words = line[colon + 1..].split(u8::is_ascii_whitespace).filter(|w| !w.is_empty());
+    for value in &mut values {
+        *value = number(words.next()?).ok()?;
+    }
+    words.next().is_none().then_some((name, values))
+}
+
+fn rows(name: &str, values: &[u64; NUMBERS], netns: Option<&str>, out: &mut Vec<Value>) {
+    let mut labels = vec![("interface".to_owned(), name.to_owned())];
     labels.extend(netns.map(|n| ("netns".to_owned(), n.to_owned())));
     for (at, name) in FIELDS {
         let metric =
@@ -125,7 +172,6 @@ fn interface(line: &str, netns: Option<&str>, out: &mut Vec<Value>) -> Option<()
         #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 bytes, 9 PB through one interface")]
         out.push((Arc::new(metric), values[at] as f64));
     }
-    Some(())
 }
 
 #[cfg(test)]
@@ -208,7 +254,64 @@ eth0:0: 11 2 0 0 0 0 0 0 12 0 0 0 0 0 0 0
             ["net_tx_bytes 5", "net_tx_packets 6", "net_tx_errors 7", "net_tx_dropped 8"]
         );
         assert_eq!(of("eth0:0")[4], "net_tx_bytes 12");
+        let before = out.len();
         network.read(8, None, 1000, 100, &mut out);
-        assert_eq!((out.len(), network.faults.unparsed.get("net/dev")), (16, Some(&1)));
+        assert_eq!((before, network.faults.unparsed.get("net/dev")), (16, Some(&1)));
+        assert!(out[before..].iter().all(|(m, _)| m.labels[0].1 == "lo"), "the other interface is whole");
+    }
+
+    #[test]
+    fn an_interface_that_is_spoilt_hides_no_other() {
+        let good = DEV.as_bytes();
+        let with = |more: &[u8]| [good, more].concat();
+        let line = |name: &[u8]| [name, b": 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n"].concat();
+        // (text, interfaces that are left, counted)
+        let cases = [
+            (with(&line(b"veth\xff\xfe")), 2, 1),
+            (with(b"veth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 1"), 2, 1),
+            (with(&line(b"lo")), 1, 1),
+            (with(&[line(b"lo"), line(b"lo")].concat()), 1, 2),
+            (with(b"veth0: 1 2 3\n"), 2, 1),
+            (with(b"veth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17\n"), 2, 1),
+            (with(b": 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n"), 2, 1),
+            (with(&line(b"veth1")), 3, 0),
+            (Vec::new(), 0, 1),
+        ];
+        for (text, left, counted) in cases {
+            let dir = tempfile::tempdir().expect("a folder");
+            process(dir.path(), 7, "");
+            fs::write(dir.path().join("7/net/dev"), &text).expect("write");
+            let (mut network, mut out) = (Network::new(dir.path()), Vec::new());
+            network.read(7, None, 1000, 100, &mut out);
+            let spoilt = network.faults.unparsed.get("net/dev").copied().unwrap_or(0);
+            let text = String::from_utf8_lossy(&text).into_owned();
+            assert_eq!((out.len() / FIELDS.len(), spoilt), (left, counted), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_while_its_process_lives_is_counted() {
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::create_dir_all(dir.path().join("7/net/dev")).expect("mkdir");
+        let (mut network, mut out) = (Network::new(dir.path()), Vec::new());
+        network.read(7, None, 1000, 100, &mut out);
+        assert_eq!((out.len(), network.faults.unread.get("net/dev")), (0, Some(&1)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic_and_no_interface_has_two_lines(
+            text in proptest::collection::vec(proptest::num::u8::ANY, 0..300),
+            likely in "(( |[a-c]{1,2}:[a:]?|\\xff)( ?[0-9]{1,2}){15,17}\n?){0,8}",
+        ) {
+            for text in [text, [DEV.as_bytes(), likely.as_bytes()].concat()] {
+                let found = interfaces(&text);
+                let mut names: Vec<_> = found.good.iter().map(|(name, _)| *name).collect();
+                names.sort_unstable();
+                names.dedup();
+                proptest::prop_assert_eq!(names.len(), found.good.len());
+                proptest::prop_assert!(found.spoilt > 0 || text.ends_with(b"\n"));
+            }
+        }
     }
 }

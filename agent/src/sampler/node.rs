@@ -1,13 +1,14 @@
 //! The node as a whole: /proc's memory, reclaim, pressure, load and CPU time, a row a second.
 //!
 //! A key that the catalogue has no column for goes into the `metrics` table, every ten seconds. A file that is not there
-//! leaves NULL; one that cannot be read or parsed leaves NULL and a count.
+//! leaves NULL; one that cannot be read, was cut, is empty, is no text or has a key twice leaves NULL and a count.
 
 use super::Faults;
 use super::loose::Loose;
 use crate::accumulator::Value;
 use crate::catalogue::node::{FILES, Layout, NodeFile, columns};
-use crate::cgroup::parse::{ParseError, hundredths, number};
+use crate::cgroup::parse::{ParseError, hundredths, number, whole};
+use rustix::io::Errno;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,10 +32,13 @@ fn words(line: &str) -> impl Iterator<Item = &str> {
 /// Calls `each` with the key (and its place, for lines of many) and the number of each value.
 fn visit(
     file: &NodeFile,
-    text: &str,
+    text: &[u8],
     ticks: u64,
     mut each: impl FnMut(&str, &str, u64),
 ) -> Result<(), ParseError> {
+    whole(text)?;
+    // the kernel prints something into each of them
+    let text = std::str::from_utf8(text).ok().filter(|t| !t.is_empty()).ok_or(ParseError::Layout)?;
     let int = |word: &str| number(word.as_bytes());
     for line in text.lines() {
         let mut words = words(line);
@@ -88,6 +92,11 @@ fn is(column: &str, key: &str, sub: &str) -> bool {
     column.strip_prefix(key).and_then(|c| c.strip_prefix('.')) == Some(sub)
 }
 
+/// Whether a file is not of this kernel. PSI that is switched off at boot has its files, which answer EOPNOTSUPP.
+fn is_not_there(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::OPNOTSUPP)
+}
+
 impl Node {
     pub fn new(proc_root: &Path) -> Self {
         let ticks = rustix::param::clock_ticks_per_second().max(1);
@@ -101,22 +110,20 @@ impl Node {
         for file in FILES {
             let range = first..first + file.columns.len();
             first = range.end;
-            let text = match fs::read_to_string(self.proc_root.join(file.path)) {
+            let text = match fs::read(self.proc_root.join(file.path)) {
                 Ok(text) => text,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) if is_not_there(&e) => continue,
                 Err(_) => {
-                    // PSI that is switched off at boot answers with EOPNOTSUPP
-                    if file.layout != Layout::Pressure {
-                        self.faults.unread(file.path);
-                    }
+                    self.faults.unread(file.path);
                     continue;
                 }
             };
             let mut values = vec![None; file.columns.len()];
             let mut strange = String::new();
+            let mut is_twice = false;
             let parsed = visit(file, &text, self.ticks, |key, sub, value| {
                 match file.columns.iter().position(|c| is(c.key, key, sub)) {
-                    Some(i) => values[i] = Some(value),
+                    Some(i) => is_twice |= values[i].replace(value).is_some(),
                     None if matches!(file.layout, Layout::KibiBytes | Layout::KeyValue) && rest.is_some() => {
                         use std::fmt::Write as _;
                         let _ = writeln!(strange, "{key} {value}");
@@ -124,14 +131,16 @@ impl Node {
                     None => {}
                 }
             });
-            if parsed.is_err() {
+            if parsed.is_err() || is_twice {
                 self.faults.unparsed(file.path);
                 continue;
             }
             row[range].copy_from_slice(&values);
             if let Some(rest) = rest.as_deref_mut() {
                 let index = self.loose.file(file.path);
-                let _ = self.loose.take(index, strange.as_bytes(), |_, _| false, rest);
+                if self.loose.take(index, strange.as_bytes(), |_, _| false, rest).is_err() {
+                    self.faults.unparsed(file.path);
+                }
             }
         }
         row
@@ -216,10 +225,76 @@ mod tests {
         assert!(node.faults.unparsed.is_empty(), "{:?}", node.faults);
     }
 
+    #[test]
+    fn spoilt_text_gives_nothing_and_is_counted() {
+        const PSI: &str = "some avg10=6.07 avg60=2.55 avg300=0.63 total=2179637\n";
+        let spoilt: [(&str, &[u8]); 11] = [
+            ("meminfo", b""),
+            ("meminfo", b"MemTotal: 2020724 kB\nMemFree: 12"),
+            ("meminfo", b"MemTotal: 1 kB\nMemTotal: 2 kB\n"),
+            ("meminfo", b"MemTotal: -1 kB\n"),
+            ("vmstat", b"oom_kill 1\noom_kill 1\n"),
+            ("vmstat", b"oom_kill 18446744073709551616\n"),
+            ("loadavg", b"0.37 0.08 12.03 2/65 499"),
+            ("loadavg", b"0.37 0.08 12.03 2/65 499\n0.37 0.08 12.03 2/65 499\n"),
+            ("stat", b"ctxt 5\nctxt 6\n"),
+            ("pressure/memory", b"some avg10=6.07 avg10=6.07\n"),
+            ("pressure/memory", b"some avg10=6.07 \xff=1 total=7\n"),
+        ];
+        for (file, text) in spoilt {
+            let dir = tempfile::tempdir().expect("a folder");
+            fs::create_dir(dir.path().join("pressure")).expect("mkdir");
+            fs::write(dir.path().join("pressure/io"), PSI).expect("write");
+            fs::write(dir.path().join(file), text).expect("write");
+            let mut node = Node::new(dir.path());
+            let row = node.read(None);
+            let shown = String::from_utf8_lossy(text);
+            assert_eq!(row.iter().flatten().count(), 4, "{file} {shown:?}: {row:?}");
+            assert_eq!(value(&row, "io_pressure_some_total_usec"), Some(2_179_637), "the others are read");
+            assert_eq!(
+                node.faults.unparsed.into_iter().collect::<Vec<_>>(),
+                [(file.to_owned(), 1)],
+                "{shown:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_counted_whichever_it_is() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for file in ["vmstat", "pressure/cpu"] {
+            // a directory cannot be read as a file
+            fs::create_dir_all(dir.path().join(file)).expect("mkdir");
+        }
+        let mut node = Node::new(dir.path());
+        assert!(node.read(None).iter().all(Option::is_none));
+        assert_eq!(node.faults.unread.keys().collect::<Vec<_>>(), ["pressure/cpu", "vmstat"]);
+        assert!(is_not_there(&Errno::OPNOTSUPP.into()) && is_not_there(&Errno::NOENT.into()));
+        assert!(!is_not_there(&Errno::IO.into()));
+    }
+
+    #[test]
+    fn a_strange_key_that_stands_twice_is_no_two_rows() {
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::write(dir.path().join("vmstat"), "oom_kill 1\nnr_new 5\nnr_new 6\n").expect("write");
+        let mut node = Node::new(dir.path());
+        let mut rest = Vec::new();
+        assert_eq!(value(&node.read(Some(&mut rest)), "vmstat_oom_kill"), Some(1));
+        assert!(rest.is_empty(), "{rest:?}");
+        assert_eq!(node.faults.unparsed.get("vmstat"), Some(&1));
+    }
+
     proptest::proptest! {
         #[test]
-        fn no_text_makes_it_panic(file in 0..FILES.len(), text in "[ -~\n]{0,200}") {
+        fn no_bytes_make_it_panic(file in 0..FILES.len(), text in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
             let _ = visit(&FILES[file], &text, 100, |_, _, _| {});
+        }
+
+        /// Text that looks like the kernel's gets further into the parsers than noise does.
+        #[test]
+        fn no_likely_text_makes_it_panic(file in 0..FILES.len(), text in "([a-z]{0,4}[:=]? {0,2}[0-9./=-]{0,21}( kB)?[ \n]){0,20}\n?") {
+            let good = visit(&FILES[file], text.as_bytes(), 100, |_, _, _| {});
+            proptest::prop_assert!(good.is_err() || text.ends_with('\n'));
         }
     }
 }

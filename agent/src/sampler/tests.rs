@@ -66,6 +66,22 @@ fn max_is_null_with_its_bit_and_junk_is_null_without() {
 }
 
 #[test]
+fn a_series_that_stands_twice_in_its_file_has_no_row_and_is_counted() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let twice = "anon N0=1 N1=2\nanon N0=3\n";
+    let meta = fake(dir.path(), &[("memory.current", "8192\n"), ("memory.numa_stat", twice)]);
+    with_sampler(dir.path(), 1024, |s| {
+        let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
+        let mut out = Pending::default();
+        let taken = s.sample(&mut target, SLOW, clock::Offset::measure(), &mut out).expect("there");
+        assert_eq!((taken.metrics, s.faults.unparsed.get("memory.numa_stat")), (0, Some(&1)));
+        fs::write(dir.path().join("web.service/memory.numa_stat"), "anon N0=1 N1=2\n").expect("write");
+        let taken = s.sample(&mut target, SLOW, clock::Offset::measure(), &mut out).expect("there");
+        assert_eq!((taken.metrics, s.faults.unparsed.get("memory.numa_stat")), (2, Some(&1)));
+    });
+}
+
+#[test]
 fn a_row_in_place_of_a_lane_reading_tells_its_memory() {
     let dir = tempfile::tempdir().expect("a folder");
     let meta = fake(dir.path(), &[("memory.current", "8192\n")]);
@@ -140,6 +156,37 @@ fn short_of_descriptors_it_still_reads_everything() {
         assert_eq!((cell(&b, "cpu_stat_usage_usec", 0), cell(&b, "pids_current", 0)), (Some(7), Some(3)));
         s.close(&target);
         assert_eq!(s.descriptors().0, 0);
+    });
+}
+
+#[test]
+fn without_any_descriptor_a_lane_is_read_more_slowly_and_said_to_be_short() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let meta = fake(dir.path(), &[("memory.current", "4096\n"), ("cpu.stat", "usage_usec 7\n")]);
+    with_sampler(dir.path(), RESERVED_DESCRIPTORS, |s| {
+        let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
+        assert_eq!((s.descriptors().0, s.is_short()), (0, true));
+        let mut out = Pending::default();
+        s.sample(&mut target, HOT, clock::Offset::measure(), &mut out).expect("there");
+        assert_eq!(cell(&batch(&out), "cpu_stat_usage_usec", 0), Some(7));
+        let reading = s.lane(&mut target, 50).expect("there").expect("a reading");
+        assert_eq!((reading.memory_current(), u64::from(reading.period_ms)), (Some(4096), 250));
+        assert_eq!(s.lane(&mut target, 50).map(|r| r.is_some()), Ok(false), "not at each look");
+        assert!(s.faults.unread.is_empty(), "{:?}", s.faults);
+        // opened anew or not, another cgroup under the old name is not read
+        target.ring = Ring::new(1000, u64::MAX);
+        fs::rename(dir.path().join("web.service"), dir.path().join("old")).expect("rename");
+        fake(dir.path(), &[("memory.current", "1\n")]);
+        assert_eq!(s.lane(&mut target, 50).map(|r| r.is_some()), Err(Vanished));
+    });
+    // a cgroup of a machine without the controller is not looked at each time
+    let dir = tempfile::tempdir().expect("a folder");
+    let meta = fake(dir.path(), &[("cpu.stat", "usage_usec 7\n")]);
+    with_sampler(dir.path(), RESERVED_DESCRIPTORS, |s| {
+        let mut target = s.open(&meta, Ring::new(1000, u64::MAX), 0).expect("there");
+        (0..3).for_each(|_| assert_eq!(s.lane(&mut target, 50).map(|r| r.is_some()), Ok(false)));
+        assert_eq!(s.opened, 0);
+        assert!(target.files[0].absent && s.faults.unread.is_empty(), "{:?}", s.faults);
     });
 }
 

@@ -192,7 +192,10 @@ fn each_device_is_a_series_of_its_own_and_samples_have_the_sum() {
         fs::write(path.join("io.stat"), line(10)).expect("write");
         s.turn(ktime_ns());
         // a young cgroup has every device in every row; this one is old
-        s.state.targets.get_mut(&id).expect("followed").first_seen_ns = 0;
+        let target = s.state.targets.get_mut(&id).expect("followed");
+        target.first_seen_ns = 0;
+        // nor does a slow row, which has them all, come meanwhile
+        target.next_slow_ns = u64::MAX;
         for (n, rbytes) in [(1, 10), (2, 30), (3, 30)] {
             fs::write(path.join("io.stat"), line(rbytes)).expect("write");
             s.turn(ktime_ns() + 2 * n * SECOND);
@@ -257,5 +260,60 @@ fn a_loose_value_has_a_row_when_it_changes_and_at_an_event() {
         assert_eq!(count(s), first + 1 + first, "all of them with the first base row after an event");
         s.turn(start + 24 * SECOND);
         assert_eq!(count(s), first + 1 + first, "once");
+    });
+}
+
+/// However late the loop comes to a row: slow files are read with every tenth row, not with every tenth or eleventh.
+#[test]
+fn slow_files_are_read_every_ten_seconds_whatever_the_loop_is_late_by() {
+    on_stage(100, true, |s| {
+        let id = id_of(&s.make("web.service"));
+        s.turn(ktime_ns());
+        let late_ns = |n: u64| n * 7919 % 60 * 1_000_000;
+        let (mut of_cgroup, mut of_node) = (Vec::new(), Vec::new());
+        for n in 0..100 {
+            let before = s.state.targets[&id].next_slow_ns;
+            let now = s.state.targets[&id].next_base_ns + late_ns(n);
+            s.turn(now);
+            if s.state.targets[&id].next_slow_ns != before {
+                of_cgroup.push(n);
+            }
+        }
+        // its turn comes with those of the cgroups and alone, so that it is driven alone
+        for n in 0..100 {
+            let before = s.state.next.node_slow;
+            let now = s.state.next.node + late_ns(n);
+            s.state.node_tick(now);
+            if s.state.next.node_slow != before {
+                of_node.push(n);
+            }
+        }
+        for at in [of_cgroup, of_node] {
+            let apart: Vec<u64> = at.windows(2).map(|w| w[1] - w[0]).collect();
+            assert!(apart.len() >= 8 && apart.iter().all(|n| *n == 10), "{apart:?} rows apart");
+        }
+        // after a stall of half a minute the grid goes on
+        let (due, base) = (s.state.targets[&id].next_slow_ns, s.state.targets[&id].next_base_ns);
+        s.turn(base + 34 * SECOND + 1);
+        let next = s.state.targets[&id].next_slow_ns;
+        assert!(next > base + 34 * SECOND && (next - due) % (10 * SECOND) == 0, "{due} and {next}");
+    });
+}
+
+/// A limit that falls is dated by the readings on its two sides, not by the plan of the second one.
+#[test]
+fn a_fallen_limit_is_dated_from_the_reading_before_it() {
+    on_stage(100, true, |s| {
+        let path = s.make("web.service");
+        let id = id_of(&path);
+        s.turn(ktime_ns());
+        let read_ns = s.state.targets[&id].limit_read_ns;
+        assert!(read_ns > 0);
+        fs::write(path.join("memory.max"), "12288\n").expect("write");
+        let now = s.state.targets[&id].next_slow_ns.max(s.state.targets[&id].next_base_ns);
+        s.turn(now);
+        let change = s.state.limit_changes[&id];
+        assert_eq!((change.before, change.after), (Some(16384), Some(12288)));
+        assert_eq!(change.not_before_ns, read_ns);
     });
 }
