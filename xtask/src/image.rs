@@ -211,6 +211,7 @@ pub fn build(of: Of, profile: Profile) -> Result<PathBuf> {
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     flags.extend(origin.flags());
     c.env("CARGO_TARGET_DIR", paths::target()).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    c.env(format!("CFLAGS_{}", TRIPLE.replace('-', "_")), origin.c_flags());
     let built = ebpf::executables(&mut c)?;
     let built = built.into_iter().find(|p| p.ends_with(name));
     let built = built.with_context(|| format!("cargo built no {name}"))?;

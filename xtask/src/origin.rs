@@ -40,6 +40,12 @@ impl Origin {
         self.0.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).collect()
     }
 
+    /// The same for a C compiler, whose `assert` has the file's path in it. Its flags are split at spaces.
+    pub fn c_flags(&self) -> String {
+        let maps = self.0.iter().map(|(from, to)| format!("-ffile-prefix-map={}={to}", from.display()));
+        maps.filter(|flag| !flag.contains(' ')).collect::<Vec<_>>().join(" ")
+    }
+
     /// An error when a program tells one of these folders all the same.
     pub fn is_untold(&self, name: &str, program: &[u8]) -> Result<()> {
         // The name of a folder right below `/` may well stand in a program for another reason.
@@ -80,6 +86,8 @@ mod tests {
                 flag(Path::new("/home/me/fgm"), "/src"),
             ]
         );
+        let spaced = Origin::of(Path::new("/home/me/fgm"), Some(Path::new("/home/my own/.cargo")), None);
+        assert_eq!(spaced.c_flags(), "-ffile-prefix-map=/home/me/fgm=/src");
     }
 
     #[test]
