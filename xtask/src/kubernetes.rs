@@ -8,6 +8,7 @@
 
 mod check;
 mod control;
+pub mod kubectl;
 mod node;
 mod play;
 mod programs;
