@@ -256,7 +256,9 @@ fn deploy(args: &Args, run: &Runner) -> Result<()> {
             if args.dry_run {
                 println!("{line}");
             } else {
-                image::make(of, &image::build(of, Profile::Release)?, &archive, &tag)?;
+                let certificates = image::certificates(of)?;
+                let program = image::build(of, Profile::Release)?;
+                image::make(of, &program, certificates.as_deref(), &archive, &tag)?;
             }
             images.push(archive);
         }

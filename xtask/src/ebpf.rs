@@ -3,6 +3,7 @@
 //! Called by a person, and by `demo` and `test` before they build the agent, which embeds the object.
 
 use crate::child::{self, output, tool};
+use crate::origin::Origin;
 use crate::progress::{quiet, say};
 use crate::toolchain::{self, Core, TARGET, Toolchain};
 use crate::{paths, setup};
@@ -41,18 +42,20 @@ pub fn build() -> Result<()> {
     let toolchain = compiler()?;
     let linker = linker(&toolchain)?;
     let crate_dir = paths::root().join("agent-ebpf");
-    let key = fingerprint(&crate_dir, &toolchain, &linker)?;
-    let stamp = paths::target().join("ebpf/stamp");
-    if object().exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == key) {
-        say("✓ kernel programs are up to date");
-        return Ok(());
-    }
-    let flags = [
+    let mut flags = vec![
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
         format!("-Clinker={}", linker.display()),
     ];
+    // The object's BTF has the path of each line, and the agent has the object.
+    flags.extend(Origin::new(&paths::root(), Some(&toolchain.sysroot)).flags());
+    let key = fingerprint(&crate_dir, &toolchain, &linker, &flags)?;
+    let stamp = paths::target().join("ebpf/stamp");
+    if object().exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == key) {
+        say("✓ kernel programs are up to date");
+        return Ok(());
+    }
     let mut c = tool("cargo");
     c.current_dir(&crate_dir).env("RUSTC", &toolchain.rustc);
     c.args(["build", "--release", "--bin", "fgm-ebpf", "--target", TARGET, "--target-dir"]);
@@ -201,8 +204,8 @@ fn lib_llvm(toolchain: &Toolchain) -> Option<PathBuf> {
     })
 }
 
-/// What decides the object: the crate's files, the compiler and the linker.
-fn fingerprint(crate_dir: &Path, toolchain: &Toolchain, linker: &Path) -> Result<String> {
+/// What decides the object: the crate's files, the compiler, the linker, and what they are told.
+fn fingerprint(crate_dir: &Path, toolchain: &Toolchain, linker: &Path, flags: &[String]) -> Result<String> {
     let mut files = Vec::new();
     collect(crate_dir, &mut files)?;
     files.sort();
@@ -212,7 +215,7 @@ fn fingerprint(crate_dir: &Path, toolchain: &Toolchain, linker: &Path) -> Result
         (file, bytes).hash(&mut hasher);
     }
     let linker_len = fs::metadata(linker).with_context(|| format!("no linker {}", linker.display()))?.len();
-    (toolchain.to_string(), linker, linker_len).hash(&mut hasher);
+    (toolchain.to_string(), linker, linker_len, flags).hash(&mut hasher);
     Ok(format!("{:016x}", hasher.finish()))
 }
 

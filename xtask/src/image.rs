@@ -4,8 +4,15 @@
 //! The file is an OCI image layout in a tar, with Docker's `manifest.json` beside its `index.json`, so that `ctr images import`,
 //! `kind load image-archive`, `minikube image load`, `podman load` and `docker load` all take it. The layer is not
 //! compressed: importers store it unpacked anyway, and a compressor's version would change the digest.
+//!
+//! `deploy/Containerfile` makes the same with Docker or podman: it has the content from `--root`, and a test holds the rest.
 
+#[cfg(test)]
+mod containerfile;
+
+use crate::origin::Origin;
 use crate::progress::say;
+use crate::setup::{self, Check, Need};
 use crate::{child, ebpf, paths, usage};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
@@ -15,13 +22,26 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-const USAGE: &str = "cargo xtask image [--workload] [--out FILE] [--tag NAME:TAG]";
+const USAGE: &str =
+    "cargo xtask image [--workload] [--out FILE] [--tag NAME:TAG] [--root FOLDER] [--without-certificates]";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-/// What the agent's TLS clients trust, where the building machine has it.
-const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// What the agent's TLS clients trust: where distributions keep it, Debian's first.
+const CERTIFICATES: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// Where the agent looks for it.
+const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
+const NEEDS: &[Need] = &[Need {
+    package: "ca-certificates",
+    why: "what the agent in the image trusts when it speaks to a bucket",
+    check: Check::AnyFile(CERTIFICATES),
+}];
 
 /// What is in an image.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Of {
     Agent,
     /// The program that scenarios are made of.
@@ -58,25 +78,79 @@ impl Profile {
     }
 }
 
+#[derive(Debug, PartialEq)]
+struct Args {
+    of: Of,
+    out: PathBuf,
+    tag: String,
+    /// The content as a folder, and no image.
+    root: Option<PathBuf>,
+    without_certificates: bool,
+}
+
+impl Args {
+    fn parse(words: &[String]) -> Result<Self> {
+        let mut words = words.iter().map(String::as_str);
+        let (mut of, mut out, mut tag, mut root) = (Of::Agent, None, None, None);
+        let mut without_certificates = false;
+        while let Some(word) = words.next() {
+            match word {
+                "--workload" => of = Of::Workload,
+                "--out" => out = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
+                "--tag" => tag = Some(usage::value(words.next(), word, USAGE)?.to_owned()),
+                "--root" => root = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
+                "--without-certificates" => without_certificates = true,
+                _ => return Err(usage::wrong(format!("unknown option `{word}`"), USAGE)),
+            }
+        }
+        if root.is_some() && (out.is_some() || tag.is_some()) {
+            return Err(usage::wrong("--root makes no image, which --out and --tag are for", USAGE));
+        }
+        let tag = tag.unwrap_or_else(|| if of == Of::Agent { default_tag() } else { workload_tag() });
+        if !tag.rsplit_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.contains('/')) {
+            return Err(usage::wrong(format!("`{tag}` is not NAME:TAG"), USAGE));
+        }
+        Ok(Self { of, out: out.unwrap_or_else(|| archive(of)), tag, root, without_certificates })
+    }
+}
+
 pub fn verb(args: &[OsString]) -> Result<i32> {
     let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
-    let mut words = words.iter().map(String::as_str);
-    let (mut of, mut out, mut tag) = (Of::Agent, None, None);
-    while let Some(word) = words.next() {
-        match word {
-            "--workload" => of = Of::Workload,
-            "--out" => out = Some(PathBuf::from(usage::value(words.next(), word, USAGE)?)),
-            "--tag" => tag = Some(usage::value(words.next(), word, USAGE)?.to_owned()),
-            _ => return Err(usage::wrong(format!("unknown option `{word}`"), USAGE)),
-        }
+    let args = Args::parse(&words)?;
+    // First, so that what is missing is said before minutes of compiling.
+    let certificates = if args.without_certificates { None } else { certificates(args.of)? };
+    let program = build(args.of, Profile::Release)?;
+    if let Some(root) = &args.root {
+        unpack(args.of, &program, certificates.as_deref(), root)?;
+        println!("{}", root.display());
+    } else {
+        println!("{}", make(args.of, &program, certificates.as_deref(), &args.out, &args.tag)?);
     }
-    let tag = tag.unwrap_or_else(|| if of == Of::Agent { default_tag() } else { workload_tag() });
-    if !tag.rsplit_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.contains('/')) {
-        return Err(usage::wrong(format!("`{tag}` is not NAME:TAG"), USAGE));
-    }
-    let out = out.unwrap_or_else(|| archive(of));
-    println!("{}", make(of, &build(of, Profile::Release)?, &out, &tag)?);
     Ok(0)
+}
+
+/// What an image's clients are to trust; of those that have none, nothing.
+pub fn certificates(of: Of) -> Result<Option<Vec<u8>>> {
+    if of != Of::Agent {
+        return Ok(None);
+    }
+    let mend = "`--without-certificates` makes an image that trusts no certificate authority";
+    setup::ensure(NEEDS).context(mend)?;
+    let places: Vec<&Path> = CERTIFICATES.iter().map(Path::new).collect();
+    bundle(&places).map(Some).context(mend)
+}
+
+fn bundle(places: &[&Path]) -> Result<Vec<u8>> {
+    let shown: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
+    let Some(place) = places.iter().find(|p| p.exists()) else {
+        bail!("no certificates here: neither {}", shown.join(" nor "));
+    };
+    let bytes = fs::read(place).with_context(|| format!("cannot read {}", place.display()))?;
+    let mark = b"-----BEGIN CERTIFICATE-----";
+    if !bytes.windows(mark.len()).any(|w| w == mark) {
+        bail!("{} has no certificate in it", place.display());
+    }
+    Ok(bytes)
 }
 
 /// Where an image is put unless told.
@@ -85,20 +159,27 @@ pub fn archive(of: Of) -> PathBuf {
 }
 
 /// Writes the image of a static program; what it is, as JSON.
-pub fn make(of: Of, program: &Path, out: &Path, tag: &str) -> Result<Value> {
+pub fn make(of: Of, program: &Path, certificates: Option<&[u8]>, out: &Path, tag: &str) -> Result<Value> {
     must_be_static(program)?;
     let binary = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    let certificates = fs::read(CERTIFICATES).ok().filter(|_| of == Of::Agent);
-    if certificates.is_none() && of == Of::Agent {
-        say(&format!("no {CERTIFICATES} here: the image trusts no certificate authority"));
-    }
-    let image = assemble(of, &binary, certificates.as_deref(), tag)?;
+    let image = assemble(of, &binary, certificates, tag)?;
     if let Some(dir) = out.parent() {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
     let mut file = File::create(out).with_context(|| format!("cannot create {}", out.display()))?;
     file.write_all(&image.archive).with_context(|| format!("cannot write {}", out.display()))?;
     Ok(json!({ "image": tag, "archive": out, "digest": image.digest, "bytes": image.archive.len() }))
+}
+
+/// Writes what would be in the image into a folder, for who makes it with another tool.
+fn unpack(of: Of, program: &Path, certificates: Option<&[u8]>, root: &Path) -> Result<()> {
+    must_be_static(program)?;
+    let binary = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let layer = layer(of, &binary, certificates)?;
+    fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
+    tar::Archive::new(layer.as_slice())
+        .unpack(root)
+        .with_context(|| format!("cannot write into {}", root.display()))
 }
 
 pub fn default_tag() -> String {
@@ -125,12 +206,18 @@ pub fn build(of: Of, profile: Profile) -> Result<PathBuf> {
     c.args(["build", "--profile", profile, "-p", name, "--bin", name, "--target", TRIPLE]);
     c.args(["--config", &format!("profile.{profile}.strip=\"symbols\"")]);
     c.args(["--message-format", "json-render-diagnostics"]);
-    let remap = format!("--remap-path-prefix={}=/src", paths::root().display());
-    c.env("CARGO_TARGET_DIR", paths::target())
-        .env("CARGO_ENCODED_RUSTFLAGS", format!("-Ctarget-feature=+crt-static\x1f{remap}"));
+    let sysroot = child::output(child::tool("rustc").current_dir(paths::root()).args(["--print", "sysroot"]));
+    let origin = Origin::new(&paths::root(), sysroot.ok().as_deref().map(Path::new));
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    flags.extend(origin.flags());
+    c.env("CARGO_TARGET_DIR", paths::target()).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    c.env(format!("CFLAGS_{}", TRIPLE.replace('-', "_")), origin.c_flags());
     let built = ebpf::executables(&mut c)?;
     let built = built.into_iter().find(|p| p.ends_with(name));
-    built.with_context(|| format!("cargo built no {name}"))
+    let built = built.with_context(|| format!("cargo built no {name}"))?;
+    let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    origin.is_untold(name, &bytes)?;
+    Ok(built)
 }
 
 /// An image FROM scratch has no dynamic linker, and would say only "no such file" of a program that asks for one.
@@ -163,15 +250,27 @@ struct Image {
     digest: String,
 }
 
-fn assemble(of: Of, binary: &[u8], certificates: Option<&[u8]>, tag: &str) -> Result<Image> {
+/// All that is in the image, as a tar.
+fn layer(of: Of, binary: &[u8], certificates: Option<&[u8]>) -> Result<Vec<u8>> {
     let mut layer = Tar::new();
     layer.file(of.program(), binary, 0o755)?;
     if let Some(certificates) = certificates {
         layer.folder("etc")?;
         layer.folder("etc/ssl")?;
         layer.folder("etc/ssl/certs")?;
-        layer.file("etc/ssl/certs/ca-certificates.crt", certificates, 0o644)?;
+        layer.file(BUNDLE, certificates, 0o644)?;
     }
+    if of == Of::Agent {
+        // The mount point of the data volume, so that a read-only root will do.
+        layer.folder("var")?;
+        layer.folder("var/lib")?;
+        layer.folder("var/lib/fgm")?;
+    }
+    layer.finish()
+}
+
+/// How it is run, as a configuration has it. No `User`: root, whose capabilities are all that is used of it.
+fn settings(of: Of, tag: &str) -> Value {
     let mut settings = json!({
         "Entrypoint": [format!("/{}", of.program())],
         "Env": ["PATH=/"],
@@ -182,20 +281,20 @@ fn assemble(of: Of, binary: &[u8], certificates: Option<&[u8]>, tag: &str) -> Re
         },
     });
     if of == Of::Agent {
-        // The mount point of the data volume, so that a read-only root will do.
-        layer.folder("var")?;
-        layer.folder("var/lib")?;
-        layer.folder("var/lib/fgm")?;
         settings["Cmd"] = json!(["agent"]);
         settings["Volumes"] = json!({ "/var/lib/fgm": {} });
         settings["ExposedPorts"] = json!({ "8050/tcp": {}, "8051/tcp": {} });
     }
-    let layer = layer.finish()?;
+    settings
+}
+
+fn assemble(of: Of, binary: &[u8], certificates: Option<&[u8]>, tag: &str) -> Result<Image> {
+    let layer = layer(of, binary, certificates)?;
     let layer_digest = sha256(&layer);
     let config = bytes(&json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": settings,
+        "config": settings(of, tag),
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_digest}")] },
     }))?;
     let config_digest = sha256(&config);
@@ -297,9 +396,12 @@ impl Tar {
 
 #[cfg(test)]
 mod tests {
-    use super::{Of, assemble, full_name, has_interpreter, sha256};
+    use super::{Args, Of, assemble, bundle, full_name, has_interpreter, sha256, unpack};
+    use crate::child::TempDir;
     use std::collections::BTreeMap;
+    use std::fs;
     use std::io::Read as _;
+    use std::path::Path;
 
     fn files(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
         let mut tar = tar::Archive::new(archive);
@@ -337,6 +439,41 @@ mod tests {
         let inner = self::files(&files[&layer]);
         assert_eq!(inner["fgm"], b"a program");
         assert!(inner.contains_key("var/lib/fgm/"));
+        assert_eq!(inner["etc/ssl/certs/ca-certificates.crt"], b"certificates");
+    }
+
+    #[test]
+    fn the_agents_image_has_certificates_or_there_is_none() {
+        let dir = TempDir::new("certificates").expect("a folder");
+        let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+        let found = || bundle(&[&first, &second]);
+        let error = found().expect_err("there are none").to_string();
+        assert!(error.contains("/first nor ") && error.contains("/second"), "{error}");
+        fs::write(&second, "# none\n").expect("a file");
+        assert!(found().expect_err("an empty list").to_string().contains("no certificate in it"));
+        let text = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n";
+        fs::write(&second, text).expect("a file");
+        assert_eq!(found().expect("one"), text.as_bytes());
+        let parse = |line: &str| Args::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        assert!(!parse("").expect("right words").without_certificates);
+        assert!(parse("--without-certificates").expect("right words").without_certificates);
+        assert!(parse("--root a --out b").is_err() && parse("--tag a/b").is_err());
+    }
+
+    #[test]
+    fn a_folder_has_what_the_image_would_have() {
+        let dir = TempDir::new("root").expect("a folder");
+        // An ELF without a program header, which asks for no interpreter.
+        let mut program = vec![0; 64];
+        program[..4].copy_from_slice(b"\x7fELF");
+        fs::write(dir.path().join("program"), &program).expect("a file");
+        let root = dir.path().join("root");
+        unpack(Of::Agent, &dir.path().join("program"), Some(b"certificates"), &root).expect("unpacked");
+        assert_eq!(fs::read(root.join("fgm")).expect("the program"), program);
+        let bundle = fs::read(root.join("etc/ssl/certs/ca-certificates.crt")).expect("certificates");
+        assert_eq!(bundle, b"certificates");
+        assert!(root.join("var/lib/fgm").is_dir());
+        assert!(unpack(Of::Agent, Path::new("/nonexistent"), None, &root).is_err());
     }
 
     #[test]

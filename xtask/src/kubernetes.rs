@@ -9,6 +9,7 @@
 mod check;
 mod control;
 mod events;
+pub mod kubectl;
 mod node;
 mod play;
 mod programs;
@@ -167,7 +168,7 @@ fn images(fgm: &Path, workload: &Path, programs: &programs::Programs, out: &Path
     ];
     let archives = ["fgm.tar", "workload.tar", "pause.tar"].map(|name| out.join(name));
     for ((of, program, tag), archive) in of.iter().zip(&archives) {
-        image::make(*of, program, archive, tag)?;
+        image::make(*of, program, image::certificates(*of)?.as_deref(), archive, tag)?;
     }
     Ok(archives)
 }

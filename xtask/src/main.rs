@@ -20,6 +20,7 @@ mod interop;
 mod kernel;
 mod kubernetes;
 mod net;
+mod origin;
 mod paths;
 mod progress;
 mod scenario;

@@ -6,6 +6,8 @@
 mod ask;
 mod cluster;
 mod expect;
+#[cfg(test)]
+mod expect_in_cluster;
 mod manifest;
 mod outcome;
 mod play;
@@ -215,7 +217,7 @@ mod tests {
             assert!(length < scenario.timeout_s, "{name}");
             assert!(!scenario.description.is_empty(), "{name}");
             let expect = scenario.expect().expect(&name);
-            assert!(expect.containers().next().is_some(), "{name}: nothing is expected of it");
+            assert!(!expect.containers().is_empty(), "{name}: nothing is expected of it");
             let readme = read(&folder().join(&name).join("README.md")).expect("a README.md");
             assert!(readme.starts_with(&format!("# {name}\n")), "{name}: README.md has another title");
             let text = read(&folder().join(&name).join("dashboard.json")).expect("a dashboard.json");

@@ -13,7 +13,7 @@ use crate::tally::{self, Names, Tally};
 use crate::{bench, browser, ebpf, interop, kernel, kubernetes, paths, scenario, usage};
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -97,6 +97,7 @@ pub fn test(args: &[OsString]) -> Result<i32> {
     }
     browser::ensure()?;
     setup::ensure(&[PYTHON])?;
+    kubernetes::kubectl::folder()?;
     let programs = if long || with_kubernetes { Some(kubernetes::make_beside()?) } else { None };
     ebpf::build()?;
 
@@ -270,11 +271,15 @@ fn workspace(names: &mut Names) -> Result<Tally> {
     settle(status, tally::libtest(&text))
 }
 
-/// The Helm chart and the plain manifests.
+/// The Helm chart, and the plain manifests by a kubectl that is there: none may be skipped.
 fn deploy() -> Result<Tally> {
     let folder = paths::root().join("tests/deploy");
     let mut c = tool(venv(&folder, &["requirements.txt"])?);
-    c.arg(folder.join("check.py"));
+    c.arg(folder.join("check.py")).env("CI", "true");
+    if let Some(own) = kubernetes::kubectl::folder()? {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        c.env("PATH", [own.into_os_string(), path].join(OsStr::new(":")));
+    }
     let (status, text) = shown(&mut c, OTHER)?;
     checked(status, &text)
 }

@@ -290,6 +290,40 @@ fn a_series_is_the_highest_row_of_any_node() {
 }
 
 #[test]
+fn what_the_kubelet_set_decides_what_is_expected() {
+    let stand = Stand::new("kubelet", &["kubectl", "fgm"]);
+    // The sidecar is there as long as the pod is.
+    let mut sidecar = running()[0].clone();
+    (sidecar["name"], sidecar["containerID"]) = (json!("sidecar"), json!("containerd://bbb"));
+    stand.answer("pods", &pods(&json!([ended(137)[0], sidecar])));
+    let kill = json!({"kind": "oom_kill", "container_id": "aaa", "pod_uid": "u-1", "closed": true, "history_s": 25.0,
+                      "cgroup_path": "/pod/aaa", "limit": {"cgroup_path": "/pod/aaa"}, "exit": {"signal": 9},
+                      "victims": [{"comm": "hog"}, {"comm": "app"}], "summary": "Killed."});
+    stand.answer("incidents", &json!({"incidents": [kill], "unanswered": []}));
+    let event = |kind: &str, signal: i32| json!({"kind": kind, "container_id": "aaa", "comm": "hog", "signal": signal, "severity": "warning", "detail": {}});
+    let told = ["forecast_oom", "limit_near", "oom_kill", "oom_kill", "exit", "exit"];
+    let told: Vec<String> =
+        told.iter().map(|kind| event(kind, if *kind == "exit" { 9 } else { 0 }).to_string()).collect();
+    stand.write("events", &told.join("\n"));
+    stand.answer("metrics", &json!({"metrics": [{"name": "memory_oom_group", "kind": "limit"}]}));
+    let rows = |group: u8| json!([{"container_id": "aaa", "ktime_ns": 1, "memory_oom_group": group}]);
+    stand.answer("rows", &rows(1));
+    let output = stand.run("run oom-kill --context c --fgm FGM --json");
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    let keys: Vec<String> =
+        last(&output).as_object().expect("an object").keys().map(ToString::to_string).collect();
+    let mut promised = ["run", "scenario", "met", "missing", "unexpected", "html", "parquet"];
+    promised.sort_unstable();
+    assert_eq!(keys, promised);
+    let words = text(&output.stderr);
+    assert!(words.contains("by the rules for a cluster: the kubelet set memory.oom.group"), "{words}");
+    stand.answer("rows", &rows(0));
+    let output = stand.run("run oom-kill --context c --fgm FGM --json");
+    let missing = last(&output)["missing"].to_string();
+    assert!(missing.contains("exit code 137, and 0 was to be"), "{missing}");
+}
+
+#[test]
 fn a_scenario_that_cannot_be_played_says_why_and_leaves_nothing() {
     let stand = Stand::new("broken", &["kubectl", "fgm"]);
     let waits = json!({"waiting": {"reason": "ErrImagePull", "message": "no such image"}});

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-const SUITE: &str = "bookworm";
+pub const SUITE: &str = "bookworm";
 const VERSION: &str = "1.20.2";
 /// Raised when what is below makes something else of the same sources: a cache of another recipe is not used.
 const RECIPE: u32 = 1;
@@ -123,7 +123,11 @@ pub fn are_made() -> Result<bool> {
 }
 
 fn place() -> Result<PathBuf> {
-    Ok(paths::cache()?.join("kubernetes").join(format!("{VERSION}-{RECIPE}")))
+    Ok(folder_in(&paths::cache()?.join("kubernetes")))
+}
+
+pub fn folder_in(cache: &Path) -> PathBuf {
+    cache.join(format!("{VERSION}-{RECIPE}"))
 }
 
 /// The programs, made unless the cache has them.

@@ -100,7 +100,7 @@ pub fn record(run: &Run, expect: &Expect) -> Result<Record> {
         in_cluster: true,
         ..Record::default()
     };
-    if !expect.series().is_empty() {
+    if !expect.measured(true).is_empty() {
         record.peaks = peaks(run, expect, &record)?;
     }
     Ok(record)
@@ -112,9 +112,10 @@ fn is_runtimes(event: &Value) -> bool {
     event["kind"] == "exit" && (comm.starts_with("runc") || comm.starts_with("crun"))
 }
 
-/// The highest value of each series that is expected.
+/// The highest value of each series that is expected, or by which it is known what is.
 fn peaks(run: &Run, expect: &Expect, record: &Record) -> Result<BTreeMap<String, Option<f64>>> {
-    let mut metrics: Vec<&str> = expect.series().iter().map(|s| s.metric.as_str()).collect();
+    let measured = expect.measured(true);
+    let mut metrics: Vec<&str> = measured.iter().map(|(_, metric)| *metric).collect();
     metrics.sort_unstable();
     metrics.dedup();
     let file = run.folder.join("series.json");
@@ -124,11 +125,11 @@ fn peaks(run: &Run, expect: &Expect, record: &Record) -> Result<BTreeMap<String,
     };
     let rows: Vec<Value> = serde_json::from_str(&rows).context("fgm export wrote no rows")?;
     let mut peaks = BTreeMap::new();
-    for s in expect.series() {
-        let own = record.containers.iter().find(|c| c.name == s.container);
+    for (container, metric) in measured {
+        let own = record.containers.iter().find(|c| c.name == container);
         let ids = own.map(|c| c.ids.as_slice()).unwrap_or_default();
-        let peak = peak(&rows, ids, &s.metric, is_counter(run, &s.metric)?);
-        peaks.insert(format!("{} {}", s.container, s.metric), peak);
+        let peak = peak(&rows, ids, metric, is_counter(run, metric)?);
+        peaks.insert(format!("{container} {metric}"), peak);
     }
     Ok(peaks)
 }

@@ -2,6 +2,9 @@
 //! played or read here. Called by `run`; what the kernel's own files must say is also checked by `demo`.
 //!
 //! Strict: a warning of a kind that no rule names, or an incident that none does, is unexpected.
+//!
+//! A cluster cannot be asked for all that a scenario asks of cgroup files, and each kubelet sets some as it likes: `[[cluster]]` has the
+//! rules that hold there instead, if need be only where the agents' own rows say that such a file has such a value.
 
 use super::play::Record;
 use anyhow::Result;
@@ -9,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
     /// By the kernel's files and wait(2): a scenario that did not do what it is for proves nothing.
@@ -27,9 +30,36 @@ pub struct Expect {
     /// Kinds of events that must not be told at all.
     #[serde(default)]
     must_not: Vec<String>,
+    /// In a cluster, the first that is so.
+    #[serde(default)]
+    cluster: Vec<Variant>,
 }
 
-#[derive(Deserialize)]
+/// Lists that stand in a cluster in the place of those above; what is not named stays.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Variant {
+    /// What is different there, for whoever reads the verdict.
+    why: String,
+    when: Option<When>,
+    kernel: Option<Vec<Kernel>>,
+    event: Option<Vec<Rule>>,
+    incident: Option<Vec<Rule>>,
+    series: Option<Vec<Series>>,
+    may: Option<Vec<String>>,
+    must_not: Option<Vec<String>>,
+}
+
+/// Only where this is the highest value that a container's samples have of a metric. Where they have none, the variant will do as well.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct When {
+    container: String,
+    metric: String,
+    is: f64,
+}
+
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Kernel {
     container: String,
@@ -40,7 +70,7 @@ struct Kernel {
 }
 
 /// Events or incidents of one kind, of a container.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rule {
     kind: String,
@@ -65,12 +95,12 @@ struct Rule {
 }
 
 /// The highest value that the recorded samples have of a metric; of a counter, its rate a second.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Series {
-    pub container: String,
-    pub metric: String,
-    pub at_least: f64,
+struct Series {
+    container: String,
+    metric: String,
+    at_least: f64,
 }
 
 #[derive(Debug, Default, PartialEq, Serialize)]
@@ -78,6 +108,9 @@ pub struct Verdict {
     pub met: Vec<String>,
     pub missing: Vec<String>,
     pub unexpected: Vec<String>,
+    /// Which of a cluster's rules were held, and why.
+    #[serde(skip)]
+    pub note: Option<String>,
 }
 
 impl Verdict {
@@ -125,8 +158,16 @@ impl Expect {
         Ok(toml::from_str(text)?)
     }
 
-    pub fn series(&self) -> &[Series] {
-        &self.series
+    /// Containers and metrics whose highest value the judge asks for.
+    pub fn measured(&self, in_cluster: bool) -> Vec<(&str, &str)> {
+        let variants = || self.cluster.iter().filter(|_| in_cluster);
+        let series = self.series.iter().chain(variants().flat_map(|v| v.series.iter().flatten()));
+        let series = series.map(|s| (s.container.as_str(), s.metric.as_str()));
+        let when = variants().filter_map(|v| v.when.as_ref());
+        let mut all: Vec<_> = series.chain(when.map(|w| (w.container.as_str(), w.metric.as_str()))).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// So many incidents are to be told.
@@ -135,15 +176,35 @@ impl Expect {
     }
 
     /// Every container that a rule names.
-    pub fn containers(&self) -> impl Iterator<Item = &str> {
-        let kernel = self.kernel.iter().map(|k| k.container.as_str());
-        let rules = self.event.iter().chain(&self.incident).map(|r| r.container.as_str());
-        kernel.chain(rules).chain(self.series.iter().map(|s| s.container.as_str()))
+    pub fn containers(&self) -> Vec<String> {
+        let kernel = self.kernel.iter().map(|k| &k.container);
+        let rules = self.event.iter().chain(&self.incident).map(|r| &r.container);
+        let own = kernel.chain(rules).chain(self.series.iter().map(|s| &s.container));
+        let when = self.cluster.iter().filter_map(|v| v.when.as_ref()).map(|w| &w.container);
+        let of_variants = self.cluster.iter().flat_map(|v| self.with(v).containers());
+        own.chain(when).cloned().chain(of_variants).collect()
     }
 
-    /// Whether this container's end is part of the scenario.
+    /// Whether this container's end is part of the scenario, wherever it is played.
     pub fn foresees_end(&self, container: &str) -> bool {
-        self.kernel.iter().any(|k| k.container == container && k.exit_code.is_some())
+        let variants = self.cluster.iter().filter_map(|v| v.kernel.as_ref()).flatten();
+        self.kernel.iter().chain(variants).any(|k| k.container == container && k.exit_code.is_some())
+    }
+
+    /// The rules where a variant holds.
+    fn with(&self, variant: &Variant) -> Self {
+        fn one<T: Clone>(own: &[T], other: Option<&Vec<T>>) -> Vec<T> {
+            other.map_or(own, Vec::as_slice).to_vec()
+        }
+        Self {
+            kernel: one(&self.kernel, variant.kernel.as_ref()),
+            event: one(&self.event, variant.event.as_ref()),
+            incident: one(&self.incident, variant.incident.as_ref()),
+            series: one(&self.series, variant.series.as_ref()),
+            may: one(&self.may, variant.may.as_ref()),
+            must_not: one(&self.must_not, variant.must_not.as_ref()),
+            cluster: Vec::new(),
+        }
     }
 
     /// What the kernel's files and wait(2) say of one container, the former where they can be read; an error when that is not what
@@ -165,6 +226,35 @@ impl Expect {
     }
 
     pub fn judge(&self, record: &Record) -> Verdict {
+        let mut own = self.held(record);
+        if !record.in_cluster {
+            return own;
+        }
+        for variant in &self.cluster {
+            let found = match &variant.when {
+                None => variant.why.clone(),
+                Some(when) => match record.peak(&when.container, &when.metric) {
+                    Some(value) if (value - when.is).abs() < 0.5 => {
+                        format!("{} ({} of {} is {})", variant.why, when.metric, when.container, when.is)
+                    }
+                    Some(_) => continue,
+                    None if own.is_good() => continue,
+                    None => format!("{} ({} of {} is not known)", variant.why, when.metric, when.container),
+                },
+            };
+            let verdict = self.with(variant).held(record);
+            let is_known =
+                variant.when.as_ref().is_none_or(|w| record.peak(&w.container, &w.metric).is_some());
+            if is_known || verdict.is_good() {
+                own = Verdict { note: Some(found), ..verdict };
+                break;
+            }
+        }
+        own
+    }
+
+    /// By these rules, without any variant.
+    fn held(&self, record: &Record) -> Verdict {
         let mut verdict = Verdict::default();
         if let Some(error) = &record.error {
             verdict.missing.push(format!("the scenario itself: {error}"));
@@ -181,7 +271,7 @@ impl Expect {
         rules("event", &self.event, &record.events, record, &mut verdict);
         rules("incident", &self.incident, &record.incidents, record, &mut verdict);
         for s in &self.series {
-            let found = record.peaks.get(&format!("{} {}", s.container, s.metric)).copied().flatten();
+            let found = record.peak(&s.container, &s.metric);
             let what = format!("{} of {} ≥ {}", s.metric, s.container, s.at_least);
             let told = found.map_or("no value".to_owned(), |v| format!("at the most {v:.0}"));
             verdict.settle(found.is_some_and(|v| v >= s.at_least), what, &told);

@@ -102,9 +102,12 @@ pub fn exporting(run: &Run, line: &[String], file: &Path) -> Result<Option<PathB
 
 /// For a person, before an export that may fail; says whether it is as it should be.
 pub fn show(name: &str, verdict: &Verdict) -> bool {
-    let Verdict { met, missing, unexpected } = verdict;
+    let Verdict { met, missing, unexpected, note } = verdict;
     let good = verdict.is_good();
     say(&format!("{} {name}: {} met", if good { "✓" } else { "✗" }, met.len()));
+    if let Some(note) = note {
+        say(&format!("    by the rules for a cluster: {note}"));
+    }
     for (word, list) in [("missing", missing), ("unexpected", unexpected)] {
         for what in list {
             say(&format!("    {word}: {what}"));

@@ -65,6 +65,10 @@ impl Record {
         self.containers.iter().find(|c| c.ids.iter().any(|own| own == id)).map(|c| &c.name)
     }
 
+    pub fn peak(&self, container: &str, metric: &str) -> Option<f64> {
+        self.peaks.get(&format!("{container} {metric}")).copied().flatten()
+    }
+
     /// Whether an incident is of this container's limit. That of its pod, whose sandbox needs memory too, is hit first in a cluster.
     pub fn is_limit_of(&self, told: &Value, container: &str) -> bool {
         let limit = told["limit"]["cgroup_path"].as_str().unwrap_or_default();
@@ -136,11 +140,11 @@ fn one(agent: &mut Agent, workload: &Path, record: &mut Record) -> Result<()> {
     }
     record.events = told(agent, record, "events")?;
     record.incidents = told(agent, record, "incidents")?;
-    for series in expect.series() {
-        let own = record.containers.iter().find(|c| c.name == series.container);
+    for (container, metric) in expect.measured(false) {
+        let own = record.containers.iter().find(|c| c.name == container);
         let ids = own.map(|c| c.ids.join(",")).unwrap_or_default();
-        let peak = peak(agent, record, &series.metric, &ids)?;
-        record.peaks.insert(format!("{} {}", series.container, series.metric), peak);
+        let peak = peak(agent, record, metric, &ids)?;
+        record.peaks.insert(format!("{container} {metric}"), peak);
     }
     running.finish()?;
     step.done("");
