@@ -19,6 +19,8 @@ const LONGEST: usize = LONGEST_TIME + 3 + 5 + 3 + VALUES * 10;
 const LONGEST_TIME: usize = 10;
 const SHAPE: u32 = 1 << VALUES;
 const PERIOD: u32 = 1 << (VALUES + 1);
+/// Short histories that are known apart. A burst that is late twenty times a second makes so many in its ten seconds.
+const MAX_GIVEN: usize = 256;
 const WRITTEN: u32 = 1 << (VALUES + 2);
 
 /// A reading and the step that led to it.
@@ -45,6 +47,8 @@ pub struct Ring {
     window_us: u64,
     /// Readings up to here are in the table already.
     written_us: u64,
+    /// And those from one instant to another, in order: a short history was given of each, and none of what lies between.
+    given: Vec<(u64, u64)>,
     /// So is the newest; of the others the entry behind each tells.
     newest_is_written: bool,
     /// Readings that were dropped for want of room, younger than the window.
@@ -67,6 +71,7 @@ impl Ring {
             capacity: 0,
             window_us: window_ns / 1000,
             written_us: 0,
+            given: Vec::new(),
             newest_is_written: false,
             cut: 0,
         };
@@ -199,16 +204,49 @@ impl Ring {
     /// them as given.
     pub fn take_history(&mut self, now_ns: u64, window_ns: u64, mut give: impl FnMut(&Reading)) -> usize {
         let (now_us, from_us) = (now_ns / 1000, now_ns.saturating_sub(window_ns) / 1000);
-        let (mut given, mut last) = (0, self.written_us);
+        let (mut given, mut last) = (0, 0);
+        let mut spans = self.given.iter().copied().peekable();
         for (point, is_written) in self.iter_written() {
-            if point.us > self.written_us && !is_written && point.us >= from_us && point.us <= now_us {
-                give(&point.out());
-                given += 1;
-                last = point.us;
+            let us = point.us;
+            if us <= self.written_us || is_written || us < from_us || us > now_us {
+                continue;
             }
+            while spans.next_if(|(_, end)| *end < us).is_some() {}
+            if spans.peek().is_some_and(|(start, _)| *start <= us) {
+                continue;
+            }
+            give(&point.out());
+            given += 1;
+            last = us;
         }
-        self.written_us = last;
+        if given > 0 {
+            self.note_given(from_us, last);
+        }
         given
+    }
+
+    /// All from here to there is in the table now. What is older and is not may be asked for later.
+    fn note_given(&mut self, from_us: u64, to_us: u64) {
+        let oldest_us = self.oldest_us();
+        self.given.retain(|(_, end)| *end >= oldest_us);
+        if from_us <= self.written_us.max(oldest_us) {
+            self.written_us = self.written_us.max(to_us);
+            self.given.retain(|(_, end)| *end > to_us);
+            return;
+        }
+        let (mut from, mut to) = (from_us, to_us);
+        self.given.retain(|&(start, end)| {
+            let is_apart = end < from || start > to;
+            if !is_apart {
+                (from, to) = (from.min(start), to.max(end));
+            }
+            is_apart
+        });
+        let at = self.given.partition_point(|(start, _)| *start < from);
+        self.given.insert(at, (from, to));
+        if self.given.len() > MAX_GIVEN {
+            self.written_us = self.written_us.max(self.given.remove(0).1);
+        }
     }
 
     /// The youngest reading strictly before an instant.
@@ -242,7 +280,7 @@ impl Ring {
     /// Appends a reading that is in the table already, so that later questions find it and no history repeats it.
     pub fn push_written(&mut self, reading: Reading) {
         if self.push(reading) {
-            self.written_us = reading.ktime_ns / 1000;
+            self.newest_is_written = true;
         }
     }
 

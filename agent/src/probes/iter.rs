@@ -47,7 +47,7 @@ struct IterCreate {
 
 /// # Errors
 /// The kernel's.
-pub fn link(program: BorrowedFd<'_>, over: Over) -> io::Result<OwnedFd> {
+pub fn link(program: BorrowedFd<'_>, over: &Over) -> io::Result<OwnedFd> {
     let mut attr = LinkCreate {
         prog_fd: number(program),
         attach_type: BPF_TRACE_ITER,

@@ -45,7 +45,7 @@ impl Namespaces {
         if pid == 0 {
             return None;
         }
-        let link = iter::link(self.program.as_fd(), iter::over_task(pid)).ok()?;
+        let link = iter::link(self.program.as_fd(), &iter::over_task(pid)).ok()?;
         let iterator = iter::of(link.as_fd()).ok()?;
         // room for two: more than one would mean that the kernel went elsewhere
         let mut text = [0; 2 * size_of::<NamespaceRecord>()];

@@ -194,7 +194,7 @@ impl Walk {
                         root.display()
                     )
                 })?;
-        let link = iter::link(program.as_fd(), iter::over_cgroups(directory.as_fd(), order))
+        let link = iter::link(program.as_fd(), &iter::over_cgroups(directory.as_fd(), order))
             .map_err(|e| format!("iter/cgroup over {}: {}", root.display(), attach::explain(&e)))?;
         let mut walk = Self {
             head: Shared::of(&take_map(&mut ebpf, "LANE_HEAD")?, 1)?,

@@ -3,6 +3,7 @@
 use super::*;
 use crate::accumulator::NodeNames;
 use crate::cgroup::identify;
+use crate::names::CgroupId;
 use crate::names::Table;
 use crate::recorder;
 use arrow::array::{Array, AsArray, RecordBatch};

@@ -58,6 +58,22 @@ fn what_a_burst_wrote_is_found_but_not_given_again() {
 }
 
 #[test]
+fn what_a_short_history_left_out_is_given_by_a_long_one() {
+    let mut ring = filled(100);
+    let newest = ring.newest().expect("full").ktime_ns;
+    let short = history(&mut ring, newest - 1000 * MS, 100 * MS).len();
+    let later = history(&mut ring, newest - 200 * MS, 60 * MS).len();
+    assert!(short >= 5 && later >= 3);
+    // a burst takes the lane's place for a moment, and slows down again
+    ring.push_written(memory(newest + 20 * MS, 7));
+    ring.push(memory(newest + 40 * MS, 8));
+    let rest = history(&mut ring, newest + 40 * MS, 60_000 * MS);
+    assert_eq!(short + later + rest.len() + 1, 102, "each once, and the written one not at all");
+    assert!(rest.is_sorted_by_key(|r| r.ktime_ns) && rest.iter().all(|r| r.ktime_ns != newest + 20 * MS));
+    assert_eq!(history(&mut ring, newest + 40 * MS, 60_000 * MS), []);
+}
+
+#[test]
 fn a_reading_that_became_a_row_is_found_and_those_around_it_are_given() {
     for written in [0u64, 3, 9] {
         let mut ring = Ring::new(1 << 20, HOUR);
@@ -209,5 +225,33 @@ proptest! {
         prop_assert!(got.windows(2).all(|w| w[0].ktime_ns < w[1].ktime_ns));
         prop_assert!(got.iter().all(|r| pushed.contains(r)));
         prop_assert!(got.len() >= ring.len());
+    }
+
+    /// Whatever short histories are taken in between, in the end each reading was given once, and what was a row not at all.
+    #[test]
+    fn each_reading_is_given_once(steps in proptest::collection::vec((0u8..5, 0u64..40, 1u64..30), 1..300)) {
+        let mut ring = Ring::new(1 << 20, u64::MAX);
+        let (mut now, mut wanted, mut got) = (1000 * MS, Vec::new(), Vec::new());
+        for (what, ago, window) in steps {
+            now += 20 * MS;
+            match what {
+                0 => {
+                    let at = now - ago * 20 * MS;
+                    got.extend(history(&mut ring, at, window * 20 * MS).iter().map(|r| r.ktime_ns));
+                }
+                1 => ring.push_written(memory(now, now)),
+                2 => {
+                    ring.push(memory(now, now));
+                    ring.newest_is_written();
+                }
+                _ => {
+                    ring.push(memory(now, now));
+                    wanted.push(now);
+                }
+            }
+        }
+        got.extend(history(&mut ring, now, now).iter().map(|r| r.ktime_ns));
+        got.sort_unstable();
+        prop_assert_eq!(got, wanted);
     }
 }
