@@ -35,10 +35,14 @@ impl Stand {
             .expect("xtask runs")
     }
 
-    /// The calls so far, with the paths of this machine taken out.
+    /// The calls so far.
     fn calls(&self) -> Vec<String> {
+        self.plain(&fs::read_to_string(self.0.join("calls")).expect("the calls"))
+    }
+
+    /// Its lines, with the paths of this machine taken out.
+    fn plain(&self, text: &str) -> Vec<String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository");
-        let text = fs::read_to_string(self.0.join("calls")).expect("the calls");
         let text = text.replace(root.to_str().expect("a path"), "ROOT");
         text.replace(self.0.to_str().expect("a path"), "DIR").lines().map(str::to_owned).collect()
     }
@@ -61,26 +65,27 @@ fn good(output: &Output) {
 /// sha256 of what `Stand` calls an image, its first 8 bytes.
 const MARK: &str = "a5df3fde7b200c3f";
 
-#[test]
-fn a_kind_cluster_is_made_filled_shown_and_removed_by_these_calls() {
-    let answers =
-        [("kind", ""), ("helm", ""), ("kubectl", "case \"$*\" in *\"get pods\"*) echo pod/fgm-abc;; esac")];
-    let stand = Stand::new("kind", &answers);
-    for line in [
-        "create --kind demo",
-        "deploy --kind demo --image IMAGE",
-        "status --kind demo",
-        "viewer --kind demo --node demo-worker --port 9000",
-        "destroy --kind demo",
-    ] {
-        good(&stand.run(line));
-    }
-    let kubectl = "kubectl --context kind-demo --namespace fgm";
-    let expected = [
-        "kind create cluster --name demo --wait 180s".to_owned(),
-        "kind load image-archive DIR/image.tar --name demo".to_owned(),
+const ANSWERS: &str = "case \"$*\" in *\"get pods\"*) echo pod/fgm-abc;; esac";
+
+/// All verbs in the order in which a person has them, of a cluster that is named so.
+fn verbs(cluster: &str) -> [String; 5] {
+    [
+        format!("create {cluster}"),
+        format!("deploy {cluster} --image IMAGE"),
+        format!("status {cluster}"),
+        format!("viewer {cluster} --node demo-worker --port 9000"),
+        format!("destroy {cluster}"),
+    ]
+}
+
+/// The calls that they make, where the cluster's own tool has these words.
+fn expected(create: &str, load: &str, destroy: &str, context: &str) -> Vec<String> {
+    let kubectl = format!("kubectl --context {context} --namespace fgm");
+    vec![
+        create.to_owned(),
+        load.to_owned(),
         format!(
-            "helm upgrade --install fgm ROOT/deploy/helm --kube-context kind-demo --namespace fgm --create-namespace \
+            "helm upgrade --install fgm ROOT/deploy/helm --kube-context {context} --namespace fgm --create-namespace \
              --set-string cluster=demo --set-string podAnnotations.fgm-image={MARK}"
         ),
         format!("{kubectl} label namespace fgm pod-security.kubernetes.io/enforce=privileged --overwrite"),
@@ -90,42 +95,111 @@ fn a_kind_cluster_is_made_filled_shown_and_removed_by_these_calls() {
             "{kubectl} get pods --selector app.kubernetes.io/name=fgm --field-selector spec.nodeName=demo-worker --output name"
         ),
         format!("{kubectl} port-forward --address 127.0.0.1 pod/fgm-abc 9000:8050"),
-        "kind delete cluster --name demo".to_owned(),
-    ];
-    assert_eq!(stand.calls(), expected);
+        destroy.to_owned(),
+    ]
+}
+
+fn of_kind() -> Vec<String> {
+    expected(
+        "kind create cluster --name demo --wait 180s",
+        "kind load image-archive DIR/image.tar --name demo",
+        "kind delete cluster --name demo",
+        "kind-demo",
+    )
+}
+
+/// Whose context has the profile's own name.
+fn of_minikube() -> Vec<String> {
+    expected(
+        "minikube start --profile demo",
+        "minikube image load DIR/image.tar --profile demo",
+        "minikube delete --profile demo",
+        "demo",
+    )
 }
 
 #[test]
-fn minikube_has_its_own_words() {
-    let stand = Stand::new("minikube", &[("minikube", ""), ("helm", ""), ("kubectl", "")]);
-    for line in ["create --minikube m", "deploy --minikube m --image IMAGE", "destroy --minikube m"] {
-        good(&stand.run(line));
+fn a_cluster_is_made_filled_shown_and_removed_by_these_calls() {
+    for (tool, calls) in [("kind", of_kind()), ("minikube", of_minikube())] {
+        let stand = Stand::new(tool, &[(tool, ""), ("helm", ""), ("kubectl", ANSWERS)]);
+        for line in verbs(&format!("--{tool} demo")) {
+            good(&stand.run(&line));
+        }
+        assert_eq!(stand.calls(), calls);
     }
-    let calls = stand.calls();
-    assert_eq!(calls[0], "minikube start --profile m");
-    assert_eq!(calls[1], "minikube image load DIR/image.tar --profile m");
-    assert!(
-        calls[2].starts_with("helm upgrade --install fgm ROOT/deploy/helm --kube-context m "),
-        "{calls:?}"
-    );
-    assert_eq!(calls.last().map(String::as_str), Some("minikube delete --profile m"));
-    let viewer = stand.run("viewer --minikube m");
-    assert_eq!(viewer.status.code(), Some(1));
-    assert!(text(&viewer.stderr).contains("no agent runs in m"), "{}", text(&viewer.stderr));
 }
 
+/// What a dry run prints is what is called otherwise, of each verb, and nothing is called. Which pod it will be nobody knows before.
 #[test]
 fn a_dry_run_shows_the_calls_and_makes_none() {
-    let stand = Stand::new("dry", &[("kind", ""), ("helm", ""), ("kubectl", "")]);
-    let output = stand.run("deploy --kind demo --dry-run");
-    good(&output);
-    assert_eq!(stand.calls(), Vec::<String>::new());
-    let shown = text(&output.stdout);
-    let first: Vec<&str> = shown.lines().map(|l| l.split(" /").next().unwrap_or(l)).collect();
-    assert_eq!(first[..3], ["cargo xtask image", "cargo xtask image --workload", "kind load image-archive"]);
-    assert!(shown.contains("helm upgrade --install") && shown.contains("rollout status"), "{shown}");
-    let viewer = text(&stand.run("viewer --kind demo --dry-run").stdout);
-    assert!(viewer.ends_with("port-forward --address 127.0.0.1 POD 8050:8050\n"), "{viewer}");
+    for (tool, calls) in [("kind", of_kind()), ("minikube", of_minikube())] {
+        let stand = Stand::new(&format!("dry-{tool}"), &[]);
+        let mut shown = String::new();
+        for line in verbs(&format!("--{tool} demo")) {
+            let output = stand.run(&format!("{line} --dry-run"));
+            good(&output);
+            shown += &text(&output.stdout);
+        }
+        let shown: Vec<String> =
+            stand.plain(&shown).into_iter().map(|l| l.replace(" POD ", " pod/fgm-abc ")).collect();
+        assert_eq!(shown, calls);
+        assert_eq!(stand.calls(), Vec::<String>::new());
+        // Without an archive both are built first.
+        let output = stand.run(&format!("deploy --{tool} demo --dry-run"));
+        good(&output);
+        let shown = stand.plain(&text(&output.stdout));
+        assert_eq!(shown[..2], ["cargo xtask image", "cargo xtask image --workload"]);
+        let loads = ["fgm", "workload"]
+            .map(|name| calls[1].replace("DIR/image.tar", &format!("ROOT/target/image/{name}.tar")));
+        assert_eq!(shown[2..4], loads);
+        assert_eq!(shown.len(), 7, "{shown:?}");
+    }
+}
+
+#[test]
+fn a_viewer_of_any_node_takes_the_first_agent_and_says_when_there_is_none() {
+    for tool in ["kind", "minikube"] {
+        let stand = Stand::new(&format!("viewer-{tool}"), &[("kubectl", ANSWERS)]);
+        let output = stand.run(&format!("viewer --{tool} m"));
+        good(&output);
+        assert!(text(&output.stderr).contains("pod/fgm-abc is at http://127.0.0.1:8050/"), "{output:?}");
+        let context = if tool == "kind" { "kind-m" } else { "m" };
+        let kubectl = format!("kubectl --context {context} --namespace fgm");
+        assert_eq!(
+            stand.calls(),
+            [
+                format!("{kubectl} get pods --selector app.kubernetes.io/name=fgm --output name"),
+                format!("{kubectl} port-forward --address 127.0.0.1 pod/fgm-abc 8050:8050"),
+            ]
+        );
+        let none = Stand::new(&format!("none-{tool}"), &[("kubectl", "")]);
+        let output = none.run(&format!("viewer --{tool} m --node n"));
+        assert_eq!(output.status.code(), Some(1));
+        let words = text(&output.stderr);
+        assert!(
+            words.contains(&format!("no agent runs on node n in {context}: cargo xtask cluster deploy")),
+            "{words}"
+        );
+    }
+}
+
+#[test]
+fn a_status_is_what_kubectl_says_and_its_failure_too() {
+    let table = "echo 'daemonset.apps/fgm 2 2 2'";
+    let stand = Stand::new("status", &[("kubectl", table)]);
+    for cluster in ["--kind m", "--minikube m"] {
+        let output = stand.run(&format!("status {cluster}"));
+        good(&output);
+        assert_eq!(text(&output.stdout), "daemonset.apps/fgm 2 2 2\n");
+    }
+    let calls = ["kind-m", "m"].map(|context| {
+        format!("kubectl --context {context} --namespace fgm get daemonset,pods --output wide")
+    });
+    assert_eq!(stand.calls(), calls);
+    let gone = Stand::new("gone", &[("kubectl", "echo 'error: context \"m\" does not exist' >&2; exit 1")]);
+    let output = gone.run("status --minikube m");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("does not exist"), "{}", text(&output.stderr));
 }
 
 #[test]

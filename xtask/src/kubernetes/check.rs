@@ -98,6 +98,27 @@ impl Killed {
         checks.that("there is history from before the kill", history >= 10.0, &i["history_s"]);
     }
 
+    /// The incident that a file has in it which `fgm export` wrote: as whoever gets that file alone has it.
+    pub fn exported(&self, checks: &mut Checks, whence: &str, incident: Option<&Value>) {
+        let Some(i) = incident else {
+            checks.that(&format!("{whence} has the incident in it"), false, &"none");
+            return;
+        };
+        let meta = &self.pod["metadata"];
+        let mut is = |what: &str, seen: &Value, wanted: &Value| {
+            checks.is(&format!("{whence} has the {what}"), seen, wanted);
+        };
+        is("pod", &i["pod"], &meta["name"]);
+        is("namespace", &i["namespace"], &meta["namespace"]);
+        is("container", &i["container"], &self.status["name"]);
+        is("labels, all of them", &i["labels"], &meta["labels"]);
+        let k = &i["kubernetes"];
+        is("reason", &k["reason"], &self.ended()["reason"]);
+        is("exit code", &k["exit_code"], &self.ended()["exitCode"]);
+        is("restart count", &k["restart_count"], &self.status["restartCount"]);
+        is("container that took its place", &k["next_container_id"], &id(&self.status["containerID"]));
+    }
+
     /// Rows of `samples`, as `fgm export --format json` writes them.
     pub fn rows(&self, checks: &mut Checks, whence: &str, rows: &Value) {
         let all = rows.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -136,6 +157,22 @@ impl Killed {
     }
 }
 
+/// The incident of an exported Parquet file: a key-value of its footer, whose text stands there as it is.
+pub fn of_parquet(file: &[u8]) -> Option<Value> {
+    let key = b"fgm.incident";
+    let at = file.windows(key.len()).rposition(|bytes| bytes == key)? + key.len();
+    // Between the two are the type and the length of the value.
+    let begin = file[at..].iter().take(16).position(|byte| *byte == b'{')?;
+    serde_json::Deserializer::from_slice(&file[at + begin..]).into_iter().next()?.ok()
+}
+
+/// That of a report, by what its page reads.
+pub fn of_report(html: &str) -> Option<Value> {
+    let (_, rest) = html.split_once("id=\"fgm-data\">")?;
+    let data: Value = serde_json::from_str(rest.split_once("</script>")?.0).ok()?;
+    data.get("incident").filter(|i| i.is_object()).cloned()
+}
+
 /// The DaemonSet's promise, as the kernel has it: two capabilities, seccomp, no new privileges, and one place to write.
 pub fn privilege(checks: &mut Checks, process: &Value) {
     // CAP_PERFMON is 38, CAP_BPF 39
@@ -169,7 +206,7 @@ pub fn id(value: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::{Checks, Killed, privilege, text};
+    use super::{Checks, Killed, of_parquet, of_report, privilege, text};
     use serde_json::{Value, json};
 
     fn pods() -> Value {
@@ -187,7 +224,7 @@ mod tests {
         json!({
             "kind": "oom_kill", "container_id": "aaa", "pod": "cart-1", "namespace": "shop", "container": "app",
             "labels": {"app": "cart"}, "pod_uid": "u", "victims": [{"comm": "cart"}], "limit": {"max_bytes": 64 << 20},
-            "kubernetes": {"reason": "OOMKilled", "exit_code": 137, "restart_count": 1}, "history_s": 20.5,
+            "kubernetes": {"reason": "OOMKilled", "exit_code": 137, "restart_count": 1, "next_container_id": "bbb"}, "history_s": 20.5,
             "summary": "In shop/cart-1. Kubernetes says so too: OOMKilled, exit code 137. It has been restarted once.",
         })
     }
@@ -228,6 +265,47 @@ mod tests {
         let mut checks = Checks::default();
         Killed::of(&pods).expect("killed").incident(&mut checks, &i);
         assert_eq!(checks.failed, 0, "of one that was killed the second time");
+    }
+
+    #[test]
+    fn an_export_without_labels_or_restart_is_a_failure() {
+        let killed = Killed::of(&pods()).expect("killed");
+        let failed = |incident: Option<&Value>| {
+            let mut checks = Checks::default();
+            killed.exported(&mut checks, "test", incident);
+            checks.failed
+        };
+        assert_eq!((failed(Some(&incident())), failed(None)), (0, 1));
+        for pointer in [
+            "/pod",
+            "/namespace",
+            "/container",
+            "/labels",
+            "/kubernetes/reason",
+            "/kubernetes/exit_code",
+            "/kubernetes/restart_count",
+            "/kubernetes/next_container_id",
+        ] {
+            let mut i = incident();
+            *i.pointer_mut(pointer).expect(pointer) = Value::Null;
+            assert_eq!(failed(Some(&i)), 1, "{pointer}");
+        }
+    }
+
+    #[test]
+    fn an_incident_is_read_out_of_both_kinds_of_file() {
+        let mut file = b"PAR1 pages \x18\x0cfgm.incident\x18\x85\x1c".to_vec();
+        file.extend(incident().to_string().as_bytes());
+        file.extend(b"\0\x18\x0afgm.events\x18\x02[] PAR1");
+        assert_eq!(of_parquet(&file), Some(incident()));
+        assert_eq!(of_parquet(b"PAR1 fgm.incident\x18\x04null PAR1"), None);
+        assert_eq!(of_parquet(b"PAR1 nothing"), None);
+        let page = |data: &Value| {
+            format!("<script type=\"application/json\" id=\"fgm-data\">{data}</script><script>1</script>")
+        };
+        assert_eq!(of_report(&page(&json!({"incident": incident(), "format": 1}))), Some(incident()));
+        assert_eq!(of_report(&page(&json!({"incident": null}))), None);
+        assert_eq!(of_report("<html>"), None);
     }
 
     #[test]

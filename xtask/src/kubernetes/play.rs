@@ -1,7 +1,7 @@
 //! One run of the test: the agent installed, a pod killed, the agent asked, the agent removed, its files read.
 //! Must never judge: that is `check`'s. Called by `kubernetes`.
 
-use super::check::{Checks, Killed};
+use super::check::{Checks, Killed, of_parquet, of_report};
 use super::control::{CONTEXT, Control, NODE};
 use crate::child::{self, Reaped, TempDir};
 use crate::clock::Deadline;
@@ -260,6 +260,11 @@ impl<'p> Test<'p> {
         self.ask_fgm(&["export", "--incident", &id, "--output", &html.display().to_string()])?;
         let size = fs::metadata(&html).map_or(0, |m| m.len());
         self.checks.that("its report is written", size > 50_000, &size);
+        let page = fs::read_to_string(&html).with_context(|| format!("cannot read {}", html.display()))?;
+        killed.exported(&mut self.checks, "the report", of_report(&page).as_ref());
+        let parquet = self.out.join("incident.parquet");
+        self.ask_fgm(&["export", "--incident", &id, "--output", &parquet.display().to_string()])?;
+        killed.exported(&mut self.checks, "the Parquet file", in_parquet(&parquet)?.as_ref());
         let listed: Value = serde_json::from_str(&self.get("/api/containers?labels=app%3Dcart,tier%3Dweb")?)?;
         killed.container(&mut self.checks, &listed);
         let listed: Value = serde_json::from_str(&self.get("/api/containers?labels=app%3Dkeeper")?)?;
@@ -394,6 +399,20 @@ impl<'p> Test<'p> {
             ["export", "--data", &folder, "--range", "1h", "--labels", "app=cart,tier=web", "--output"];
         bounded(Command::new(&self.fgm).args(args).arg(&labelled), EXPORT)?;
         killed.rows(&mut self.checks, "the closed files, by label", &read(&labelled)?);
+        let told = bounded(Command::new(&self.fgm).args(["incidents", "--data", &folder, "--json"]), EXPORT)?;
+        let told: Value = serde_json::from_str(&told).context("fgm incidents is no JSON")?;
+        let own = told["incidents"].as_array().into_iter().flatten().find(|i| killed.is_of(i));
+        let id = own
+            .and_then(|i| i["id"].as_str())
+            .context("the folder has no incident of the killed container")?;
+        let parquet = self.out.join("stored.parquet");
+        let args = ["export", "--data", &folder, "--incident", id, "--output"];
+        bounded(Command::new(&self.fgm).args(args).arg(&parquet), EXPORT)?;
+        killed.exported(
+            &mut self.checks,
+            "a Parquet file of the closed files",
+            in_parquet(&parquet)?.as_ref(),
+        );
         Ok(())
     }
 
@@ -425,6 +444,10 @@ impl<'p> Test<'p> {
             say(&format!("{e:#}"));
         }
     }
+}
+
+fn in_parquet(path: &Path) -> Result<Option<Value>> {
+    Ok(of_parquet(&fs::read(path).with_context(|| format!("cannot read {}", path.display()))?))
 }
 
 fn read(path: &Path) -> Result<Value> {
