@@ -25,7 +25,7 @@ use crate::cgroup::parse::{Hints, parse};
 use crate::clock;
 use crate::discovery::join;
 use crate::lane::{self, Reading, Ring};
-use crate::names::{Cause, CgroupId};
+use crate::names::Cause;
 use crate::recorder::{Handle, MASK_WORDS, Row, Series};
 use crate::warn::Watch;
 use descriptors::{RESERVED_DESCRIPTORS, hot_share};
