@@ -289,8 +289,8 @@ mod tests {
             let stat = format!("{pid} (p) S 1 1 1 0 -1 0 1 2 3 4 7 3 0 0 20 0 1 0 {start} 1 2 3\n");
             fs::write(dir.join("stat"), stat).expect("write");
         }
-        let procs: String = processes.iter().map(|(pid, ..)| format!("{pid}\n")).collect();
-        fs::write(dir.join("cgroup.procs"), procs).expect("write");
+        let procs: Vec<_> = processes.iter().map(|(pid, ..)| pid.to_string()).collect();
+        fs::write(dir.join("cgroup.procs"), procs.join("\n") + "\n").expect("write");
     }
 
     #[test]

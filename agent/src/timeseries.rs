@@ -5,6 +5,8 @@
 //! bucket without a reading is absent, and `cut` says that no line may lead over what lies before a bucket. The same rules
 //! stand in `static/src/series.js`, by which a report draws. Never mixes two cgroups: it is given one. Called by `viewer`.
 
+pub mod derived;
+
 use crate::names::Cause;
 use serde::Serialize;
 

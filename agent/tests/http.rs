@@ -15,7 +15,7 @@ use fgm::query;
 use fgm::segment::Io;
 use fgm::store::Writer;
 use fgm::viewer::{self, App, ServeError};
-use rows::{BOOT_ID, KILL_US};
+use rows::{BOOT_ID, KILL_US, KILLED, QUIET};
 use serde_json::{Value, json};
 use server::{Agent, ask, block_on, get_json, problem, rows_of, send, setup};
 use std::fs::File;
@@ -416,4 +416,62 @@ fn the_command_line_gets_the_same_bytes_from_an_agent_and_from_its_folder() {
     let run = fgm(&["incidents", "--server", &url]);
     assert_eq!(run.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&run.stderr).contains("is the agent running there?"));
+}
+
+/// Working set and per cent of limits are made of the columns when they are asked for.
+#[test]
+fn derived_metrics_are_told_and_null_where_a_part_or_the_limit_is() {
+    let s = setup();
+    let row = |cgroup: i64, second: i64, more: &[(&'static str, i64)]| {
+        let mut row = rows::base(cgroup, KILL_US + 1 + second * 1_000_000);
+        row.extend(more.iter().map(|(name, value)| (*name, rows::int(*value))));
+        row
+    };
+    let read = 1 << fgm::catalogue::file("memory.max").expect("known");
+    let cart = |second, used, more: &[(&'static str, i64)]| {
+        let parts = [("memory_current", used), ("memory_stat_inactive_file", 100), ("files_read", 1)];
+        row(KILLED, second, &[&parts, more].concat())
+    };
+    let list = [
+        cart(0, 600, &[("memory_max", 1000), ("files_read", read)]),
+        cart(1, 800, &[]),
+        row(QUIET, 0, &[("memory_current", 600), ("memory_max", 1000), ("files_read", read)]),
+        // "max"
+        row(QUIET, 1, &[("memory_current", 800), ("files_read", read)]),
+    ];
+    let memory = Mutex::new(vec![(Table::Samples, rows::batch(Table::Samples, &list))]);
+    let router = s.router(Agent { memory, ..Agent::default() });
+    let from = KILL_US / 1_000_000;
+    let window = format!("from={from}&to={}", from + 9);
+    let told = get_json(&router, &format!("/api/containers?{window}"));
+    let of = |answer: &Value, list: &str, name: &str| {
+        let all = answer[list].as_array().expect("a list").clone();
+        all.into_iter().find(|one| one["container"] == name).expect("there")
+    };
+    for (name, working_set, percent) in
+        [("cart", json!(700.0), json!(80.0)), ("sidecar", Value::Null, Value::Null)]
+    {
+        let one = of(&told, "containers", name);
+        assert_eq!(one["memory_working_set_bytes"], working_set, "{one}");
+        assert_eq!(one["memory_percent_of_limit"], percent, "{one}");
+    }
+    let metrics = "memory_percent_of_limit,memory_current,memory_working_set";
+    let told =
+        get_json(&router, &format!("/api/timeseries?metric={metrics}&{window}&resolution=60s&rate=false"));
+    let line = |name: &str, metric: &str| {
+        let line = &of(&told, "series", name)["metrics"][metric];
+        (line["min"].clone(), line["max"].clone())
+    };
+    assert_eq!(line("cart", "memory_working_set"), (json!([500.0]), json!([700.0])));
+    assert_eq!(line("cart", "memory_percent_of_limit"), (json!([60.0]), json!([80.0])));
+    assert_eq!(line("cart", "memory_current"), (json!([600.0]), json!([800.0])));
+    assert_eq!(line("sidecar", "memory_working_set"), (Value::Null, Value::Null));
+    assert_eq!(line("sidecar", "memory_percent_of_limit"), (json!([60.0]), json!([60.0])));
+    let units: Vec<_> =
+        told["metrics"].as_array().expect("a list").iter().map(|m| m["unit"].clone()).collect();
+    assert_eq!(units, ["bytes", "bytes", "percent"], "{told}");
+    // the trend of one is asked for by the same names, and the list of metrics has them
+    get_json(&router, &format!("/api/analyze/trend?metric=memory_working_set&{window}"));
+    let listed = get_json(&router, "/api/metrics?search=working_set");
+    assert_eq!(listed["derived"][0]["of"], json!(["memory_current", "memory_stat_inactive_file"]));
 }

@@ -19,7 +19,8 @@ pub struct MetricsArgs {
 pub fn run(args: &MetricsArgs) -> Result<(), Failure> {
     let answer = viewer::metrics(args.search.as_deref());
     let found = answer["metrics"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if found.is_empty() {
+    let made = answer["derived"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if found.is_empty() && made.is_empty() {
         let word = args.search.as_deref().unwrap_or_default();
         return Err(Failure::Nothing(format!("no metric has {word} in it; `fgm metrics` lists all")));
     }
@@ -33,6 +34,10 @@ pub fn run(args: &MetricsArgs) -> Result<(), Failure> {
             if text("table") == "samples" { String::new() } else { format!(" (--table {})", text("table")) };
         let _ =
             writeln!(out, "{}{table}  {}, {}: {}", text("name"), text("kind"), text("unit"), text("about"));
+    }
+    for metric in made {
+        let text = |name: &str| metric[name].as_str().unwrap_or("-");
+        let _ = writeln!(out, "{}  derived, {}: {}", text("name"), text("unit"), text("about"));
     }
     output::print(&out)
 }

@@ -37,6 +37,11 @@ struct Stage {
 }
 
 fn on_stage(max_cgroups: usize, has_events: bool, test: impl FnOnce(&mut Stage)) {
+    on_stage_of(max_cgroups, has_events, 1 << 16, test);
+}
+
+/// With so many open files allowed.
+fn on_stage_of(max_cgroups: usize, has_events: bool, files: usize, test: impl FnOnce(&mut Stage)) {
     // a file system in memory, where there is one: 10,000 directories are made
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
     let (recorder, series) = recorder::build();
@@ -46,7 +51,7 @@ fn on_stage(max_cgroups: usize, has_events: bool, test: impl FnOnce(&mut Stage))
     config.lane.source = crate::config::Source::Pread;
     let names = NodeNames { cluster: None, node: "n".into(), boot_id: "b".into() };
     let tree = Tree::new(dir.path(), Rules::default(), max_cgroups).expect("a root");
-    let sampler = metrics::with_local_recorder(&recorder, || Sampler::new(dir.path(), &series, 1 << 16));
+    let sampler = metrics::with_local_recorder(&recorder, || Sampler::new(dir.path(), &series, files));
     let lane = super::lane::Lane::start(&config, None).expect("files");
     let state = State::new(config, names, tree, sampler, series, lane, has_events);
     let mut stage = Stage { dir, state, handed_over: Vec::new() };

@@ -107,7 +107,7 @@ impl Loose {
             }
         });
         // two rows of one series at one instant: which is true nobody knows
-        let result = result.and_then(|()| if is_twice { Err(ParseError::Layout) } else { Ok(()) });
+        let result = if is_twice { Err(ParseError::Layout) } else { result };
         if result.is_err() {
             out.truncate(before);
         }

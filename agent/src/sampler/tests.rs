@@ -3,8 +3,7 @@
 use super::*;
 use crate::accumulator::NodeNames;
 use crate::cgroup::identify;
-use crate::names::CgroupId;
-use crate::names::Table;
+use crate::names::{CgroupId, Table};
 use crate::recorder;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;

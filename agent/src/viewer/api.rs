@@ -6,6 +6,7 @@
 use super::lines::{self, TABLES};
 use crate::catalogue::{self, node};
 use crate::export::{Format, Problem, time_range, time_range_or_all};
+use crate::timeseries::derived::DERIVED;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
 use serde_json::{Map, Value, json};
@@ -48,8 +49,11 @@ const CONTAINERS: Param = p(
 const JSON: &[&str] = &["application/json"];
 const TEXT: &[&str] = &["text/plain"];
 
-const METRIC: Param =
-    p("metric", "Names or globs of /api/metrics, comma-separated. Required.", "memory_current,cpu_stat_*");
+const METRIC: Param = p(
+    "metric",
+    "Names or globs of /api/metrics, and names of its `derived` ones, comma-separated. Required.",
+    "memory_current,cpu_stat_*",
+);
 const TABLE: Param = p(
     "table",
     "samples (default), node, io_devices (a line for each device) or metrics (a line for each set of labels; `metric` are its names or globs of them, the value is in `value`).",
@@ -97,7 +101,7 @@ pub static TREND: Endpoint = Endpoint {
 };
 pub static CONTAINERS_LIST: Endpoint = Endpoint {
     path: "/api/containers",
-    about: "The cgroups of which there are rows in the range, with what their last rows say; live ones first.",
+    about: "The cgroups of which there are rows in the range, with what their last rows say; live ones first. Per cent of the limit is null where there is none, the working set where memory.stat was not read.",
     params: &[
         p("search", "Part of a name, id or path, in any case.", "cart"),
         p("scope", "container, pod, service, node or other.", "container"),
@@ -120,7 +124,7 @@ pub static FILTERS: Endpoint = Endpoint {
 };
 pub static METRICS_LIST: Endpoint = Endpoint {
     path: "/api/metrics",
-    about: "The catalogue: every metric with its meaning, file, key, kind, unit, the kernel that brought it, how often it is read and by how much it may lag.",
+    about: "The catalogue: every metric with its meaning, file, key, kind, unit, the kernel that brought it, how often it is read and by how much it may lag. `derived` are those of samples that are made of others when /api/timeseries or an analysis is asked for them: working set and per cent of limits.",
     params: &[p("search", "Part of a name, file, key or meaning.", "throttled")],
     answers: JSON,
 };
@@ -361,7 +365,12 @@ pub fn metrics(search: Option<&str>) -> Value {
             add("io_devices", file.name, column, file.tier.as_str(), lines::device(name).name);
         }
     }
-    json!({"metrics": metrics})
+    let made: Vec<Value> = DERIVED
+        .iter()
+        .filter(|d| has_word([d.file, d.name, d.unit, d.about]))
+        .map(|d| json!({"name": d.name, "table": "samples", "unit": d.unit, "of": d.parts, "about": d.about}))
+        .collect();
+    json!({"metrics": metrics, "derived": made})
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::pods::Pods;
 use crate::query::{self, Filter, Identity, Key, Plan};
 use crate::store::View;
 use crate::timeseries::GAP_PERIODS;
+use crate::timeseries::derived::derived;
 use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
@@ -25,14 +26,16 @@ use std::sync::Arc;
 pub const RANGE: &str = "15m";
 /// Rows are handed over a moment after they were read.
 const LATE_US: i64 = 2_000_000;
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 10] = [
     "ts",
     "cgroup_id",
     "boot_id",
     "cause",
     "period_ms",
+    "files_read",
     "memory_current",
     "memory_max",
+    "memory_stat_inactive_file",
     "cpu_stat_usage_usec",
 ];
 
@@ -47,6 +50,10 @@ struct Told {
     /// As of its last reading in the range.
     memory_limit_bytes: Option<i64>,
     memory_peak_bytes: Option<i64>,
+    /// Of the last row that has memory.stat.
+    memory_working_set_bytes: Option<f64>,
+    /// Of the last reading of memory.current, by the limit that was in force then.
+    memory_percent_of_limit: Option<f64>,
     /// Over the last interval of two seconds or more, in thousandths of a core.
     cpu_millicores: Option<f64>,
 }
@@ -183,6 +190,12 @@ fn tell(
                 continue;
             };
             let newest = |column| range.clone().rev().find_map(|row| rows::int(column, row));
+            let last = |name: &str| {
+                let made = derived(name)?;
+                made.points(&rows::cells(&batch, made, range.clone(), &moments)).pop()
+            };
+            let measured = range.clone().zip(&moments).rfind(|(row, _)| rows::int(memory, *row).is_some());
+            let measured_us = measured.map(|(_, (t_us, ..))| *t_us);
             let told = Told {
                 first_us: *first_us,
                 last_us: *last_us,
@@ -191,6 +204,10 @@ fn tell(
                 memory_bytes: newest(memory),
                 memory_limit_bytes: newest(limit),
                 memory_peak_bytes: range.clone().filter_map(|row| rows::int(memory, row)).max(),
+                memory_working_set_bytes: last("memory_working_set").map(|p| p.value),
+                memory_percent_of_limit: last("memory_percent_of_limit")
+                    .filter(|p| Some(p.t_us) == measured_us)
+                    .map(|p| p.value),
                 cpu_millicores: busy(
                     range.clone().zip(&moments).filter_map(|(row, m)| Some((m.0, rows::int(cpu, row)?))),
                 ),

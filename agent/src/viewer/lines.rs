@@ -16,6 +16,7 @@ use crate::incident::{Incident, Lost};
 use crate::names::{Cause, Table};
 use crate::query::{self, Filter, Identity, Key};
 use crate::store::View;
+use crate::timeseries::derived::{DERIVED, derived};
 use crate::timeseries::{self, Point, Reading};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
@@ -160,7 +161,15 @@ impl Wanted {
             Table::Metrics => &["name", "kind", "labels"],
             _ => &[],
         });
-        names.extend(self.metrics.iter().map(|m| m.name));
+        for metric in &self.metrics {
+            match derived(metric.name) {
+                Some(made) => names.extend(made.parts.iter().chain(&["files_read"])),
+                None => names.push(metric.name),
+            }
+        }
+        // a column may be asked for and be a part as well
+        names.sort_unstable();
+        names.dedup();
         let mut lines = 0;
         for batch in plan.chunks(Some(&names)).map_err(of_query)? {
             cancel.check()?;
@@ -228,6 +237,11 @@ impl Wanted {
         }
         let mut lines = Vec::new();
         for metric in &self.metrics {
+            if let Some(made) = derived(metric.name) {
+                let cells = rows::cells(batch, made, at.iter().copied(), &moments);
+                lines.push((*metric, made.points(&cells)));
+                continue;
+            }
             let floats = batch.column_by_name(metric.name).and_then(|c| c.as_primitive_opt::<Float64Type>());
             let ints = rows::ints(batch, metric.name);
             #[expect(clippy::cast_precision_loss, reason = "exact below 2^53, see Reading")]
@@ -276,9 +290,16 @@ fn metrics_of(table: &str, named: &str) -> Result<(Table, Vec<Metric>), Problem>
     let of = |c: &'static catalogue::Column| Metric { name: c.name, kind: c.kind, unit: c.unit.as_str() };
     match table {
         "samples" => {
-            let names = columns(named)?;
+            // by their whole names, so that memory_* is what it says in /api/metrics
+            let (made, plain): (Vec<_>, Vec<_>) =
+                named.split(',').map(str::trim).partition(|name| derived(name).is_some());
+            let names = if plain.is_empty() { Vec::new() } else { columns(&plain.join(","))? };
             let all = catalogue::columns().filter(|(_, _, c)| names.contains(&c.name));
-            Ok((Table::Samples, all.map(|(_, _, c)| of(c)).collect()))
+            let mut all: Vec<Metric> = all.map(|(_, _, c)| of(c)).collect();
+            for one in DERIVED.iter().filter(|d| made.contains(&d.name)) {
+                all.push(Metric { name: one.name, kind: Kind::Gauge, unit: one.unit });
+            }
+            Ok((Table::Samples, all))
         }
         "node" => Ok((Table::Node, chosen(node::columns().map(|(_, _, c)| of(c)).collect())?)),
         "io_devices" => Ok((Table::IoDevices, chosen(catalogue::DEVICE_KEYS.map(device).to_vec())?)),

@@ -2,10 +2,12 @@
 //!
 //! Reads values that are there; NULL is None. Called by `containers`, `lines` and `live`.
 
+use crate::catalogue;
 use crate::export::Named;
 use crate::names::{Cause, CgroupId};
 use crate::query::{self, Identity, Key};
 use crate::segment;
+use crate::timeseries::derived::{Cells, Derived};
 use arrow::array::{Array, AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use serde_json::{Map, Value, json};
@@ -49,6 +51,29 @@ pub fn moments(batch: &RecordBatch, rows: impl Iterator<Item = usize>) -> Vec<(i
     };
     let Some(ts) = ts else { return Vec::new() };
     rows.map(|row| (ts.value(row), cause(row), int(periods, row).unwrap_or(1000))).collect()
+}
+
+/// The cells of which a derived metric is made, of some rows and their moments.
+pub fn cells(
+    batch: &RecordBatch,
+    derived: &Derived,
+    rows: impl Iterator<Item = usize>,
+    moments: &[(i64, Cause, i64)],
+) -> Vec<Cells> {
+    let columns: Vec<_> = derived.parts.iter().map(|part| ints(batch, part)).collect();
+    let read = ints(batch, "files_read");
+    let bit = catalogue::file(derived.file).map_or(0, |index| 1i64 << index);
+    rows.zip(moments)
+        .map(|(row, &(t_us, cause, period_ms))| {
+            let mut parts = [None; 3];
+            #[expect(clippy::cast_precision_loss, reason = "exact below 2^53")]
+            for (part, column) in parts.iter_mut().zip(&columns) {
+                *part = int(*column, row).map(|v| v as f64);
+            }
+            let is_read = int(read, row).is_some_and(|bits| bits & bit != 0);
+            Cells { t_us, cause, period_ms, parts, is_read }
+        })
+        .collect()
 }
 
 /// The labels of a row of `metrics`.

@@ -317,3 +317,27 @@ fn a_fallen_limit_is_dated_from_the_reading_before_it() {
         assert_eq!(change.not_before_ns, read_ns);
     });
 }
+
+/// What a limit of open files takes away is speed, of no cgroup its rows or its history.
+#[test]
+fn without_descriptors_every_cgroup_has_rows_and_a_lane() {
+    on_stage_of(100, true, 0, |s| {
+        let paths: Vec<PathBuf> = (0..20).map(|n| s.make(&format!("s{n}.service"))).collect();
+        let end = ktime_ns() + SECOND / 2;
+        while ktime_ns() < end {
+            s.turn(ktime_ns());
+            std::thread::yield_now();
+        }
+        for n in 1..4 {
+            s.turn(ktime_ns() + n * SECOND);
+        }
+        for id in paths.iter().map(|path| id_of(path)) {
+            let newest = s.state.targets[&id].ring.newest();
+            assert_eq!(newest.and_then(|r| r.memory_current()), Some(8192), "a lane");
+            assert!(instants(s, id).len() >= 4, "{:?}", instants(s, id));
+        }
+        let sampler = &s.state.sampler;
+        assert_eq!((sampler.descriptors().0, sampler.is_short()), (0, true));
+        assert!(sampler.faults.unread.is_empty(), "{:?}", sampler.faults);
+    });
+}
