@@ -109,7 +109,7 @@ impl Containers {
     /// Looks up which pods have the labels that are asked for, if any are.
     pub fn know(&mut self, pods: &Pods) {
         if !self.labels.is_empty() {
-            self.pods = pods.labelled(|has| self.labels.hold(has));
+            self.pods = pods.uids(|pod| self.labels.hold(&pod.labels));
         }
     }
 
