@@ -80,6 +80,8 @@ pub struct Story {
     names_may_come: bool,
     /// How much of `pods` the incidents know.
     learnt: u64,
+    /// Those of a pod that stopped waiting for their names, since too many waited.
+    given_up: u64,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
@@ -128,6 +130,7 @@ impl Story {
             pods: Pods::default(),
             names_may_come: false,
             learnt: 0,
+            given_up: 0,
         }
     }
 
@@ -336,7 +339,11 @@ impl Story {
         for mut open in due.into_iter().filter_map(|id| self.open.remove(&id)) {
             closed.push(open.close());
             if open.incident.pod_uid.is_some() || open.incident.scope == "container" {
-                self.waiting.truncate(restart::MAX_WAITING - 1);
+                while self.waiting.len() >= restart::MAX_WAITING {
+                    let oldest = self.waiting.pop_back();
+                    let is_unnamed = names_may_come && oldest.is_some_and(|o| o.is_unnamed());
+                    self.given_up += u64::from(is_unnamed);
+                }
                 self.waiting.push_front(open);
             }
         }

@@ -3,6 +3,7 @@
 mod bursts;
 mod heap;
 mod ledger;
+mod names;
 mod truth;
 
 use super::inits::By;
