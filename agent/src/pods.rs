@@ -291,9 +291,8 @@ impl Known {
     }
 
     fn who(&self, pod_uid: Option<&str>, container_id: Option<&str>) -> Option<Who> {
-        let by_path = pod_uid.and_then(|uid| match self.hashes.is_claimed(uid) {
-            true => self.by_hash(uid, container_id),
-            false => self.by_uid.get(uid),
+        let by_path = pod_uid.and_then(|uid| {
+            if self.hashes.is_claimed(uid) { self.by_hash(uid, container_id) } else { self.by_uid.get(uid) }
         });
         // where the path names no pod (a runtime with cgroups of its own), the container's id is as good
         let by_id = || match pod_uid {

@@ -86,8 +86,8 @@ mod tests {
         Some((who.pod.name.clone(), who.container().map(|c| c.name.clone())))
     }
 
-    fn etcd(container: Option<&str>) -> Option<(String, Option<String>)> {
-        Some(("etcd".to_owned(), container.map(str::to_owned)))
+    fn etcd(container: Option<&str>) -> (String, Option<String>) {
+        ("etcd".to_owned(), container.map(str::to_owned))
     }
 
     /// What the table `containers` says of the hash: a pod's name and a container's id.
@@ -104,14 +104,19 @@ mod tests {
             let pods = Pods::default();
             pods.keep_news();
             let both = if first { [&liar, &mirror] } else { [&mirror, &liar] };
-            both.into_iter().for_each(|p| pods.apply(p.clone()));
-            assert_eq!((named(&pods, Some("c1")), named(&pods, None)), (etcd(Some("app")), etcd(None)));
-            assert_eq!(named(&pods, Some("sandbox")), etcd(None));
+            for p in both {
+                pods.apply(p.clone());
+            }
+            assert_eq!(
+                (named(&pods, Some("c1")), named(&pods, None)),
+                (Some(etcd(Some("app"))), Some(etcd(None)))
+            );
+            assert_eq!(named(&pods, Some("sandbox")), Some(etcd(None)));
             assert_eq!(rows(&pods), [("etcd".to_owned(), None), ("etcd".to_owned(), Some("c1".to_owned()))]);
             assert_eq!(pods.uids(|p| p.name == "a-liar"), ["u2"], "its labels choose no one else");
             assert!(pods.uids(|p| p.name == "etcd").contains(&HASH.to_owned()));
             pods.deleted("u2");
-            assert_eq!(named(&pods, Some("c1")), etcd(Some("app")));
+            assert_eq!(named(&pods, Some("c1")), Some(etcd(Some("app"))));
         }
         let pods = Pods::default();
         pods.apply(liar);
@@ -124,13 +129,18 @@ mod tests {
         for first in [true, false] {
             let pods = Pods::default();
             let both = if first { [&other, &mirror] } else { [&mirror, &other] };
-            both.into_iter().for_each(|p| pods.apply(p.clone()));
+            for p in both {
+                pods.apply(p.clone());
+            }
             pods.keep_news();
-            assert_eq!(named(&pods, Some("c1")), etcd(Some("app")));
+            assert_eq!(named(&pods, Some("c1")), Some(etcd(Some("app"))));
             assert_eq!((named(&pods, None), named(&pods, Some("sandbox"))), (None, None));
             rows(&pods);
             pods.deleted("u2");
-            assert_eq!((named(&pods, None), named(&pods, Some("sandbox"))), (etcd(None), etcd(None)));
+            assert_eq!(
+                (named(&pods, None), named(&pods, Some("sandbox"))),
+                (Some(etcd(None)), Some(etcd(None)))
+            );
             assert_eq!(rows(&pods), [("etcd".to_owned(), None), ("etcd".to_owned(), Some("c1".to_owned()))]);
         }
         let pods = Pods::default();
@@ -145,18 +155,18 @@ mod tests {
         pods.keep_news();
         pods.apply(static_pod("u1", "etcd", &["c1"]));
         pods.deleted("u1");
-        assert_eq!(named(&pods, Some("c1")), etcd(Some("app")), "it was deleted, and is not forgotten");
+        assert_eq!(named(&pods, Some("c1")), Some(etcd(Some("app"))), "it was deleted, and is not forgotten");
         pods.apply(static_pod("u3", "etcd", &[]));
-        assert_eq!(named(&pods, Some("c1")), etcd(Some("app")));
+        assert_eq!(named(&pods, Some("c1")), Some(etcd(Some("app"))));
         rows(&pods);
         pods.apply(static_pod("u3", "etcd", &["c2"]));
         assert_eq!(rows(&pods), [("etcd".to_owned(), None), ("etcd".to_owned(), Some("c2".to_owned()))]);
         assert_eq!(
             (named(&pods, Some("c1")), named(&pods, Some("c2"))),
-            (etcd(Some("app")), etcd(Some("app")))
+            (Some(etcd(Some("app"))), Some(etcd(Some("app"))))
         );
         pods.deleted("u3");
-        assert_eq!(named(&pods, None), etcd(None), "two that have gone, of one name");
+        assert_eq!(named(&pods, None), Some(etcd(None)), "two that have gone, of one name");
     }
 
     /// The table `containers` of an earlier run has it by its hash.
@@ -168,6 +178,6 @@ mod tests {
         pods.apply(static_pod("u2", "a-liar", &[]));
         assert_eq!(named(&pods, None).map(|n| n.0).as_deref(), Some("etcd-before"));
         pods.apply(static_pod("u1", "etcd", &["c1", "c2"]));
-        assert_eq!(named(&pods, Some("c2")), etcd(Some("app")));
+        assert_eq!(named(&pods, Some("c2")), Some(etcd(Some("app"))));
     }
 }

@@ -225,11 +225,11 @@ mod tests {
     fn those_that_wait_for_a_name_are_counted_and_those_for_which_there_was_no_room() {
         let (mut story, pods) = story();
         let most = super::super::restart::MAX_WAITING;
-        for n in 0..most as u64 + 3 {
+        for (before, n) in (0..most + 3).zip(0..) {
             let path = format!("/kubepods/burstable/pod{UID}/{}", id(n));
             let owner = Arc::new(Meta { id: CgroupId(n), parent_id: None, identity: identify(&path), path });
             story.oom_kill(&owner, &event(100 * S), &kill(42, 42), evidence(), None);
-            assert_eq!(story.unnamed(), (n as usize + 1, 0));
+            assert_eq!(story.unnamed(), (before + 1, 0));
         }
         story.close_due(200 * S);
         assert_eq!(story.unnamed(), (most, 3));

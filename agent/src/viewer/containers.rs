@@ -153,7 +153,9 @@ async fn gather<S: Source>(app: &App<S>, asked: &Asked) -> Result<(Vec<One>, (i6
         let chooser = Chooser::new(&containers, &incidents);
         let filter = Filter { cgroups: chooser.ids(), ..Filter::range(from_us, to_us) };
         let mut found = tell(&view, &filter, max_rows, now_us.min(to_us), &watched)?;
-        found.iter_mut().for_each(|one| one.who.name_by(&pods));
+        for one in &mut found {
+            one.who.name_by(&pods);
+        }
         found.retain(|one| chooser.takes(&one.key, &one.who));
         Ok::<_, Problem>(found)
     })
