@@ -6,6 +6,7 @@
 //! it, and in another attempt. `pipeline` starts and ends it.
 
 pub mod agents;
+mod patience;
 mod pod;
 mod state;
 
@@ -19,26 +20,24 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Error};
+use patience::Patience;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::future::pending;
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tower::util::MapResponseLayer;
 
 /// Pods of a page of the list: what is in memory as whole objects at a time, some 20 KB each.
 const PAGE: u32 = 50;
-/// A page that has not come by then does not come.
-const PAGE_WITHIN: Duration = Duration::from_secs(60);
-/// A watch says something (a bookmark at the least) or ends within 290 s.
-const SILENCE: Duration = Duration::from_secs(300);
-/// The longest pause between two attempts, and that after settings that cannot be used.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Watches that are answered one after another and end before they settle: more are no watches.
+const MOST_ANSWERS: u32 = 10;
 /// How long the end of the agent waits for the thread.
 const STOP_WITHIN: Duration = Duration::from_secs(1);
 
@@ -61,6 +60,14 @@ impl Place {
         }
         Err("not in a cluster (KUBERNETES_SERVICE_HOST is not set), and kubernetes.kubeconfig names no file"
             .to_owned())
+    }
+
+    /// What the settings are in, to see whether somebody changed them; in a pod the token alone changes, and is read anew by the client.
+    fn text(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Kubeconfig(path) => std::fs::read(path).ok(),
+            Self::InCluster => None,
+        }
     }
 
     async fn config(&self) -> Result<kube::Config, String> {
@@ -196,10 +203,11 @@ impl Kubernetes {
                     return state.set(Watch::Off { why: format!("cannot start its runtime: {error}") });
                 }
             };
+            let mut patience = Patience::default();
             runtime.block_on(async {
                 tokio::select! {
                     _ = stopped => {}
-                    () = always(&place, &node, &pods, &state) => {}
+                    () = always(&place, &node, &pods, &state, &mut patience) => {}
                 }
             });
             // a look-up of an address may hang in the C library
@@ -238,83 +246,149 @@ impl Kubernetes {
     }
 }
 
-/// Watches until it is dropped. Settings that cannot be used are read again: a token or a kubeconfig may come later.
-async fn always(place: &Place, node: &str, pods: &Pods, state: &State) {
+/// Where to go on after something ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Where it was.
+    GoOn,
+    /// With a list.
+    Anew,
+    /// With the settings: they may say something else by now.
+    Settings,
+}
+
+/// What a watch by certain settings works with.
+struct Attempt<'a> {
+    pods: &'a Pods,
+    state: &'a State,
+    /// Told of each answer that may be the beginning of a watch.
+    answered: &'a Notify,
+    /// Whether the settings were changed since they were read.
+    has_changed: &'a dyn Fn() -> bool,
+}
+
+/// Watches until it is dropped. Settings are read again when they cannot be used, are not taken, changed, or lead nowhere for long: a token or
+/// a kubeconfig may come later, and an expired one is replaced.
+async fn always(place: &Place, node: &str, pods: &Pods, state: &State, patience: &mut Patience) {
     loop {
-        match place.config().await.and_then(|config| client(config, state)) {
-            Ok(client) => {
-                state.set(Watch::Connecting);
-                watch(client, node, pods, state).await;
+        let text = place.text();
+        match place.config().await.and_then(|config| client(config, patience.silence)) {
+            Ok((client, answered)) => {
+                // whatever else is wrong stays said until something is understood
+                if matches!(state.watch(), Watch::Off { .. }) {
+                    state.set(Watch::Connecting);
+                }
+                let has_changed = || place.text() != text;
+                watch(
+                    client,
+                    node,
+                    &Attempt { pods, state, answered: &answered, has_changed: &has_changed },
+                    patience,
+                )
+                .await;
             }
-            Err(why) => state.set(Watch::Off { why }),
+            Err(why) => {
+                state.set(Watch::Off { why });
+                tokio::time::sleep(patience.failed()).await;
+            }
         }
-        tokio::time::sleep(LONGEST_PAUSE).await;
     }
 }
 
-/// A client that tells the state of each answer: a watch that goes on after an outage has nothing else to say for itself.
-fn client(mut config: kube::Config, state: &State) -> Result<Client, String> {
-    config.read_timeout = Some(SILENCE);
+/// A client, and what it tells of each answer that was given in JSON: a watch that goes on after an outage has nothing else to say for itself.
+fn client(mut config: kube::Config, silence: Duration) -> Result<(Client, Arc<Notify>), String> {
+    config.read_timeout = Some(silence);
     config.reset_reader_on_write = true;
-    let state = state.clone();
+    let answered = Arc::new(Notify::new());
+    let tell = answered.clone();
     let told = MapResponseLayer::new(move |answer: axum::http::Response<_>| {
-        if answer.status().is_success() {
-            state.heard();
+        let kind = answer.headers().get(axum::http::header::CONTENT_TYPE).map_or(&[][..], |k| k.as_bytes());
+        // a page of somebody else's may be left open as well
+        if answer.status().is_success() && kind.starts_with(b"application/json") {
+            tell.notify_waiters();
         }
         answer
     });
     let builder =
         ClientBuilder::try_from(config).map_err(|e| format!("no client can be made of it: {}", chain(&e)))?;
-    Ok(builder.with_layer(&told).build())
+    Ok((builder.with_layer(&told).build(), answered))
 }
 
-async fn watch(client: Client, node: &str, pods: &Pods, state: &State) {
+/// Watches until the settings are to be read anew.
+async fn watch(client: Client, node: &str, attempt: &Attempt<'_>, patience: &mut Patience) {
     let api: Api<Pod> = Api::all(client);
     let wanted = watcher::Config::default().fields(&format!("spec.nodeName={node}")).page_size(PAGE);
-    let mut pauses = DefaultBackoff::default();
-    loop {
-        follow(watcher(api.clone(), wanted.clone()), pods, state, &mut pauses).await;
-    }
+    while follow(watcher(api.clone(), wanted.clone()), attempt, patience).await != Next::Settings {}
 }
 
 /// The list that is being read: UIDs that it has named so far.
 type Listing = Option<HashSet<String>>;
 
-/// Takes what a watcher tells until it has to be begun anew, with a list.
+/// Ends after this time, or, without one, never.
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => pending().await,
+    }
+}
+
+/// Takes what a watcher tells until it has to be begun anew.
 async fn follow(
     events: impl Stream<Item = watcher::Result<Event<Pod>>>,
-    pods: &Pods,
-    state: &State,
-    pauses: &mut impl Iterator<Item = Duration>,
-) {
+    attempt: &Attempt<'_>,
+    patience: &mut Patience,
+) -> Next {
+    let Attempt { pods, state, .. } = *attempt;
     let mut events = pin!(events);
     let mut listing: Listing = None;
-    let mut pause = || pauses.next().unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE);
+    // answers since something was understood
+    let mut answers = 0;
     loop {
-        let within =
-            async { if listing.is_some() { tokio::time::sleep(PAGE_WITHIN).await } else { pending().await } };
-        let event = tokio::select! {
-            event = events.next() => event,
-            () = within => {
-                let why = format!("the API server did not answer a list within {} s", PAGE_WITHIN.as_secs());
-                state.set(Watch::Unreachable { why });
-                return tokio::time::sleep(pause()).await;
+        let late = after(listing.is_some().then_some(patience.page_within));
+        let settled = after((answers > 0).then_some(patience.settles));
+        let (watch, next) = tokio::select! {
+            event = events.next() => match event {
+                Some(Ok(event)) => {
+                    // the beginning of a list is told before it is asked for
+                    if !matches!(event, Event::Init) {
+                        patience.heard();
+                    }
+                    answers = 0;
+                    take(event, &mut listing, pods, state);
+                    continue;
+                }
+                Some(Err(error)) => verdict(&error),
+                None => (None, Next::Anew),
+            },
+            () = attempt.answered.notified(), if listing.is_none() => {
+                answers += 1;
+                if answers <= MOST_ANSWERS {
+                    continue;
+                }
+                let why = "what answers to watch ends at once, each time, and says nothing".to_owned();
+                (Some(Watch::Unreachable { why }), Next::Anew)
+            }
+            () = settled => {
+                answers = 0;
+                patience.heard();
+                state.heard();
+                continue;
+            }
+            () = late => {
+                let why = format!("the API server did not answer a list within {} s", patience.page_within.as_secs());
+                (Some(Watch::Unreachable { why }), Next::Anew)
             }
         };
-        match event {
-            Some(Ok(event)) => take(event, &mut listing, pods, state),
-            Some(Err(error)) => {
-                listing = None;
-                let (watch, begin_anew) = verdict(&error);
-                if let Some(watch) = watch {
-                    state.set(watch);
-                }
-                tokio::time::sleep(pause()).await;
-                if begin_anew {
-                    return;
-                }
-            }
-            None => return tokio::time::sleep(pause()).await,
+        (listing, answers) = (None, 0);
+        if let Some(watch) = watch {
+            state.set(watch);
+        }
+        tokio::time::sleep(patience.failed()).await;
+        if patience.is_over() || (attempt.has_changed)() {
+            return Next::Settings;
+        }
+        if next != Next::GoOn {
+            return next;
         }
     }
 }
@@ -359,41 +433,46 @@ fn take(event: Event<Pod>, listing: &mut Listing, pods: &Pods, state: &State) {
     }
 }
 
-/// What an error means, and whether the watch can go on where it was: not after an object that could not be read, which would
-/// be left out, nor with a version that the server no longer has.
-fn verdict(error: &watcher::Error) -> (Option<Watch>, bool) {
+/// What an error means, and where to go on: not where it was after an object that could not be read, which would be left out, nor with a version
+/// that the server no longer has; and not by a token that it does not take.
+fn verdict(error: &watcher::Error) -> (Option<Watch>, Next) {
     let (verb, cause) = match error {
         watcher::Error::InitialListFailed(e) => ("list", e),
         watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => ("watch", e),
-        watcher::Error::WatchError(status) if status.code == 410 => return (None, false),
+        watcher::Error::WatchError(status) if status.code == 410 => return (None, Next::GoOn),
         watcher::Error::WatchError(status) => {
-            return (Some(refusal("watch", status.code, &status.message)), true);
+            return refused("watch", status.code, &status.message, Next::Anew);
         }
         watcher::Error::NoResourceVersion => {
             let why = "what answers is no API server: its list has no resourceVersion".to_owned();
-            return (Some(Watch::Unreachable { why }), true);
+            return (Some(Watch::Unreachable { why }), Next::Anew);
         }
     };
     match cause {
-        Error::Api(status) if status.code == 410 => (None, true),
+        Error::Api(status) if status.code == 410 => (None, Next::Anew),
         // any JSON object that is no event passes for a status, one without a code
         Error::Api(status) if status.code == 0 => {
             let why = format!("what answers to {verb} says something else than what became of pods");
-            (Some(Watch::Unreachable { why }), true)
+            (Some(Watch::Unreachable { why }), Next::Anew)
         }
         Error::Api(status) => {
             let is_in_stream = matches!(error, watcher::Error::WatchFailed(_));
-            (Some(refusal(verb, status.code, &status.message)), is_in_stream)
+            let next = if is_in_stream { Next::Anew } else { Next::GoOn };
+            refused(verb, status.code, &status.message, next)
         }
         Error::SerdeError(e) => {
             let why = format!("what answers to {verb} is no list of pods ({e})");
-            (Some(Watch::Unreachable { why }), true)
+            (Some(Watch::Unreachable { why }), Next::Anew)
         }
         other => {
             let why = format!("the API server cannot be reached: {}", chain(other));
-            (Some(Watch::Unreachable { why }), false)
+            (Some(Watch::Unreachable { why }), Next::GoOn)
         }
     }
+}
+
+fn refused(verb: &str, code: u16, message: &str, next: Next) -> (Option<Watch>, Next) {
+    (Some(refusal(verb, code, message)), if code == 401 { Next::Settings } else { next })
 }
 
 fn refusal(verb: &str, code: u16, message: &str) -> Watch {

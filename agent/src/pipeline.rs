@@ -12,6 +12,7 @@ mod inits;
 mod kinds;
 mod lane;
 mod limits;
+mod names;
 mod node;
 mod notices;
 mod outage;
@@ -429,6 +430,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
             .absolute(rows);
     }
     let (kept, may, hot) = state.sampler.descriptors();
+    let unnamed = state.unnamed(now);
     about.shared.set_status(json!({
         "agent_version": env!("CARGO_PKG_VERSION"),
         "node": state.names.node,
@@ -459,6 +461,7 @@ fn publish(state: &mut State, probes: Option<&mut Probes>, reclaims: Reclaims, a
             "waiting": state.waiting(),
             "cut": state.tree.cut,
         },
+        "unnamed": unnamed,
         "descriptors": {
             "kept": kept,
             "limit": may,

@@ -6,8 +6,10 @@
 //! alone: this only adds names, and where nothing is known it says nothing. No I/O, no clock.
 
 mod fill;
+mod hashes;
 
 use crate::cgroup::Identity;
+use hashes::Hashes;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -134,8 +136,8 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Known {
     by_uid: HashMap<String, Entry>,
-    /// Static pods' hashes and container ids, with the UID of their pod.
-    by_hash: HashMap<String, String>,
+    hashes: Hashes,
+    /// Container ids, with the UID of their pod.
     by_container: HashMap<String, String>,
     gone: VecDeque<String>,
     refused: u64,
@@ -193,30 +195,26 @@ impl Known {
             }
             None => {}
         }
+        let held = self.holds_hash(&pod);
         self.forget(&pod.uid.clone());
         for id in pod.containers.iter().flat_map(|c| &c.ids) {
             self.by_container.insert(id.clone(), pod.uid.clone());
         }
-        // a live pod keeps its hash: an annotation that says the same is not believed
-        if let Some(hash) = &pod.static_hash {
-            let holder = self.by_hash.get(hash).and_then(|uid| self.by_uid.get(uid));
-            if holder.is_none_or(|h| h.is_gone) {
-                self.by_hash.insert(hash.clone(), pod.uid.clone());
-            }
-        }
+        self.hashes.add(&pod);
         let pod = Arc::new(pod);
-        self.tell(before.as_deref(), &pod);
-        self.by_uid.insert(pod.uid.clone(), Entry { pod, is_gone: false });
+        self.by_uid.insert(pod.uid.clone(), Entry { pod: pod.clone(), is_gone: false });
+        // as its cgroup's path has it from now on, all that was told of it is news
+        let is_new = self.holds_hash(&pod) && !held;
+        self.tell(before.as_deref().filter(|_| !is_new), &pod);
         true
     }
 
     /// Notes what is new of a pod and its containers.
     fn tell(&mut self, before: Option<&Pod>, pod: &Arc<Pod>) {
-        let Some(news) = &mut self.news else { return };
+        if self.news.is_none() {
+            return;
+        }
         let before = before.filter(|b| is_same_pod(b, pod));
-        // only who holds a hash is in the path by it
-        let hash = pod.static_hash.as_ref().filter(|h| self.by_hash.get(*h) == Some(&pod.uid));
-        let pod_uid = hash.unwrap_or(&pod.uid);
         let mut told: Vec<Option<(usize, String)>> = Vec::new();
         if before.is_none() {
             told.push(None);
@@ -232,11 +230,12 @@ impl Known {
             told.extend(ids.into_iter().map(|id| Some((place, id.clone()))));
         }
         for container in told {
-            if news.len() < MAX_NEWS {
-                news.push_back(Revision { pod: pod.clone(), container, pod_uid: pod_uid.clone() });
-            } else {
+            let pod_uid = self.uid_in_path(pod, container.as_ref().map(|(_, id)| id.as_str()));
+            let Some(news) = self.news.as_mut().filter(|news| news.len() < MAX_NEWS) else {
                 self.news_lost += 1;
-            }
+                continue;
+            };
+            news.push_back(Revision { pod: pod.clone(), container, pod_uid });
         }
     }
 
@@ -268,16 +267,21 @@ impl Known {
                 self.by_container.remove(id);
             }
         }
-        if let Some(hash) =
-            entry.pod.static_hash.as_ref().filter(|h| self.by_hash.get(*h).is_some_and(is_own))
-        {
-            self.by_hash.remove(hash);
-        }
+        self.hashes.remove(&entry.pod);
     }
 
     fn deleted(&mut self, uid: &str) {
-        let Some(entry) = self.by_uid.get_mut(uid).filter(|e| !e.is_gone) else { return };
-        entry.is_gone = true;
+        let Some(pod) = self.by_uid.get(uid).filter(|e| !e.is_gone).map(|e| e.pod.clone()) else { return };
+        let hash = pod.static_hash.as_deref();
+        let held = hash.and_then(|hash| self.holder(hash)).map(|e| e.pod.uid.clone());
+        if let Some(entry) = self.by_uid.get_mut(uid) {
+            entry.is_gone = true;
+        }
+        // of two that claimed one hash, the other is known to be the one from now on
+        let holds = hash.and_then(|hash| self.holder(hash)).filter(|now| !now.is_gone);
+        if let Some(now) = holds.map(|e| e.pod.clone()).filter(|now| held.as_ref() != Some(&now.uid)) {
+            self.tell(None, &now);
+        }
         self.gone.push_back(uid.to_owned());
         if self.gone.len() > MAX_GONE
             && let Some(oldest) = self.gone.front().cloned()
@@ -287,8 +291,9 @@ impl Known {
     }
 
     fn who(&self, pod_uid: Option<&str>, container_id: Option<&str>) -> Option<Who> {
-        let by_path =
-            pod_uid.and_then(|uid| self.by_uid.get(uid).or_else(|| self.by_uid.get(self.by_hash.get(uid)?)));
+        let by_path = pod_uid.and_then(|uid| {
+            if self.hashes.is_claimed(uid) { self.by_hash(uid, container_id) } else { self.by_uid.get(uid) }
+        });
         // where the path names no pod (a runtime with cgroups of its own), the container's id is as good
         let by_id = || match pod_uid {
             None => self.by_uid.get(self.by_container.get(container_id?)?),
@@ -388,159 +393,28 @@ impl Pods {
         who.is_some_and(|who| who.container().is_some())
     }
 
-    /// Pods whose labels `hold`, by UID; static ones by the hash in their path as well.
-    pub fn labelled(&self, hold: impl Fn(&BTreeMap<String, String>) -> bool) -> Vec<String> {
+    /// How many of these cgroups belong to a pod of which nothing is known.
+    pub fn count_unnamed<'a>(&self, cgroups: impl Iterator<Item = &'a Identity>) -> usize {
         let known = self.known();
-        let pods = known.by_uid.values().map(|e| &e.pod).filter(|p| hold(&p.labels));
-        pods.flat_map(|p| std::iter::once(&p.uid).chain(&p.static_hash)).cloned().collect()
+        let of_pods = cgroups.filter(|who| who.pod_uid.is_some());
+        of_pods.filter(|who| known.who(who.pod_uid.as_deref(), who.container_id.as_deref()).is_none()).count()
+    }
+
+    /// Pods that are wanted, as cgroup paths have them: by UID, static ones by their hash as well.
+    pub fn uids(&self, wanted: impl Fn(&Pod) -> bool) -> Vec<String> {
+        let known = self.known();
+        let pods = known.by_uid.values().map(|e| &e.pod).filter(|p| wanted(p));
+        let hash = |p: &Arc<Pod>| p.static_hash.clone().filter(|_| known.holds_hash(p));
+        pods.flat_map(|p| std::iter::once(p.uid.clone()).chain(hash(p))).collect()
+    }
+
+    /// The ids of containers that are wanted.
+    pub fn container_ids(&self, wanted: impl Fn(&Container) -> bool) -> Vec<String> {
+        let known = self.known();
+        let containers = known.by_uid.values().flat_map(|e| &e.pod.containers).filter(|c| wanted(c));
+        containers.flat_map(|c| &c.ids).cloned().collect()
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// A pod with one container; `ids` are those that it has and had.
-    pub(crate) fn pod(uid: &str, name: &str, ids: &[&str]) -> Pod {
-        let container = Container {
-            name: "app".to_owned(),
-            ids: ids.iter().map(|id| (*id).to_owned()).collect(),
-            ..Container::default()
-        };
-        Pod {
-            uid: uid.to_owned(),
-            namespace: "shop".to_owned(),
-            name: name.to_owned(),
-            labels: [("app".to_owned(), name.to_owned())].into(),
-            containers: vec![container],
-            ..Pod::default()
-        }
-    }
-
-    fn name(pods: &Pods, uid: Option<&str>, container: Option<&str>) -> Option<(String, Option<String>)> {
-        let who = pods.who(uid, container)?;
-        Some((who.pod.name.clone(), who.container().map(|c| c.name.clone())))
-    }
-
-    #[test]
-    fn a_container_is_named_by_its_pod_and_its_id() {
-        let pods = Pods::default();
-        pods.apply(pod("u1", "cart", &["c1"]));
-        let cart = |c: Option<&str>| Some(("cart".to_owned(), c.map(str::to_owned)));
-        assert_eq!(name(&pods, Some("u1"), Some("c1")), cart(Some("app")));
-        assert_eq!(name(&pods, Some("u1"), None), cart(None), "the pod's own cgroup");
-        assert_eq!(name(&pods, Some("u1"), Some("sandbox")), cart(None), "not told of: no name is made up");
-        assert_eq!(name(&pods, None, Some("c1")), cart(Some("app")), "a path that names no pod");
-        assert_eq!(name(&pods, Some("other"), Some("c1")), None, "the path says another pod");
-        assert_eq!(name(&pods, None, None), None);
-    }
-
-    #[test]
-    fn a_static_pod_is_known_by_the_hash_in_its_path_and_no_annotation_takes_it_over() {
-        let pods = Pods::default();
-        let mut mirror = pod("u1", "etcd-n1", &["c1"]);
-        mirror.static_hash = Some("hash".to_owned());
-        pods.apply(mirror.clone());
-        let mut liar = pod("u2", "liar", &["c2"]);
-        liar.static_hash = Some("hash".to_owned());
-        pods.apply(liar);
-        assert_eq!(
-            name(&pods, Some("hash"), Some("c1")),
-            Some(("etcd-n1".to_owned(), Some("app".to_owned())))
-        );
-        pods.deleted("u1");
-        mirror.uid = "u3".to_owned();
-        mirror.name = "etcd-n1-again".to_owned();
-        pods.apply(mirror);
-        assert_eq!(name(&pods, Some("hash"), None).map(|n| n.0).as_deref(), Some("etcd-n1-again"));
-    }
-
-    #[test]
-    fn earlier_ids_and_ends_of_a_container_are_kept_and_bounded() {
-        let pods = Pods::default();
-        let end = |id: &str| Ended {
-            container_id: id.to_owned(),
-            reason: Some("OOMKilled".to_owned()),
-            exit_code: 137,
-            restart_count: 1,
-            next_container_id: None,
-        };
-        for n in 0..3 * MAX_EARLIER {
-            let mut p = pod("u", "cart", &[&format!("c{n}")]);
-            p.containers[0].ended = vec![end(&format!("c{}", n.wrapping_sub(1)))];
-            pods.apply(p);
-        }
-        let last = format!("c{}", 3 * MAX_EARLIER - 2);
-        let who = pods.who(Some("u"), Some(&last)).expect("known");
-        assert_eq!(who.container().map(|c| (c.ids.len(), c.ended.len())), Some((MAX_EARLIER, MAX_EARLIER)));
-        assert!(who.ended(&last).is_some());
-        assert!(pods.who(None, Some("c0")).is_none(), "too long ago");
-        assert_eq!(pods.0.known.lock().expect("ours").by_container.len(), MAX_EARLIER);
-    }
-
-    #[test]
-    fn a_deleted_pod_keeps_its_name_for_a_while_and_not_for_ever() {
-        let pods = Pods::default();
-        for n in 0..2 * MAX_GONE {
-            pods.apply(pod(&format!("u{n}"), "cart", &[&format!("c{n}")]));
-        }
-        pods.only(|_| false);
-        let c = pods.count();
-        assert_eq!((c.live, c.gone, c.refused), (0, MAX_GONE, 0));
-        assert_eq!(pods.0.known.lock().expect("ours").by_container.len(), MAX_GONE);
-        pods.apply(pod("again", "cart", &["c"]));
-        pods.deleted("again");
-        pods.deleted("again");
-        assert!(name(&pods, Some("again"), Some("c")).is_some());
-    }
-
-    #[test]
-    fn beyond_the_bound_pods_are_counted_and_not_taken() {
-        let pods = Pods::default();
-        for n in 0..MAX_PODS + 3 {
-            pods.apply(pod(&format!("u{n}"), "cart", &[]));
-        }
-        let c = pods.count();
-        assert_eq!((c.live, c.refused), (MAX_PODS, 3));
-        let before = pods.changes();
-        pods.apply(pod("u1", "cart", &[]));
-        assert_eq!(pods.changes(), before, "nothing new was told");
-    }
-
-    #[test]
-    fn news_are_what_changed_and_all_when_that_is_asked_for() {
-        let pods = Pods::default();
-        pods.apply(pod("u1", "cart", &["c1"]));
-        pods.keep_news();
-        let news = || {
-            let (news, lost) = pods.take_news(100);
-            assert_eq!(lost, 0);
-            news.iter().map(|n| n.id().unwrap_or("pod").to_owned()).collect::<Vec<_>>()
-        };
-        assert_eq!(news(), ["pod", "c1"], "what was known before");
-        pods.apply(pod("u1", "cart", &["c1"]));
-        assert_eq!(news(), [""; 0]);
-        pods.apply(pod("u1", "cart", &["c2"]));
-        assert_eq!(news(), ["c2"], "the pod is as it was");
-        let mut relabelled = pod("u1", "cart", &["c2"]);
-        relabelled.labels.clear();
-        pods.apply(relabelled);
-        assert_eq!(news(), ["pod", "c2"], "each row has the labels");
-        pods.deleted("u1");
-        pods.tell_all();
-        assert_eq!(news(), [""; 0], "of one that has gone all was told");
-        for n in 0..MAX_NEWS {
-            pods.apply(pod(&format!("v{}", n % 100), &format!("cart-{n}"), &[]));
-        }
-        pods.apply(pod("one-more", "cart", &[]));
-        assert_eq!(pods.take_news(1).1, 1, "beyond the bound they are counted");
-    }
-
-    #[test]
-    fn labels_choose_pods() {
-        let pods = Pods::default();
-        pods.apply(pod("u1", "cart", &[]));
-        pods.apply(pod("u2", "store", &[]));
-        assert_eq!(pods.labelled(|l| l.get("app").is_some_and(|v| v == "store")), ["u2"]);
-    }
-}
+pub(crate) mod tests;

@@ -82,6 +82,8 @@ pub struct Story {
     /// How much of `pods` the incidents know.
     learnt: u64,
     losses: losses::Losses,
+    /// Those of a pod that stopped waiting for their names, since too many waited.
+    given_up: u64,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
@@ -131,6 +133,7 @@ impl Story {
             names_may_come: false,
             learnt: 0,
             losses: losses::Losses::default(),
+            given_up: 0,
         }
     }
 
@@ -346,7 +349,11 @@ impl Story {
         for mut open in due.into_iter().filter_map(|id| self.open.remove(&id)) {
             closed.push(open.close());
             if open.incident.pod_uid.is_some() || open.incident.scope == "container" {
-                self.waiting.truncate(restart::MAX_WAITING - 1);
+                while self.waiting.len() >= restart::MAX_WAITING {
+                    let oldest = self.waiting.pop_back();
+                    let is_unnamed = names_may_come && oldest.is_some_and(|o| o.is_unnamed());
+                    self.given_up += u64::from(is_unnamed);
+                }
                 self.waiting.push_front(open);
             }
         }

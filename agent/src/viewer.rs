@@ -128,7 +128,7 @@ pub struct App<S> {
 }
 
 impl<S: Source> App<S> {
-    /// Which pods have the labels that are asked for, as far as Kubernetes has told.
+    /// Who is meant by the labels and names that are asked for, as far as Kubernetes has told.
     fn know(&self, containers: &mut Containers) {
         containers.know(&self.source.pods());
     }

@@ -6,10 +6,13 @@
 
 #[path = "support/agent.rs"]
 mod agent;
+#[path = "support/api_server.rs"]
+mod api_server;
 #[path = "support/rows.rs"]
 mod rows;
 
-use agent::{Place, cgroup_root, get};
+use agent::{Place, cgroup_root, get, wait};
+use api_server::ApiServer;
 use fgm::store::{Store, Writer};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -96,6 +99,41 @@ fn what_another_has_already_is_named_and_left_to_it() {
     assert!(get(first.port, "/api/status").contains("\"works\""), "the first one runs on");
     running.signal("TERM");
     assert!(running.ended().success(), "{}", running.log());
+}
+
+#[test]
+fn an_agent_without_names_is_ready_and_says_why_and_what_to_do() {
+    let Some(root) = cgroup_root("an_agent_without_names_is_ready_and_says_why_and_what_to_do") else {
+        return;
+    };
+    let place = Place::new(&root, "");
+    let mut agent = place.start();
+    let (ready, status) = (get(place.port, "/readyz"), get(place.port, "/api/status"));
+    assert!(
+        ready.contains("\nkubernetes: off since 2") && ready.contains("KUBERNETES_SERVICE_HOST"),
+        "{ready}"
+    );
+    assert!(status.contains(r#""state":"off""#) && status.contains(r#""unnamed":{"cgroups":"#), "{status}");
+    agent.signal("TERM");
+    assert!(agent.ended().success(), "{}", agent.log());
+
+    let server = ApiServer::start();
+    let dir = tempfile::tempdir().expect("a folder");
+    let kubeconfig = server.kubeconfig(dir.path(), "expired");
+    let node = api_server::NODE;
+    let more =
+        format!("node = {node:?}\n[kubernetes]\nkubeconfig = {:?}\n", kubeconfig.display().to_string());
+    let place = Place::new(&root, &more);
+    let mut agent = place.start();
+    wait("401", || get(place.port, "/readyz").contains("\nkubernetes: denied since 2"));
+    let (ready, status) = (get(place.port, "/readyz"), get(place.port, "/api/status"));
+    assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("put a valid one into the file"), "{ready}");
+    assert!(status.contains(r#""state":"denied""#) && status.contains("(401, Unauthorized)"), "{status}");
+    server.kubeconfig(dir.path(), api_server::TOKEN);
+    wait("the mend", || get(place.port, "/readyz").contains("\nkubernetes: synced since 2"));
+    assert!(get(place.port, "/api/status").contains(r#""state":"synced""#));
+    agent.signal("TERM");
+    assert!(agent.ended().success(), "{}", agent.log());
 }
 
 #[test]

@@ -248,6 +248,31 @@ fn rows_in_memory_have_the_names_that_are_known_by_now() {
 }
 
 #[test]
+fn rows_that_were_closed_without_names_are_found_by_those_that_are_known() {
+    let s = setup();
+    let mut row = rows::base(rows::QUIET, rows::KILL_US);
+    for name in ["namespace", "pod", "container"] {
+        row.remove(name);
+    }
+    let batch = rows::batch(Table::Samples, &[row]);
+    let of = |name| query::text(&batch, name, 0).expect("of a container").to_owned();
+    let app = Container { name: "app".into(), ids: vec![of("container_id")], ..Container::default() };
+    let agent = Agent { memory: vec![(Table::Samples, batch.clone())].into(), ..Agent::default() };
+    let (namespace, name) = ("shop".to_owned(), "cart-0".to_owned());
+    agent.pods.apply(Pod { uid: of("pod_uid"), namespace, name, containers: vec![app], ..Pod::default() });
+    let router = s.router(agent);
+    for by in ["namespace=shop", "containers=app", "search=cart-0"] {
+        let answer = get_json(&router, &format!("/api/containers?from=1&to=9999999999&{by}"));
+        let one = &answer["containers"][0];
+        assert_eq!((&one["namespace"], &one["container"]), (&json!("shop"), &json!("app")), "{by}: {answer}");
+    }
+    for by in ["namespace=other", "containers=other"] {
+        let answer = get_json(&router, &format!("/api/containers?from=1&to=9999999999&{by}"));
+        assert_eq!(answer["containers"].as_array().map(Vec::len), Some(0), "{by}: {answer}");
+    }
+}
+
+#[test]
 fn rows_that_are_sealed_during_a_question_are_seen_once() {
     let s = setup();
     let agent = Agent { memory: Mutex::new(rows::all()), ..Agent::default() };

@@ -151,18 +151,23 @@ pub struct Chooser<'a> {
     containers: &'a Containers,
     /// Pods whose labels are known and hold, by uid and by namespace and name.
     labelled: BTreeSet<String>,
+    in_namespace: BTreeSet<&'a str>,
+    /// Ids of containers that have one of the names.
+    named: BTreeSet<&'a str>,
 }
 
 impl<'a> Chooser<'a> {
     pub fn new(containers: &'a Containers, incidents: &[Incident]) -> Self {
-        let mut labelled: BTreeSet<String> = containers.pods.iter().cloned().collect();
+        let mut labelled: BTreeSet<String> = containers.told.labelled.iter().cloned().collect();
         for incident in incidents.iter().filter(|_| !containers.labels.is_empty()) {
             if incident.labels.as_ref().is_some_and(|has| containers.labels.hold(has)) {
                 labelled.extend(incident.pod_uid.clone());
                 labelled.extend(in_namespace(incident.namespace.as_ref(), incident.pod.as_ref()));
             }
         }
-        Self { containers, labelled }
+        let told = |of: &'a Vec<String>| of.iter().map(String::as_str).collect();
+        let (in_namespace, named) = (told(&containers.told.in_namespace), told(&containers.told.named));
+        Self { containers, labelled, in_namespace, named }
     }
 
     /// The only ids that can be meant, when all are given by key: nothing else needs to be looked at.
@@ -181,7 +186,11 @@ impl<'a> Chooser<'a> {
 
     pub fn takes(&self, key: &Key, who: &Identity) -> bool {
         let wanted = self.containers;
-        let fits_namespace = wanted.namespace.is_none() || who.namespace == wanted.namespace;
+        // by its rows, or by the table, which knows who had no name yet when its file was closed
+        let fits_namespace = wanted.namespace.is_none()
+            || who.namespace == wanted.namespace
+            || who.pod_uid.as_ref().is_some_and(|uid| self.in_namespace.contains(uid.as_str()));
+        let is_told = who.container_id.as_ref().is_some_and(|id| self.named.contains(id.as_str()));
         let has_labels = wanted.labels.is_empty()
             || who.pod_uid.as_ref().is_some_and(|uid| self.labelled.contains(uid))
             || in_namespace(who.namespace.as_ref(), who.pod.as_ref())
@@ -196,7 +205,8 @@ impl<'a> Chooser<'a> {
                 || id_begins
                 || (name.starts_with(['/', '*']) && path_matches)
         };
-        fits_namespace && has_labels && (wanted.names.is_empty() || wanted.names.iter().any(is_named))
+        let fits_names = wanted.names.is_empty() || is_told || wanted.names.iter().any(is_named);
+        fits_namespace && has_labels && fits_names
     }
 }
 

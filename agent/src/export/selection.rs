@@ -90,10 +90,25 @@ pub enum Rows {
 pub struct Containers {
     pub namespace: Option<String>,
     pub labels: Labels,
-    /// UIDs of pods that are known to have these labels, besides those that an incident names.
-    pub pods: Vec<String>,
     /// Key as the API gives it, container name, container id (12 characters or more of it), or a glob of cgroup paths.
     pub names: Vec<String>,
+    pub told: Told,
+}
+
+/// What Kubernetes has told of what is asked for: rows may have no names, and never have labels.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Told {
+    /// UIDs of pods with the labels, besides those that an incident names.
+    pub labelled: Vec<String>,
+    /// UIDs of pods in the namespace.
+    pub in_namespace: Vec<String>,
+    /// Ids of containers with one of the names.
+    pub named: Vec<String>,
+}
+
+/// As Kubernetes has it: a DNS label.
+fn may_name_a_container(name: &str) -> bool {
+    name.len() <= 63 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 impl Containers {
@@ -101,16 +116,26 @@ impl Containers {
         Ok(Self {
             namespace: get("namespace").map(str::to_owned),
             labels: get("labels").map_or_else(|| Ok(Labels::default()), Labels::parse)?,
-            pods: Vec::new(),
             names: get("containers").map(list).unwrap_or_default(),
+            told: Told::default(),
         })
     }
 
-    /// Looks up which pods have the labels that are asked for, if any are.
+    /// Looks up who is meant by labels and names, if any are asked for.
     pub fn know(&mut self, pods: &Pods) {
         if !self.labels.is_empty() {
-            self.pods = pods.labelled(|has| self.labels.hold(has));
+            self.told.labelled = pods.uids(|pod| self.labels.hold(&pod.labels));
         }
+        if let Some(namespace) = &self.namespace {
+            self.told.in_namespace = pods.uids(|pod| pod.namespace == *namespace);
+        }
+        if self.has_container_names() {
+            self.told.named = pods.container_ids(|container| self.names.contains(&container.name));
+        }
+    }
+
+    fn has_container_names(&self) -> bool {
+        self.names.iter().any(|name| may_name_a_container(name))
     }
 
     /// The same, by what a store's own table tells.
@@ -118,7 +143,7 @@ impl Containers {
     /// # Errors
     /// As of any query.
     pub fn know_by(&mut self, view: &View) -> Result<(), QueryError> {
-        if self.labels.is_empty() {
+        if self.labels.is_empty() && self.namespace.is_none() && !self.has_container_names() {
             return Ok(());
         }
         self.know(&query::pods(view)?);

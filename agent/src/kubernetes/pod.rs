@@ -2,6 +2,7 @@
 
 use crate::pods::{Container, Ended, Owner, Pod};
 use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use std::collections::BTreeMap;
 
 /// Bytes of labels that are kept of a pod, keys and values together. Kubernetes has no bound on their number; pods have some hundred bytes.
@@ -9,6 +10,7 @@ const MAX_LABEL_BYTES: usize = 8 << 10;
 /// The annotations of the mirror of a static pod. In the cgroup path stands the hash, not the mirror's UID.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
 
 /// `containerd://0123…` → `0123…`; `None` for what is no id.
 fn id(with_runtime: &str) -> Option<String> {
@@ -73,13 +75,22 @@ fn labels(all: BTreeMap<String, String>) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// The hash of the static pod whose mirror this is, as a kubelet makes them: both annotations with the same hash, a source that is not the API
+/// server, the node as an owner. Who may make pods can write all that as well; see `pods`.
+fn static_hash(annotations: &BTreeMap<String, String>, owners: &[OwnerReference]) -> Option<String> {
+    let hash = annotations.get(MIRROR)?;
+    let is_mirror = annotations.get(CONFIG_HASH) == Some(hash)
+        && annotations.get(CONFIG_SOURCE).is_some_and(|source| source != "api")
+        && owners.iter().any(|o| o.kind == "Node");
+    is_mirror.then(|| hash.clone())
+}
+
 /// `None` for an object that does not say who it is.
 pub fn of(pod: api::Pod) -> Option<Pod> {
     let (meta, spec, status) = (pod.metadata, pod.spec.unwrap_or_default(), pod.status.unwrap_or_default());
     let told = |s: Option<String>| s.filter(|s| !s.is_empty());
     let (uid, name, namespace) = (told(meta.uid)?, told(meta.name)?, told(meta.namespace)?);
     let annotations = meta.annotations.unwrap_or_default();
-    let hash = annotations.get(MIRROR).and_then(|mirror| annotations.get(CONFIG_HASH).or(Some(mirror)));
     let owners = meta.owner_references.unwrap_or_default();
     let owner = owners.iter().find(|o| o.controller == Some(true)).or(owners.first());
     let all = |s: &Option<Vec<api::ContainerStatus>>| s.clone().unwrap_or_default();
@@ -97,7 +108,7 @@ pub fn of(pod: api::Pod) -> Option<Pod> {
         |c: &api::EphemeralContainer| container(&c.name, c.image.as_ref(), c.resources.as_ref(), &ephemeral);
     containers.extend(spec.ephemeral_containers.iter().flatten().map(of));
     Some(Pod {
-        static_hash: hash.filter(|h| **h != uid).cloned(),
+        static_hash: static_hash(&annotations, &owners).filter(|hash| *hash != uid),
         uid,
         namespace,
         name,
@@ -216,10 +227,19 @@ mod tests {
     fn the_mirror_of_a_static_pod_has_the_hash_of_its_cgroup() {
         let hash = "0123456789abcdef0123456789abcdef";
         let mut object = cart();
-        object["metadata"]["annotations"] = json!({CONFIG_HASH: hash});
-        assert_eq!(read(object.clone()).and_then(|p| p.static_hash), None, "no mirror: a hash of no meaning");
-        object["metadata"]["annotations"] =
-            json!({CONFIG_HASH: hash, MIRROR: hash, "kubernetes.io/config.source": "file"});
+        for no_mirror in [
+            json!({CONFIG_HASH: hash, CONFIG_SOURCE: "file"}),
+            json!({CONFIG_HASH: hash, MIRROR: hash}),
+            json!({CONFIG_HASH: hash, MIRROR: hash, CONFIG_SOURCE: "api"}),
+            json!({CONFIG_HASH: hash, MIRROR: "other", CONFIG_SOURCE: "file"}),
+        ] {
+            object["metadata"]["annotations"] = no_mirror.clone();
+            assert_eq!(read(object.clone()).and_then(|p| p.static_hash), None, "{no_mirror}");
+        }
+        object["metadata"]["annotations"] = json!({CONFIG_HASH: hash, MIRROR: hash, CONFIG_SOURCE: "file"});
+        let mut ownerless = object.clone();
+        ownerless["metadata"]["ownerReferences"] = json!([]);
+        assert_eq!(read(ownerless).and_then(|p| p.static_hash), None, "no kubelet made it");
         let pods = Pods::default();
         pods.apply(read(object).expect("a pod"));
         let who = pods.who(Some(hash), Some("bbb")).expect("known by its hash");

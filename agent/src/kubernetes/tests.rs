@@ -6,6 +6,7 @@ use futures_util::stream;
 use kube::client::Body;
 use serde_json::json;
 use std::collections::VecDeque;
+use std::io::{Read as _, Write as _};
 
 fn object(uid: &str) -> Pod {
     let id = format!("containerd://{uid}c");
@@ -25,21 +26,19 @@ fn run<T>(future: impl Future<Output = T>) -> T {
     })
 }
 
-/// Pauses that cost no time, and how many were taken.
-struct Pauses(usize);
-
-impl Iterator for Pauses {
-    type Item = Duration;
-    fn next(&mut self) -> Option<Duration> {
-        self.0 += 1;
-        Some(Duration::ZERO)
-    }
+/// Of one that does not wait between attempts.
+fn patient() -> Patience {
+    Patience::new(std::iter::repeat(Duration::ZERO))
 }
 
-fn told(events: Vec<watcher::Result<Event<Pod>>>) -> (Pods, State, usize) {
-    let (pods, state, mut pauses) = (Pods::default(), State::new(Watch::Connecting), Pauses(0));
-    run(follow(stream::iter(events), &pods, &state, &mut pauses));
-    (pods, state, pauses.0)
+fn attempt<'a>(pods: &'a Pods, state: &'a State, answered: &'a Notify) -> Attempt<'a> {
+    Attempt { pods, state, answered, has_changed: &|| false }
+}
+
+fn told(events: Vec<watcher::Result<Event<Pod>>>) -> (Pods, State, Next) {
+    let (pods, state, answered) = (Pods::default(), State::new(Watch::Connecting), Notify::new());
+    let next = run(follow(stream::iter(events), &attempt(&pods, &state, &answered), &mut patient()));
+    (pods, state, next)
 }
 
 fn knows(pods: &Pods, uid: &str) -> bool {
@@ -66,6 +65,13 @@ fn a_list_is_taken_and_what_it_leaves_out_has_gone() {
 }
 
 #[test]
+fn a_pod_that_is_first_told_of_by_its_deletion_has_its_names() {
+    let (pods, ..) = told(vec![Ok(Event::Init), Ok(Event::InitDone), Ok(Event::Delete(object("a")))]);
+    assert_eq!((pods.count().live, pods.count().gone), (0, 1));
+    assert!(knows(&pods, "a"));
+}
+
+#[test]
 fn half_a_list_takes_nothing_away() {
     let error = || Err(watcher::Error::NoResourceVersion);
     let events = vec![
@@ -76,8 +82,8 @@ fn half_a_list_takes_nothing_away() {
         Ok(Event::InitApply(object("b"))),
         error(),
     ];
-    let (pods, state, pauses) = told(events);
-    assert_eq!((pods.count().live, pods.count().gone, pauses), (2, 0, 1));
+    let (pods, state, next) = told(events);
+    assert_eq!((pods.count().live, pods.count().gone, next), (2, 0, Next::Anew));
     assert!(matches!(state.watch(), Watch::Unreachable { .. }));
 }
 
@@ -107,45 +113,50 @@ fn each_error_has_its_state_and_its_mend() {
         (None, anew) => ("", String::new(), anew),
         (other, _) => panic!("{other:?}"),
     };
-    for (error, state, words, anew) in [
+    for (error, state, words, next) in [
         (
             watcher::Error::InitialListFailed(api(401, "Unauthorized")),
             "denied",
             ["token", "kubernetes.kubeconfig"],
-            false,
+            Next::Settings,
         ),
         (
             watcher::Error::InitialListFailed(api(403, "pods is forbidden")),
             "denied",
             ["may not list pods", "rbac.yaml"],
-            false,
+            Next::GoOn,
         ),
         (
             watcher::Error::WatchStartFailed(api(403, "pods is forbidden")),
             "denied",
             ["may not watch pods", "list and watch"],
-            false,
+            Next::GoOn,
         ),
         (
             watcher::Error::InitialListFailed(api(500, "etcd is ill")),
             "unreachable",
             ["500", "etcd is ill"],
-            false,
+            Next::GoOn,
         ),
         (
             watcher::Error::InitialListFailed(refused()),
             "unreachable",
             ["cannot be reached", "Connect"],
-            false,
+            Next::GoOn,
         ),
-        (watcher::Error::InitialListFailed(serde()), "unreachable", ["no list of pods", "EOF"], true),
-        (watcher::Error::WatchFailed(serde()), "unreachable", ["watch", "EOF"], true),
-        (watcher::Error::WatchFailed(api(0, "")), "unreachable", ["watch", "something else"], true),
-        (watcher::Error::WatchFailed(api(500, "etcd is ill")), "unreachable", ["500", "etcd is ill"], true),
-        (watcher::Error::WatchStartFailed(api(410, "too old")), "", ["", ""], true),
+        (watcher::Error::InitialListFailed(serde()), "unreachable", ["no list of pods", "EOF"], Next::Anew),
+        (watcher::Error::WatchFailed(serde()), "unreachable", ["watch", "EOF"], Next::Anew),
+        (watcher::Error::WatchFailed(api(0, "")), "unreachable", ["watch", "something else"], Next::Anew),
+        (
+            watcher::Error::WatchFailed(api(500, "etcd is ill")),
+            "unreachable",
+            ["500", "etcd is ill"],
+            Next::Anew,
+        ),
+        (watcher::Error::WatchStartFailed(api(410, "too old")), "", ["", ""], Next::Anew),
     ] {
-        let (got, why, begins_anew) = said(&error);
-        assert_eq!((got, begins_anew), (state, anew), "{error}");
+        let (got, why, goes_on) = said(&error);
+        assert_eq!((got, goes_on), (state, next), "{error}");
         assert!(words.iter().all(|w| why.contains(w)), "{why}");
     }
 }
@@ -167,9 +178,11 @@ fn answered(answers: Vec<(u16, String)>) -> (Pods, Watch, Vec<String>) {
                 );
             }
         };
+        let (answered, mut patience) = (Notify::new(), patient());
+        let attempt = attempt(&pods, &state, &answered);
         tokio::select! {
             () = server => {}
-            () = watch(client, "n-1", &pods, &state) => {}
+            () = watch(client, "n-1", &attempt, &mut patience) => {}
         }
         asked
     });
@@ -228,6 +241,99 @@ fn an_object_that_cannot_be_read_is_not_left_out() {
         answered(vec![(200, list(&["a"], None)), (200, garbage), (200, list(&["a", "b", "c"], None))]);
     assert!(["a", "b", "c"].iter().all(|uid| knows(&pods, uid)), "{asked:?}");
     assert!(asked[2].contains("limit=50"), "the list tells what the watch could not: {asked:?}");
+}
+
+/// A server that takes each connection and answers its first request with what this makes of it; without an answer it holds the connection.
+fn server(answer: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = listener.local_addr().expect("bound").port();
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            let answer = answer.clone();
+            std::thread::spawn(move || {
+                let mut head = [0; 4096];
+                let n = connection.read(&mut head).unwrap_or(0);
+                match answer(&String::from_utf8_lossy(&head[..n])) {
+                    Some(text) => drop(connection.write_all(text.as_bytes())),
+                    None => drop(connection.read(&mut head)),
+                }
+            });
+        }
+    });
+    port
+}
+
+fn in_json(body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+/// What is said of the server at this port after the third attempt to make a list of it, or to follow one, has failed.
+fn said_of(port: u16, adjust: impl FnOnce(&mut Patience)) -> Watch {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("config");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: t\n\
+         clusters: [{{name: t, cluster: {{server: \"http://127.0.0.1:{port}\"}}}}]\n\
+         users: [{{name: t, user: {{token: t}}}}]\ncontexts: [{{name: t, context: {{cluster: t, user: t}}}}]\n"
+    );
+    std::fs::write(&file, text).expect("written");
+    let (pods, state) = (Pods::default(), State::new(Watch::Connecting));
+    let (tell, told) = std::sync::mpsc::channel();
+    let mut patience = Patience::new((0..).map(move |n| {
+        let _ = tell.send(n);
+        Duration::ZERO
+    }));
+    adjust(&mut patience);
+    let place = Place::Kubeconfig(file);
+    run(async {
+        let done = async {
+            while told.try_iter().all(|n| n < 2) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            () = always(&place, "n", &pods, &state, &mut patience) => {}
+            () = done => {}
+        }
+    });
+    state.watch()
+}
+
+#[test]
+fn a_server_that_takes_a_connection_and_says_nothing_is_not_waited_for_for_ever() {
+    fn why(port: u16, adjust: impl FnOnce(&mut Patience)) -> String {
+        match said_of(port, adjust) {
+            Watch::Unreachable { why } => why,
+            other => panic!("{other:?}"),
+        }
+    }
+    let short = Duration::from_millis(100);
+    let silent = why(server(|_| None), |p| p.page_within = short);
+    assert!(silent.contains("did not answer a list"), "{silent}");
+    let silent = why(server(|_| None), |p| p.silence = short);
+    assert!(silent.contains("cannot be reached") && silent.contains("timed out"), "{silent}");
+    // one that goes silent after the list
+    let watched = server(|asked| (!asked.contains("watch=true")).then(|| in_json(&list(&["a"], None))));
+    let silent = why(watched, |p| p.silence = short);
+    assert!(silent.contains("cannot be reached") && silent.contains("timed out"), "{silent}");
+}
+
+#[test]
+fn watches_that_end_as_they_begin_are_an_error_and_have_pauses() {
+    let asked = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let count = asked.clone();
+    let port = server(move |head| {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Some(in_json(&if head.contains("watch=true") { String::new() } else { list(&["a"], None) }))
+    });
+    let Watch::Unreachable { why } = said_of(port, |_| {}) else { panic!("it is none") };
+    assert!(why.contains("ends at once"), "{why}");
+    let asked = asked.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(asked < 4 * (MOST_ANSWERS + 3), "{asked} requests in three attempts");
 }
 
 #[test]

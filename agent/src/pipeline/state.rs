@@ -8,6 +8,7 @@ use super::handover::Handover;
 use super::inits::Inits;
 use super::lane::{Lane, Seen};
 use super::limits::Change as LimitChange;
+use super::names::Unnamed;
 use super::notices::Notices;
 use super::outage::Outage;
 use super::sealer::{Job, Moving};
@@ -50,9 +51,7 @@ pub(super) const YOUNG: u64 = 5 * SECOND;
 /// A new container's first process is looked for until it is this old.
 const INIT_WITHIN: u64 = 10 * SECOND;
 const MINUTE: u64 = 60 * SECOND;
-const HOUR: u64 = 60 * MINUTE;
-/// Revisions of containers that become rows in one turn.
-const NAMES_A_TURN: usize = 1000;
+pub(super) const HOUR: u64 = 60 * MINUTE;
 /// Cgroups that a walk has found are opened and read for the first time for so long a turn, and at least so many, so that
 /// the lane of the others does not wait for thousands of them.
 const FOLLOW_FOR: u64 = 5 * MS;
@@ -95,6 +94,7 @@ pub struct State {
     pub(super) bursts: HashMap<CgroupId, Running>,
     pub(super) story: Story,
     pub(super) pods: Option<Pods>,
+    pub(super) unnamed: Unnamed,
     pub(super) pending: Pending,
     pub(super) ledger: Ledger,
     pub(super) has_events: bool,
@@ -140,7 +140,7 @@ pub(super) struct Next {
     base: u64,
     rescan: u64,
     offset: u64,
-    names: u64,
+    pub(super) names: u64,
     pub(super) minute: u64,
     pub(super) node: u64,
     /// What is read of the node less often.
@@ -184,6 +184,7 @@ impl State {
             series,
             targets: Targets::default(),
             pods: None,
+            unnamed: Unnamed::default(),
             trigger,
             burst_cost,
             tables: Tables::default(),
@@ -493,27 +494,6 @@ impl State {
         for id in std::mem::take(&mut self.vanished) {
             self.cgroup_gone(id);
         }
-    }
-
-    /// Where names of pods come from, and what becomes rows of the table `containers`.
-    pub fn set_pods(&mut self, pods: Pods) {
-        pods.keep_news();
-        self.pods = Some(pods.clone());
-        self.story.set_pods(pods);
-    }
-
-    /// What Kubernetes has told; each hour all of it, so that no row that names a container is much older than the rows that it names.
-    fn note_names(&mut self, now: u64) {
-        let Some(pods) = &self.pods else { return };
-        if self.next.names <= now {
-            pods.tell_all();
-            self.next.names = now + HOUR;
-        }
-        let (news, lost) = pods.take_news(NAMES_A_TURN);
-        self.ledger.lost(Table::Containers, "too_many", lost);
-        self.ledger.written(Table::Containers, news.len() as u64);
-        let stamp = self.stamp(now);
-        self.pending.containers.extend(news.into_iter().map(|revision| (stamp, revision)));
     }
 
     pub fn set_moving(&mut self, moving: Moving) {

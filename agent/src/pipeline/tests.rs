@@ -5,6 +5,7 @@ mod cost;
 mod heap;
 mod ledger;
 mod losses;
+mod names;
 mod tables;
 mod truth;
 

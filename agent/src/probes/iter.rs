@@ -13,7 +13,6 @@ const BPF_ITER_CREATE: libc::c_int = 33;
 const BPF_TRACE_ITER: u32 = 28;
 
 /// `union bpf_iter_link_info`: what to go over.
-#[derive(Clone, Copy)]
 pub struct Over([u32; 4]);
 
 /// A cgroup, in an order of `enum bpf_cgroup_iter_order`.

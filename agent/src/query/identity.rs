@@ -1,5 +1,6 @@
 //! Cells of a row, and who a cgroup is by the cells that name it.
 
+use crate::pods::Pods;
 use arrow::array::{Array, AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::{Int32Type, TimestampMicrosecondType};
 
@@ -31,6 +32,18 @@ impl Identity {
         "pod",
         "container",
     ];
+
+    /// Takes the names that Kubernetes told of it, where its rows have none.
+    pub fn name_by(&mut self, pods: &Pods) {
+        if self.container.is_some() {
+            return;
+        }
+        let Some(who) = pods.who(self.pod_uid.as_deref(), self.container_id.as_deref()) else { return };
+        let container = who.container().map(|c| c.name.clone());
+        self.namespace.get_or_insert_with(|| who.pod.namespace.clone());
+        self.pod.get_or_insert_with(|| who.pod.name.clone());
+        self.container = container;
+    }
 
     pub(super) fn lay_over(&mut self, rows: &RecordBatch, row: usize) {
         if let Some(id) = int(rows, "parent_cgroup_id", row) {

@@ -47,6 +47,12 @@ impl Open {
 }
 
 impl Story {
+    /// Incidents of pods of which nothing is known: those that still wait for a name, and those that no longer do.
+    pub fn unnamed(&self) -> (usize, u64) {
+        let all = self.open.values().chain(&self.waiting);
+        (all.filter(|open| open.is_unnamed()).count(), self.given_up)
+    }
+
     /// The incidents of which Kubernetes has told something since the last call, in new revisions: open ones, and those that
     /// were closed a while ago.
     pub fn learn(&mut self) -> Vec<Incident> {
@@ -213,6 +219,23 @@ mod tests {
         story.close_due(201 * S + 3600 * S);
         pods.apply(pod(&[7], ended("OOMKilled", 137, None)));
         assert!(story.learn().is_empty(), "a named one waits for no more than a restart takes");
+    }
+
+    #[test]
+    fn those_that_wait_for_a_name_are_counted_and_those_for_which_there_was_no_room() {
+        let (mut story, pods) = story();
+        let most = super::super::restart::MAX_WAITING;
+        for (before, n) in (0..most + 3).zip(0..) {
+            let path = format!("/kubepods/burstable/pod{UID}/{}", id(n));
+            let owner = Arc::new(Meta { id: CgroupId(n), parent_id: None, identity: identify(&path), path });
+            story.oom_kill(&owner, &event(100 * S), &kill(42, 42), evidence(), None);
+            assert_eq!(story.unnamed(), (before + 1, 0));
+        }
+        story.close_due(200 * S);
+        assert_eq!(story.unnamed(), (most, 3));
+        pods.apply(pod(&[7], Vec::new()));
+        story.learn();
+        assert_eq!(story.unnamed(), (0, 3), "their rows have no name and will have none");
     }
 
     /// The summary of an OOM kill, or of an end without one, of which Kubernetes says this.

@@ -155,10 +155,14 @@ async fn gather<S: Source>(app: &App<S>, asked: &Asked) -> Result<(Vec<One>, (i6
     let max_rows = app.limits.max_rows;
     let cancel = Cancel::default();
     let watched = cancel.watched();
+    let pods = app.source.pods();
     let found = on_a_blocking_thread(move || {
         let chooser = Chooser::new(&containers, &incidents);
         let filter = Filter { cgroups: chooser.ids(), ..Filter::range(from_us, to_us) };
         let mut found = tell(&view, &filter, max_rows, now_us.min(to_us), &watched)?;
+        for one in &mut found {
+            one.who.name_by(&pods);
+        }
         found.retain(|one| chooser.takes(&one.key, &one.who));
         Ok::<_, Problem>(found)
     })

@@ -72,6 +72,8 @@ impl Place {
         c.args(["agent", "--config"]).arg(self.config());
         // as a supervisor that closes what it does not need
         c.stdin(Stdio::null()).stdout(Stdio::null());
+        // wherever the tests run, the agent is in no cluster
+        c.env_remove("KUBERNETES_SERVICE_HOST");
         c
     }
 

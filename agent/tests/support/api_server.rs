@@ -8,7 +8,7 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Response, StatusCode};
 use axum::routing::get;
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -174,8 +174,8 @@ impl ApiServer {
         let _ = self.shared.told.send(Told::Line("{\"type\": \"MODIFIED\", \"object\": [7]}\n".to_owned()));
     }
 
-    /// Moves the version on without a change.
-    pub fn bookmark(&self) {
+    /// Moves the version on without a change, to what is returned.
+    pub fn bookmark(&self) -> u64 {
         let version = self.with(|i| {
             i.version += 1;
             i.version
@@ -184,6 +184,7 @@ impl ApiServer {
             json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"resourceVersion": version.to_string()}});
         let _ =
             self.shared.told.send(Told::Line(format!("{}\n", json!({"type": "BOOKMARK", "object": object}))));
+        version
     }
 
     /// Forgets all history: whoever watches is told so, and whoever asks for it later.
@@ -270,13 +271,10 @@ async fn pods(
         let text = list(&shared, get("limit"), get("continue"));
         let pieces: Vec<Bytes> =
             text.as_bytes().chunks(text.len() / 8 + 1).map(Bytes::copy_from_slice).collect();
-        return Response::new(Body::from_stream(stream::unfold(
-            pieces.into_iter(),
-            move |mut pieces| async move {
-                tokio::time::sleep(pause).await;
-                Some((Ok::<_, io::Error>(pieces.next()?), pieces))
-            },
-        )));
+        return in_json(stream::unfold(pieces.into_iter(), move |mut pieces| async move {
+            tokio::time::sleep(pause).await;
+            Some((Ok::<_, io::Error>(pieces.next()?), pieces))
+        }));
     }
     let since: u64 = get("resourceVersion").parse().unwrap_or(0);
     // subscribed before the history is read: nothing falls between
@@ -288,7 +286,29 @@ async fn pods(
     let missed: Vec<Told> =
         inner.history.iter().filter(|(v, _)| *v > since).map(|(_, line)| Told::Line(line.clone())).collect();
     drop(inner);
-    Response::new(Body::from_stream(watched(missed, told)))
+    in_json(watched(missed, told).flat_map(move |told| slowly(told, pause)))
+}
+
+fn in_json(body: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Response<Body> {
+    let answer = Response::builder().header("content-type", "application/json");
+    answer.body(Body::from_stream(body)).expect("an answer")
+}
+
+/// In two pieces with a pause before each, unless there is to be none.
+fn slowly(told: io::Result<Bytes>, pause: Duration) -> impl Stream<Item = io::Result<Bytes>> {
+    let pieces = match told {
+        Ok(text) if !pause.is_zero() => {
+            let half = text.len() / 2;
+            vec![Ok(text.slice(..half)), Ok(text.slice(half..))]
+        }
+        other => vec![other],
+    };
+    stream::iter(pieces).then(move |piece| async move {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        piece
+    })
 }
 
 fn list(shared: &Shared, limit: &str, at: &str) -> String {
