@@ -85,6 +85,9 @@ pub struct Kubernetes {
     pub exit_code: Option<i32>,
     pub restart_count: Option<i32>,
     pub next_container_id: Option<String>,
+    /// Why all of the pod was ended: `Deleted`, or the reason and message of its status (`Evicted: …`).
+    #[serde(default)]
+    pub pod_end: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

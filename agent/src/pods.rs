@@ -66,6 +66,10 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
     pub owner: Option<Owner>,
     pub qos: Option<String>,
+    /// Why all of it was ended by the kubelet, as its status has it: `Evicted: The node was low on resource: memory.`
+    pub reason: Option<String>,
+    /// When its deletion was asked for, in µs since 1970, to the second.
+    pub deleted_us: Option<i64>,
     pub containers: Vec<Container>,
 }
 

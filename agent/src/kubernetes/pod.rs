@@ -2,11 +2,13 @@
 
 use crate::pods::{Container, Ended, Owner, Pod};
 use k8s_openapi::api::core::v1 as api;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use std::collections::BTreeMap;
 
 /// Bytes of labels that are kept of a pod, keys and values together. Kubernetes has no bound on their number; pods have some hundred bytes.
 const MAX_LABEL_BYTES: usize = 8 << 10;
+/// Characters that are kept of what a pod's status says about its end.
+const MAX_REASON: usize = 200;
 /// The annotations of the mirror of a static pod. In the cgroup path stands the hash, not the mirror's UID.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
@@ -85,10 +87,24 @@ fn static_hash(annotations: &BTreeMap<String, String>, owners: &[OwnerReference]
     is_mirror.then(|| hash.clone())
 }
 
+/// Why a kubelet ended all of a pod (`Evicted`, `Preempting`, `NodeShutdown`), with its words for it.
+fn reason(status: &api::PodStatus) -> Option<String> {
+    let reason = status.reason.as_deref().filter(|r| !r.is_empty())?;
+    let words = status.message.as_deref().map_or_else(String::new, |m| format!(": {}", m.trim()));
+    Some(format!("{reason}{words}").chars().take(MAX_REASON).collect())
+}
+
+/// When the deletion was asked for: its timestamp is the end of the time that the pod is given.
+fn deleted_us(meta: &ObjectMeta) -> Option<i64> {
+    let end = meta.deletion_timestamp.as_ref()?.0.as_second();
+    end.checked_sub(meta.deletion_grace_period_seconds.unwrap_or(0))?.checked_mul(1_000_000)
+}
+
 /// `None` for an object that does not say who it is.
 pub fn of(pod: api::Pod) -> Option<Pod> {
     let (meta, spec, status) = (pod.metadata, pod.spec.unwrap_or_default(), pod.status.unwrap_or_default());
     let told = |s: Option<String>| s.filter(|s| !s.is_empty());
+    let (reason, deleted_us) = (reason(&status), deleted_us(&meta));
     let (uid, name, namespace) = (told(meta.uid)?, told(meta.name)?, told(meta.namespace)?);
     let annotations = meta.annotations.unwrap_or_default();
     let owners = meta.owner_references.unwrap_or_default();
@@ -115,6 +131,8 @@ pub fn of(pod: api::Pod) -> Option<Pod> {
         labels: labels(meta.labels.unwrap_or_default()),
         owner: owner.map(|o| Owner { kind: o.kind.clone(), name: o.name.clone() }),
         qos: told(status.qos_class),
+        reason,
+        deleted_us,
         containers,
     })
 }
@@ -221,6 +239,24 @@ mod tests {
             (&["aaa".to_owned()][..], 1)
         );
         assert_eq!(pod.containers[0].ended[0].next_container_id, None);
+    }
+
+    #[test]
+    fn why_and_when_all_of_a_pod_ends_is_kept() {
+        let pod = read(cart()).expect("a pod");
+        assert_eq!((pod.reason, pod.deleted_us), (None, None));
+        let mut object = cart();
+        object["status"]["reason"] = json!("Evicted");
+        object["status"]["message"] =
+            json!("The node was low on resource: memory. ".to_owned() + &"é".repeat(500));
+        object["metadata"]["deletionTimestamp"] = json!("2026-11-30T08:00:30Z");
+        let pod = read(object.clone()).expect("a pod");
+        let reason = pod.reason.expect("a reason");
+        assert!(reason.starts_with("Evicted: The node was low on resource: memory. é"), "{reason}");
+        assert_eq!(reason.chars().count(), MAX_REASON);
+        assert_eq!(pod.deleted_us, Some(1_796_025_630_000_000));
+        object["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+        assert_eq!(read(object).and_then(|p| p.deleted_us), Some(1_796_025_600_000_000));
     }
 
     #[test]

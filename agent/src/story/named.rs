@@ -5,6 +5,7 @@
 
 use super::{Open, Story};
 use crate::incident::{Incident, Kubernetes};
+use crate::pods::Pod;
 use std::fmt::Write as _;
 
 const OOM_KILLED: &str = "OOMKilled";
@@ -32,17 +33,51 @@ impl Open {
         }
         // its successor is the last that is learnt: the counts of later ones are not its own
         let is_whole = i.kubernetes.as_ref().is_some_and(|k| k.next_container_id.is_some());
-        if let (false, Some(ended)) = (is_whole, i.container_id.as_deref().and_then(|id| who.ended(id))) {
+        let ended = i.container_id.as_deref().and_then(|id| who.ended(id));
+        let pod_end = pod_end(i, &who.pod);
+        if !is_whole && (ended.is_some() || pod_end.is_some()) {
             let told = Some(Kubernetes {
-                reason: ended.reason.clone(),
-                exit_code: Some(ended.exit_code),
-                restart_count: Some(ended.restart_count),
-                next_container_id: ended.next_container_id.clone(),
+                reason: ended.and_then(|e| e.reason.clone()),
+                exit_code: ended.map(|e| e.exit_code),
+                restart_count: ended.map(|e| e.restart_count),
+                next_container_id: ended.and_then(|e| e.next_container_id.clone()),
+                pod_end,
             });
             is_more |= i.kubernetes != told;
             i.kubernetes = told;
         }
         is_more
+    }
+}
+
+/// Why all of the pod was ended, where that explains a signal to this container.
+fn pod_end(i: &Incident, pod: &Pod) -> Option<String> {
+    if i.kind != "killed" {
+        return None;
+    }
+    // both instants are kept to the second
+    let was_deleted = pod.deleted_us.is_some_and(|at| at <= i.ts_us + 1_000_000);
+    pod.reason.clone().or_else(|| was_deleted.then(|| "Deleted".to_owned()))
+}
+
+/// Whether the signal was sent by the container's runtime, as a kubelet asks it to.
+fn is_by_runtime(i: &Incident) -> bool {
+    let comm = i.killer.as_ref().and_then(|k| k.comm.as_deref()).unwrap_or_default();
+    ["runc", "crun"].iter().any(|name| comm.starts_with(name))
+}
+
+/// Why a kubelet may have ended it. The kernel sees the runtime only, whoever asked for it.
+fn say_pod_end(out: &mut String, k: &Kubernetes, i: &Incident) {
+    if let Some(end) = &k.pod_end {
+        let _ = match end.as_str() {
+            "Deleted" => write!(out, " Its pod was being deleted."),
+            end => write!(out, " Kubernetes says of its pod: {}.", end.trim_end_matches('.')),
+        };
+    } else if k.next_container_id.is_some() && i.kind == "killed" && is_by_runtime(i) {
+        out.push_str(
+            " Its pod was neither deleted nor evicted, and got another container in its place: so a kubelet does when a liveness or \
+             startup probe fails (the pod's own events, kubectl describe pod, have each failure).",
+        );
     }
 }
 
@@ -73,7 +108,9 @@ impl Story {
 
 /// What Kubernetes says of the end, and whether the kernel says the same.
 pub(super) fn say(out: &mut String, i: &Incident) {
-    let Some(Kubernetes { reason, exit_code: Some(code), restart_count, .. }) = &i.kubernetes else { return };
+    let Some(kubernetes) = &i.kubernetes else { return };
+    say_pod_end(out, kubernetes, i);
+    let Kubernetes { reason, exit_code: Some(code), restart_count, .. } = kubernetes else { return };
     let reason = reason.as_deref().unwrap_or("no reason");
     let told = format!("{reason}, exit code {code}");
     let exit = i.exit.unwrap_or_default();
@@ -108,10 +145,10 @@ pub(super) fn say(out: &mut String, i: &Incident) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{event, evidence, kill, names, task};
+    use super::super::tests::{blame, event, evidence, kill, names, task};
     use super::*;
     use crate::cgroup::{Meta, identify};
-    use crate::event::Exit;
+    use crate::event::{Exit, Sent};
     use crate::names::CgroupId;
     use crate::pods::{Container, Ended, Pod, Pods};
     use std::sync::Arc;
@@ -236,6 +273,44 @@ mod tests {
         pods.apply(pod(&[7], Vec::new()));
         story.learn();
         assert_eq!(story.unnamed(), (0, 3), "their rows have no name and will have none");
+    }
+
+    #[test]
+    fn a_probe_that_failed_an_eviction_a_deletion_and_a_person_are_told_apart() {
+        let killed = |pod: Pod, sender: &str| {
+            let (mut story, pods) = story();
+            pods.apply(pod);
+            let mut blame = blame(Sent::ByTask);
+            blame.kill.sender = task(99, sender);
+            let exit = Exit {
+                task: task(42, "app"),
+                ppid: None,
+                inner_pid: Some(1),
+                exit_code: None,
+                signal: Some(9),
+            };
+            let i = story.ended(&owner(), &event(100 * S), &exit, Some(&blame), &evidence());
+            (i.kubernetes.and_then(|k| k.pod_end), i.summary)
+        };
+        let one = |next| pod(&[7], ended("Error", 137, next));
+        let evicted =
+            Pod { reason: Some("Evicted: The node was low on resource: memory.".into()), ..one(None) };
+        let (end, summary) = killed(evicted, "runc");
+        assert_eq!(end.as_deref(), Some("Evicted: The node was low on resource: memory."));
+        assert!(summary.contains("of its pod: Evicted: The node was low on resource: memory. "), "{summary}");
+        for (at_s, is_told) in [(70, true), (101, true), (102, false), (700, false)] {
+            let deleted = Pod { deleted_us: Some(at_s * 1_000_000), ..one(None) };
+            let (end, summary) = killed(deleted, "runc");
+            assert_eq!(end.as_deref() == Some("Deleted"), is_told, "{at_s}");
+            assert_eq!(summary.contains("Its pod was being deleted."), is_told, "{summary}");
+        }
+        let probe = |next, sender| killed(one(next), sender).1.contains("liveness or startup probe");
+        assert!(probe(Some(8), "runc") && probe(Some(8), "crun"));
+        assert!(!probe(None, "runc"), "not before another one has its place");
+        assert!(!probe(Some(8), "kill"), "a person did");
+        let (mut story, pods) = story();
+        pods.apply(Pod { deleted_us: Some(0), ..one(None) });
+        assert_eq!(oom(&mut story).kubernetes.and_then(|k| k.pod_end), None, "the kernel killed");
     }
 
     /// The summary of an OOM kill, or of an end without one, of which Kubernetes says this.

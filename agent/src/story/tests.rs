@@ -127,7 +127,7 @@ fn events_of_one_container_merge_and_the_window_closes_it() {
     assert!(!story.is_open(CgroupId(7)));
 }
 
-fn blame(sent: Sent) -> Blame {
+pub(super) fn blame(sent: Sent) -> Blame {
     let kill = Kill {
         target: task(42, "app"),
         target_inner_pid: Some(1),
