@@ -188,7 +188,7 @@ impl Means {
         ladder.hooks.push(lane.rung());
         let namespaces = match &mut probes {
             Some(probes) => probes.take_namespaces(),
-            None => Err("no kernel probes".to_owned()),
+            None => Err("it is loaded with the programs of the events, and they are not".to_owned()),
         };
         ladder.hooks.push(probes::namespaces_rung(namespaces.as_ref()));
         Ok(Self { probes, namespaces: namespaces.ok(), lane, notices, ladder, has_events })
