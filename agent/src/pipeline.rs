@@ -166,7 +166,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
 /// What the agent can do its work with on this machine.
 struct Means {
     probes: Option<Probes>,
-    namespaces: Option<Namespaces>,
+    namespaces: Option<Arc<Namespaces>>,
     lane: Lane,
     notices: Notices,
     ladder: Ladder,
@@ -176,7 +176,7 @@ struct Means {
 impl Means {
     fn find(config: &Config, tree: &mut Tree) -> anyhow::Result<Self> {
         let kernel = config.probes.enabled.then(Kernel::read);
-        let (mut probes, mut ladder) = start_probes(config, kernel.as_ref());
+        let (probes, mut ladder) = start_probes(config, kernel.as_ref());
         let lane = Lane::start(config, kernel.as_ref());
         if let Some(kernel) = kernel {
             kernel.let_go();
@@ -186,11 +186,11 @@ impl Means {
         let notices = Notices::start(&ladder, tree);
         ladder.hooks.extend(notices.rungs());
         ladder.hooks.push(lane.rung());
-        let namespaces = match &mut probes {
-            Some(probes) => probes.take_namespaces(),
+        let namespaces = match &probes {
+            Some(probes) => probes.namespaces(),
             None => Err("it is loaded with the programs of the events, and they are not".to_owned()),
         };
-        ladder.hooks.push(probes::namespaces_rung(namespaces.as_ref()));
+        ladder.hooks.push(probes::namespaces_rung(&namespaces));
         Ok(Self { probes, namespaces: namespaces.ok(), lane, notices, ladder, has_events })
     }
 }

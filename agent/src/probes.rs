@@ -36,6 +36,7 @@ use aya::{
 use decode::ScopeHooks;
 use serde::Serialize;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use zerocopy::IntoBytes;
 
 #[cfg(fgm_ebpf)]
@@ -222,8 +223,7 @@ pub struct Probes {
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     scope: ScopeHooks,
     undecodable: u64,
-    /// `None`: taken.
-    namespaces: Option<Result<Namespaces, String>>,
+    namespaces: Result<Arc<Namespaces>, String>,
     /// Holds the programs and their links.
     _ebpf: Ebpf,
 }
@@ -285,7 +285,7 @@ fn try_start(kernel: &Kernel, config: &ProbeConfig) -> Result<(Probes, Ladder), 
     let reclaims =
         PerCpuHashMap::try_from(take_map(&mut ebpf, "RECLAIMS")?).map_err(|e| attach::explain(&e))?;
     let (hooks, scope) = attach::attach_all(&mut ebpf, kernel, &config.without);
-    let namespaces = Some(Namespaces::load(&mut ebpf, kernel));
+    let namespaces = Namespaces::load(&mut ebpf, kernel).map(Arc::new);
     let ladder = ladder(hooks, scope);
     let probes =
         Probes { ring, lost, cut, inits, reclaims, log, scope, undecodable: 0, namespaces, _ebpf: ebpf };
@@ -325,12 +325,12 @@ impl Probes {
         self.ring.as_fd()
     }
 
-    /// What tells network namespaces, once; then and where it could not be had, why not.
+    /// What tells network namespaces.
     ///
     /// # Errors
     /// Why it cannot be had.
-    pub fn take_namespaces(&mut self) -> Result<Namespaces, String> {
-        self.namespaces.take().unwrap_or_else(|| Err("it is in use".to_owned()))
+    pub fn namespaces(&self) -> Result<Arc<Namespaces>, String> {
+        self.namespaces.clone()
     }
 
     /// Hands over the events that wait, oldest first, at most [`DRAIN_RECORDS`] of them. Never blocks.

@@ -5,6 +5,7 @@ mod rows;
 #[path = "support/server.rs"]
 mod server;
 
+use arrow::array::RecordBatch;
 use axum::body::Body;
 use axum::http::{Request, header};
 use fgm::config::Config;
@@ -224,9 +225,8 @@ fn rows_in_memory_are_in_an_export_at_once() {
     assert_eq!(data["processes"].as_array().map(Vec::len), Some(2));
 }
 
-#[test]
-fn rows_in_memory_have_the_names_that_are_known_by_now() {
-    let s = setup();
+/// A row that was made before anybody had named its container, and the pod that it is of.
+fn nameless() -> (RecordBatch, Pod) {
     let mut row = rows::base(rows::QUIET, rows::KILL_US);
     for name in ["namespace", "pod", "container"] {
         row.remove(name);
@@ -234,12 +234,20 @@ fn rows_in_memory_have_the_names_that_are_known_by_now() {
     let batch = rows::batch(Table::Samples, &[row]);
     let of = |name| query::text(&batch, name, 0).expect("of a container").to_owned();
     let app = Container { name: "app".into(), ids: vec![of("container_id")], ..Container::default() };
-    let agent = Agent { memory: vec![(Table::Samples, batch.clone())].into(), ..Agent::default() };
+    let (namespace, name) = ("shop".to_owned(), "cart-0".to_owned());
+    let pod = Pod { uid: of("pod_uid"), namespace, name, containers: vec![app], ..Pod::default() };
+    (batch, pod)
+}
+
+#[test]
+fn rows_in_memory_have_the_names_that_are_known_by_now() {
+    let s = setup();
+    let (batch, pod) = nameless();
+    let agent = Agent { memory: vec![(Table::Samples, batch)].into(), ..Agent::default() };
     let (pods, all) = (agent.pods.clone(), "/api/export?format=json&from=1&to=9999999999");
     let router = s.router(agent);
     assert_eq!(get_json(&router, all)[0].get("container"), None);
-    let (namespace, name) = ("shop".to_owned(), "cart-0".to_owned());
-    pods.apply(Pod { uid: of("pod_uid"), namespace, name, containers: vec![app], ..Pod::default() });
+    pods.apply(pod);
     let row = &get_json(&router, all)[0];
     assert_eq!(
         (&row["namespace"], &row["pod"], &row["container"]),
@@ -250,16 +258,9 @@ fn rows_in_memory_have_the_names_that_are_known_by_now() {
 #[test]
 fn rows_that_were_closed_without_names_are_found_by_those_that_are_known() {
     let s = setup();
-    let mut row = rows::base(rows::QUIET, rows::KILL_US);
-    for name in ["namespace", "pod", "container"] {
-        row.remove(name);
-    }
-    let batch = rows::batch(Table::Samples, &[row]);
-    let of = |name| query::text(&batch, name, 0).expect("of a container").to_owned();
-    let app = Container { name: "app".into(), ids: vec![of("container_id")], ..Container::default() };
-    let agent = Agent { memory: vec![(Table::Samples, batch.clone())].into(), ..Agent::default() };
-    let (namespace, name) = ("shop".to_owned(), "cart-0".to_owned());
-    agent.pods.apply(Pod { uid: of("pod_uid"), namespace, name, containers: vec![app], ..Pod::default() });
+    let (batch, pod) = nameless();
+    let agent = Agent { memory: vec![(Table::Samples, batch)].into(), ..Agent::default() };
+    agent.pods.apply(pod);
     let router = s.router(agent);
     for by in ["namespace=shop", "containers=app", "search=cart-0"] {
         let answer = get_json(&router, &format!("/api/containers?from=1&to=9999999999&{by}"));

@@ -9,7 +9,7 @@ use aya::{
     Ebpf,
     programs::{Iter, ProgramFd},
 };
-use std::os::fd::AsFd;
+use std::{os::fd::AsFd, sync::Arc};
 use zerocopy::FromBytes;
 
 const PROGRAM: &str = "network_namespace";
@@ -56,12 +56,12 @@ impl Namespaces {
 }
 
 /// Its line in the ladder.
-pub fn rung(namespaces: Result<&Namespaces, &String>) -> Hook {
+pub fn rung(namespaces: &Result<Arc<Namespaces>, String>) -> Hook {
     Hook {
         event: "network",
         hook: "iter/task",
         mechanism: namespaces.is_ok().then_some("iter_task"),
-        error: namespaces.err().cloned(),
+        error: namespaces.as_ref().err().cloned(),
         costs: "network counters without the number of their namespace, but where /proc/PID/ns/net may be read (CAP_SYS_PTRACE)",
     }
 }
