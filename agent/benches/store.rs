@@ -10,6 +10,7 @@ use fgm::clock::ktime_ns;
 use fgm::export::{self, Evidence, Limits, Selection};
 use fgm::ledger::Accounts;
 use fgm::names::Table;
+use fgm::pods::Pods;
 use fgm::query::{self, Filter};
 use fgm::schema;
 use fgm::segment::{Disk, HOUR_US};
@@ -223,8 +224,9 @@ fn export(view: &View, query: &[(&str, &str)], limits: Limits) -> u64 {
     let pairs: Vec<(String, String)> =
         query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let selection = Selection::parse(&pairs, START).expect("a selection");
-    let (view, incidents, provenance) = (view.clone(), Vec::new(), Map::new());
-    let made = export::export(Evidence { view, incidents, provenance, limits, now_us: START }, &selection);
+    let (view, incidents, provenance, pods) = (view.clone(), Vec::new(), Map::new(), Pods::default());
+    let made =
+        export::export(Evidence { view, incidents, provenance, pods, limits, now_us: START }, &selection);
     made.expect("exported").bytes.len() as u64
 }
 

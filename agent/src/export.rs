@@ -30,6 +30,7 @@ pub use thin::MAX_REPORT_BYTES;
 use crate::incident::{Incident, Lost};
 use crate::ledger::{self, Accounts};
 use crate::names::Table;
+use crate::pods::Pods;
 use crate::query::{self, Filter, QueryError};
 use crate::schema;
 use crate::store::View;
@@ -90,6 +91,8 @@ pub struct Evidence {
     pub incidents: Vec<Incident>,
     /// What the running agent knows of itself, under the names of the report's `provenance`. Empty without an agent.
     pub provenance: Map<String, Value>,
+    /// What Kubernetes has told: rows whose file was closed before get their names by it.
+    pub pods: Pods,
     pub limits: Limits,
     /// Where `incident=latest` may still be in the making.
     pub now_us: i64,
@@ -325,7 +328,7 @@ fn document(evidence: &Evidence, found: &choose::Found) -> Result<document::Docu
                 other => other.into(),
             })?;
         lost.extend(more);
-        Ok(rows)
+        Ok(rows.into_iter().map(|batch| evidence.pods.fill(batch)).collect())
     };
     let events = side(Table::Events, &Filter { cgroups: None, ..found.filter.clone() })?;
     let processes = side(Table::Processes, &found.filter)?;

@@ -8,6 +8,8 @@
 mod fill;
 mod hashes;
 
+pub use fill::{NAMED_BY, NAMES};
+
 use crate::cgroup::Identity;
 use hashes::Hashes;
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -14,6 +14,7 @@ pub use told::{earlier_pods, pods};
 
 use crate::incident::Lost;
 use crate::names::Table;
+use crate::pods::{self, Pods};
 use crate::schema;
 use crate::segment::{self, Origin, ROW_KEY, SegmentError};
 use crate::store::{Pin, View};
@@ -120,6 +121,8 @@ pub struct Plan {
     pub lost: Vec<Lost>,
     /// The files stay while the plan lives.
     pin: Pin,
+    /// Who may name rows that were closed without names.
+    pods: Option<Pods>,
 }
 
 /// What a piece of a plan gives.
@@ -129,7 +132,7 @@ pub type Chunk = Result<RecordBatch, QueryError>;
 pub fn plan(view: &View, table: Table, filter: &Filter, max_rows: u64) -> Result<Plan, QueryError> {
     let lost = view.lost.iter().filter(|l| l.table == table.as_str()).cloned().collect();
     let (sources, runs, mut schemas) = (Vec::new(), Vec::new(), Vec::new());
-    let mut plan = Plan { table, sources, runs, rows: 0, lost, pin: view.pin.clone() };
+    let mut plan = Plan { table, sources, runs, rows: 0, lost, pin: view.pin.clone(), pods: None };
     for segment in &view.segments {
         let is_wanted = segment.table == table
             && segment.overlaps(filter.from_us, filter.to_us)
@@ -376,9 +379,17 @@ impl Plan {
             }
         }
         let (sources, lost) = (self.sources.clone(), self.lost.clone());
-        let mut plan = Plan { table: self.table, sources, runs: found, rows: 0, lost, pin: self.pin.clone() };
+        let (pin, pods) = (self.pin.clone(), self.pods.clone());
+        let mut plan = Plan { table: self.table, sources, runs: found, rows: 0, lost, pin, pods };
         plan.put_in_order();
         Ok(plan)
+    }
+
+    /// The same plan, whose rows get the names that Kubernetes told after their file was closed.
+    #[must_use]
+    pub fn named_by(mut self, pods: &Pods) -> Self {
+        self.pods = Some(pods.clone());
+        self
     }
 
     /// The same plan, of those cgroups alone that are wanted.
@@ -490,6 +501,21 @@ impl<'a> Group<'a> {
 
     /// Columns of all its rows, in order.
     pub fn columns(&self, wanted: &SchemaRef) -> Result<RecordBatch, QueryError> {
+        let has = |name: &&str| wanted.column_with_name(name).is_some();
+        let Some(pods) = self.plan.pods.as_ref().filter(|_| pods::NAMES.iter().any(has)) else {
+            return self.as_stored(wanted);
+        };
+        // one name is told by the whole of who it is
+        let by = pods::NAMES.into_iter().chain(pods::NAMED_BY);
+        let names: Vec<&str> =
+            wanted.fields().iter().map(|f| f.name().as_str()).chain(by.filter(|name| !has(name))).collect();
+        let rows = pods.fill(self.as_stored(&project(self.plan.table, &names))?);
+        let wrap = |source| SegmentError::Rows { table: self.plan.table.as_str(), source };
+        let places: Vec<usize> = (0..wanted.fields().len()).collect();
+        Ok(rows.project(&places).map_err(wrap)?)
+    }
+
+    fn as_stored(&self, wanted: &SchemaRef) -> Result<RecordBatch, QueryError> {
         let table = self.plan.table;
         let pieces = self.gathered(wanted)?;
         if let Some(order) = &self.order {

@@ -297,15 +297,16 @@ fn rows_that_were_written_before_a_name_was_known_have_it_in_the_closed_file() {
     let (tell, told) = crossbeam_channel::unbounded();
     writer.seal(1, vec![(Table::Samples, before)], rows::metadata(), Some(tell));
     let Ok(SealResult::Stored { files, .. }) = told.recv_timeout(LIMIT) else { panic!("not stored") };
-    let file = std::fs::File::open(&files[0].path).expect("a file");
+    assert_eq!(first_names(&files[0].path), ["shop", "cart-0", "app"].map(|name| Some(name.to_owned())));
+}
+
+/// Those of the first row of a Parquet file.
+fn first_names(path: &Path) -> [Option<String>; 3] {
+    let file = std::fs::File::open(path).expect("a file");
     let reader =
         parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).expect("Parquet");
     let batch = reader.build().expect("readable").next().expect("a batch").expect("rows");
-    let name = |column| query::text(&batch, column, 0);
-    assert_eq!(
-        (name("namespace"), name("pod"), name("container")),
-        (Some("shop"), Some("cart-0"), Some("app"))
-    );
+    ["namespace", "pod", "container"].map(|name| query::text(&batch, name, 0).map(str::to_owned))
 }
 
 /// What `fgm` prints as JSON, or the code that it ended with.
@@ -374,7 +375,7 @@ fn what_was_told_is_a_table_by_which_a_copied_folder_knows_labels_and_ends() {
     // labels and names are nowhere but in that table
     let data = dir.path().to_str().expect("text");
     let out = dir.path().join("out.json");
-    let export = |by: &str, what: &str| {
+    let export_as = |format: &str, by: &str, what: &str| {
         let words = [
             "export",
             "--data",
@@ -384,13 +385,14 @@ fn what_was_told_is_a_table_by_which_a_copied_folder_knows_labels_and_ends() {
             by,
             what,
             "--format",
-            "json",
+            format,
             "--json",
             "-o",
             out.to_str().expect("text"),
         ];
         fgm(&words).map(|_| ())
     };
+    let export = |by: &str, what: &str| export_as("json", by, what);
     for holds in ["app=cart-0", "tier in (web,api),!canary", "app!=store"] {
         assert_eq!(export("-l", holds), Ok(()), "{holds}");
     }
@@ -400,6 +402,14 @@ fn what_was_told_is_a_table_by_which_a_copied_folder_knows_labels_and_ends() {
     for (by, holds, not) in [("-n", "shop", "other"), ("-c", "app", "sidecar")] {
         assert_eq!((export(by, holds), export(by, not)), (Ok(()), Err(3)), "{by}");
     }
+    // and what is exported has them
+    let rows: Value = serde_json::from_slice(&std::fs::read(&out).expect("an export")).expect("JSON");
+    assert_eq!(
+        (&rows[0]["namespace"], &rows[0]["pod"], &rows[0]["container"]),
+        (&json!("shop"), &json!("cart-0"), &json!("app"))
+    );
+    assert_eq!(export_as("parquet", "-c", "app"), Ok(()));
+    assert_eq!(first_names(&out), ["shop", "cart-0", "app"].map(|name| Some(name.to_owned())));
     // an agent that starts over it has the names of those that are gone
     let again = Pods::default();
     again.remember(

@@ -51,6 +51,7 @@ fn evidence(view: &View) -> Evidence {
         view: view.clone(),
         incidents: export::incidents(view, vec![]).expect("readable"),
         provenance: serde_json::Map::new(),
+        pods: query::pods(view).expect("readable"),
         limits: LIMITS,
         now_us: KILL_US + 20_000_000,
     }

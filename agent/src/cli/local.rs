@@ -5,6 +5,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::export::{self, Containers, Evidence, Limits, Problem, Rows, Selection, time_range_or_all};
 use crate::incident::Incident;
+use crate::query;
 use crate::store::{Store, View};
 use crate::viewer::{self, Analysis};
 use anyhow::Context;
@@ -49,12 +50,13 @@ pub fn incidents(dir: &Path, pairs: &[(String, String)]) -> Result<(Vec<Incident
 pub fn export(dir: &Path, pairs: &[(String, String)], mut file: File) -> Result<File, Failure> {
     let view = view(dir)?;
     let mut selection = Selection::parse(pairs, now_us(&view))?;
+    let pods = query::pods(&view).map_err(anyhow::Error::new)?;
     if let Rows::Range { containers, .. } = &mut selection.rows {
-        containers.know_by(&view).map_err(anyhow::Error::new)?;
+        containers.know(&pods);
     }
     let now_us = clock::wall_us();
     let incidents = export::incidents(&view, Vec::new())?;
-    let evidence = Evidence { view, incidents, provenance: Map::new(), limits: limits(), now_us };
+    let evidence = Evidence { view, incidents, provenance: Map::new(), pods, limits: limits(), now_us };
     let into = file.try_clone().context("the export's file")?;
     export::export_into(evidence, &selection, into)?;
     file.rewind().context("the export's file")?;

@@ -28,7 +28,7 @@ pub fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
             let (from_us, to_us) = around(&incident, *before_us, *after_us);
             let boot = Some(segment::boot_of(&incident.boot_id));
             let wide = Filter { boot, ..Filter::range(from_us, to_us) };
-            let around = query::plan(&evidence.view, Table::Samples, &wide, u64::MAX)?;
+            let around = samples(evidence, &wide, u64::MAX)?;
             let wanted = cgroups_of(&incident, &around.identities()?);
             let filter = Filter { cgroups: Some(wanted), ..wide };
             found(evidence, Some(incident), filter)
@@ -44,7 +44,7 @@ pub fn find_rows(evidence: &Evidence, rows: &Rows) -> Result<Found, Failure> {
                     containers: chooser.container_ids(),
                     ..Filter::range(*from_us, *to_us)
                 };
-                let around = query::plan(&evidence.view, Table::Samples, &wide, u64::MAX)?;
+                let around = samples(evidence, &wide, u64::MAX)?;
                 let mut identities = around.identities()?;
                 identities.retain(|key, who| chooser.takes(key, who));
                 filter.cgroups = Some(identities.keys().filter_map(|k| k.cgroup_id).collect());
@@ -72,8 +72,12 @@ pub fn around(incident: &Incident, before_us: Option<i64>, after_us: Option<i64>
     (from_us, to_us)
 }
 
+fn samples(evidence: &Evidence, filter: &Filter, max_rows: u64) -> Result<Plan, Failure> {
+    Ok(query::plan(&evidence.view, Table::Samples, filter, max_rows)?.named_by(&evidence.pods))
+}
+
 fn found(evidence: &Evidence, incident: Option<Incident>, filter: Filter) -> Result<Found, Failure> {
-    let plan = query::plan(&evidence.view, Table::Samples, &filter, evidence.limits.max_rows)?;
+    let plan = samples(evidence, &filter, evidence.limits.max_rows)?;
     let identities = plan.identities()?;
     Ok(Found { incident, filter, plan, identities })
 }

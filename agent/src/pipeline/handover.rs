@@ -3,7 +3,6 @@
 
 use super::sealer::{Job, Moving};
 use super::state::State;
-use crate::cgroup::Meta;
 use crate::clock;
 use crate::incident::Incident;
 use crate::names::Table;
@@ -19,9 +18,8 @@ const FLUSH_EVERY: u64 = 600 * MS;
 const FLUSH_GAP: u64 = 100 * MS;
 /// Two rotations are at least this far apart, whoever wants one.
 const ROTATION_GAP: u64 = 250 * MS;
-/// A rotation waits so long for the names of containers that began shortly before it: Kubernetes tells an id when its kubelet has
-/// told it, seconds after the container's first rows, and closed files stay as they are. It looks again so often.
-const NAMES_WITHIN: u64 = 10 * SECOND;
+/// A rotation that waits for names looks again so often, and waits so long at the most.
+const NAMES_WITHIN: u64 = 30 * SECOND;
 const NAMES_AGAIN: u64 = 250 * MS;
 const MINUTE: u64 = 60 * SECOND;
 /// The sealer is behind with so many jobs: rows wait in the loop, so that the next is a large one, which is less work by far.
@@ -76,6 +74,11 @@ impl Handover {
         self.full_bytes = bytes;
     }
 
+    #[cfg(test)]
+    pub fn rotate_at(&mut self, ktime_ns: u64) {
+        self.next_rotation = ktime_ns;
+    }
+
     pub fn next_due(&self) -> u64 {
         let flush = if self.wanted { self.last_flush + FLUSH_GAP } else { self.next_flush };
         flush.min(self.next_rotation)
@@ -111,15 +114,10 @@ impl State {
         is_due.then(|| self.flush(now))
     }
 
-    /// Whether Kubernetes is about to tell who a container is; not for long, since of a sandbox it never does.
     fn waits_for_names(&mut self, now: u64) -> bool {
         let Some(pods) = self.pods.as_ref().filter(|pods| pods.changes() > 0) else { return false };
-        let is_unnamed = |meta: &Meta| {
-            let who = &meta.identity;
-            who.pod_uid.is_some() && who.container_id.is_some() && !pods.has_named(who)
-        };
         now < *self.handover.names_until.get_or_insert(now + NAMES_WITHIN)
-            && self.targets.values().any(|t| now < t.first_seen_ns + NAMES_WITHIN && is_unnamed(&t.meta))
+            && self.young.wait_for_names(pods, now)
     }
 
     /// Readings that nobody has time to write. What the kernel told, incidents and the account stay.

@@ -8,7 +8,7 @@ use super::handover::Handover;
 use super::inits::Inits;
 use super::lane::{Lane, Seen};
 use super::limits::Change as LimitChange;
-use super::names::Unnamed;
+use super::names::{Unnamed, Young};
 use super::notices::Notices;
 use super::outage::Outage;
 use super::sealer::{Job, Moving};
@@ -95,6 +95,7 @@ pub struct State {
     pub(super) story: Story,
     pub(super) pods: Option<Pods>,
     pub(super) unnamed: Unnamed,
+    pub(super) young: Young,
     pub(super) pending: Pending,
     pub(super) ledger: Ledger,
     pub(super) has_events: bool,
@@ -185,6 +186,7 @@ impl State {
             targets: Targets::default(),
             pods: None,
             unnamed: Unnamed::default(),
+            young: Young::default(),
             trigger,
             burst_cost,
             tables: Tables::default(),
@@ -298,6 +300,7 @@ impl State {
         let ring = self.ring(meta.id);
         let Some(target) = self.sampler.open(meta, ring, now) else { return };
         self.targets.insert(meta.id, target);
+        self.young.saw(meta, now);
         let plan = Plan { slow: true, loose: true, ..self.base_plan() };
         self.sample(meta.id, plan);
         let period = self.config.sampling.base_period_ms * MS;

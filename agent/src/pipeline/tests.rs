@@ -375,36 +375,6 @@ fn the_end_of_a_pods_sandbox_is_an_event_and_no_incident() {
     }
 }
 
-/// Closed files stay as they are: the names of containers that began just before are waited for, and not for ever.
-#[test]
-fn a_rotation_waits_for_the_names_of_young_containers() {
-    const SECOND: u64 = 1_000_000_000;
-    const UID: &str = "d6f0b51a-8f3b-4c39-9d3f-1f6f1a3f7d10";
-    // when Kubernetes tells the id, in seconds after the rotation is due; and how late that is
-    for (told_s, late) in [(None, 10..12), (Some(0), 0..1), (Some(3), 3..4)] {
-        on_stage(100, true, |s| {
-            let pods = crate::pods::Pods::default();
-            pods.apply(crate::pods::tests::pod(UID, "cart", &[]));
-            s.state.set_pods(pods.clone());
-            let id = id_of(&s.make(&format!("kubepods/pod{UID}/{CID}")));
-            s.turn(ktime_ns());
-            let due = ktime_ns() + s.state.config.rotation.every_s * SECOND;
-            s.state.targets.get_mut(&id).expect("followed").first_seen_ns = due;
-            let mut now = due;
-            loop {
-                if told_s.is_some_and(|told| now >= due + told * SECOND) {
-                    pods.apply(crate::pods::tests::pod(UID, "cart", &[CID]));
-                }
-                if s.state.hand_over(now).is_some_and(|job| job.rotation.is_some()) {
-                    break;
-                }
-                now += SECOND / 4;
-            }
-            assert!(late.contains(&((now - due) / SECOND)), "{told_s:?}: {} s late", (now - due) / SECOND);
-        });
-    }
-}
-
 #[test]
 fn a_helper_of_the_runtime_is_not_taken_for_the_init() {
     on_stage(100, true, |s| {

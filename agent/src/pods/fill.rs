@@ -6,7 +6,9 @@ use arrow::datatypes::Int32Type;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-const NAMES: [&str; 3] = ["namespace", "pod", "container"];
+/// The columns that are filled, and those that say who it is.
+pub const NAMES: [&str; 3] = ["namespace", "pod", "container"];
+pub const NAMED_BY: [&str; 2] = ["pod_uid", "container_id"];
 
 type Words = DictionaryArray<Int32Type>;
 
@@ -31,7 +33,7 @@ impl Pods {
     }
 
     fn filled(&self, batch: &RecordBatch) -> Option<RecordBatch> {
-        let (uids, ids) = (words(batch, "pod_uid")?, words(batch, "container_id")?);
+        let (uids, ids) = (words(batch, NAMED_BY[0])?, words(batch, NAMED_BY[1])?);
         let had = [words(batch, NAMES[0])?, words(batch, NAMES[1])?, words(batch, NAMES[2])?];
         let mut known = HashMap::new();
         let mut columns: [StringDictionaryBuilder<Int32Type>; 3] = Default::default();

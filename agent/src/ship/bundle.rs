@@ -6,6 +6,7 @@
 use crate::export::{self, Evidence, Limits, Problem, Selection};
 use crate::fleet::BUNDLES;
 use crate::incident::Incident;
+use crate::query;
 use crate::store::{View, part};
 use serde_json::Map;
 
@@ -27,6 +28,7 @@ pub fn make(view: View, incident: &Incident, now_us: i64) -> Result<Vec<u8>, Pro
     let pairs: Vec<_> = pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
     let selection = Selection::parse(&pairs, now_us)?;
     let evidence = Evidence {
+        pods: query::pods(&view).map_err(Problem::internal)?,
         view,
         incidents: vec![incident.clone()],
         provenance: Map::new(),

@@ -320,5 +320,6 @@ async fn evidence<S: Source>(app: &App<S>, now_us: i64) -> Result<Evidence, Prob
     let view = look(app, &[Table::Samples, Table::Events, Table::Processes, Table::Ledger], i64::MIN).await?;
     let status = app.source.status();
     let provenance = status.get("provenance").unwrap_or(&status).as_object().cloned().unwrap_or_default();
-    Ok(Evidence { view, incidents, provenance, limits: app.limits, now_us })
+    let (pods, limits) = (app.source.pods(), app.limits);
+    Ok(Evidence { view, incidents, provenance, pods, limits, now_us })
 }
