@@ -91,6 +91,28 @@ fn container_of(component: &str, parent: Option<&str>, in_pod: bool) -> Option<S
     (named && !name.is_empty() && pod_of(component).is_none()).then(|| name.to_owned())
 }
 
+fn stem(component: &str) -> &str {
+    component.strip_suffix(".slice").unwrap_or(component)
+}
+
+/// The cgroup in which a kubelet keeps its pods: what they may use together is its limit.
+fn is_kubepods(component: &str) -> bool {
+    let stem = stem(component);
+    stem == "kubepods" || stem.ends_with("-kubepods")
+}
+
+/// Whether pods lie right in this cgroup: the kubelet's own, or that of a QoS class in it.
+pub fn holds_pods(path: &str) -> bool {
+    let mut components = path.rsplit('/');
+    let (own, parent) = (stem(components.next().unwrap_or_default()), components.next().unwrap_or_default());
+    let class = ["burstable", "besteffort"].into_iter().find(|class| own.ends_with(class));
+    is_kubepods(own)
+        || class.is_some_and(|class| {
+            let before = own.strip_suffix(class).unwrap_or_default();
+            is_kubepods(before.strip_suffix('-').unwrap_or(if before.is_empty() { parent } else { "" }))
+        })
+}
+
 /// Reads a path from the cgroup root, such as
 /// `/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod….slice/cri-containerd-….scope`.
 /// Where containers nest (kind), the innermost pod and container win.
@@ -106,8 +128,7 @@ pub fn identify(path: &str) -> Identity {
     let mut qos = None;
     let mut in_kubepods = false;
     for component in path.split('/').filter(|c| !c.is_empty()) {
-        let stem = component.strip_suffix(".slice").unwrap_or(component);
-        if stem == "kubepods" || stem.ends_with("-kubepods") {
+        if is_kubepods(component) {
             (in_kubepods, qos) = (true, None);
             id.scope = Scope::Other;
         } else if let Some(uid) = pod_of(component).filter(|_| in_kubepods) {
@@ -158,6 +179,25 @@ mod tests {
             (scope, pod, container, qos),
             "{path}"
         );
+    }
+
+    #[test]
+    fn what_holds_pods_is_known_by_its_name_and_place() {
+        for path in [
+            "/kubepods",
+            "/kubepods/burstable",
+            "/kubepods.slice",
+            "/kubepods.slice/kubepods-besteffort.slice",
+            "/kubelet.slice/kubelet-kubepods.slice",
+            "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice",
+            "/docker/x/kubelet/kubepods/besteffort",
+        ] {
+            assert!(holds_pods(path), "{path}");
+        }
+        let pod = format!("/kubepods/burstable/pod{UID}");
+        for path in ["/", "/system.slice", "/burstable", "/system.slice/burstable", "/notkubepods", &pod] {
+            assert!(!holds_pods(path), "{path}");
+        }
     }
 
     #[test]

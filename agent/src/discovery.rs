@@ -8,7 +8,7 @@
 
 mod kills;
 
-use crate::cgroup::{Identity, Meta, identify};
+use crate::cgroup::{Identity, Meta, holds_pods, identify};
 use crate::names::{CgroupId, Scope};
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -32,7 +32,7 @@ pub enum DiscoveryError {
     Glob { key: &'static str, pattern: String, source: glob::PatternError },
 }
 
-/// What to follow besides containers, pods and services.
+/// What to follow besides containers, pods, services and what holds pods.
 #[derive(Debug, Default)]
 pub struct Rules {
     include: Vec<glob::Pattern>,
@@ -60,7 +60,7 @@ impl Rules {
             return false;
         }
         let known = matches!(identity.scope, Scope::Container | Scope::Pod | Scope::Service | Scope::Node);
-        known || self.include.iter().any(|p| p.matches(path))
+        known || holds_pods(path) || self.include.iter().any(|p| p.matches(path))
     }
 }
 

@@ -8,6 +8,7 @@ mod losses;
 mod names;
 mod tables;
 mod truth;
+mod warnings;
 
 use super::inits::By;
 use super::state::State;

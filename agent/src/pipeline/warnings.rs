@@ -10,6 +10,9 @@ use std::collections::HashMap;
 
 /// A warning this old has nothing to do with what happens now.
 const FORGET_AFTER_NS: u64 = 120_000_000_000;
+/// Of a limit that many pods share, only those are told who hold this share of what is used, in per cent: near the limit of all
+/// pods of a node each of hundreds would have something to say.
+const SHARE_OF_MANY_PERCENT: u64 = 10;
 /// Warnings remembered of one container.
 const REMEMBERED: usize = 16;
 
@@ -96,7 +99,11 @@ impl State {
                 std::iter::successors(target.meta.parent_id.and_then(|p| self.targets.get(&p)), |t| {
                     self.targets.get(&t.meta.parent_id?)
                 });
-            let rooms = above.filter_map(|t| room(t, t.last_memory?));
+            let is_shared = |t: &Target| matches!(t.meta.identity.scope, Scope::Other | Scope::Node);
+            let has_a_share = |r: &Headroom| usage.saturating_mul(100) >= r.usage * SHARE_OF_MANY_PERCENT;
+            let rooms = above.filter_map(|t| {
+                room(t, t.last_memory?).filter(|r| !is_shared(t) || has_a_share(r))
+            });
             let nearest = own.into_iter().chain(rooms).min_by_key(|r| r.left());
             if let (Some(room), Some(target)) = (nearest, self.targets.get_mut(&id)) {
                 target.watch.lane(at, room, |w| warnings.push((id, at, w)));
