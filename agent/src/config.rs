@@ -271,7 +271,10 @@ const KEYS: &[(&str, &str)] = &[
     ("token_file", "file with the token that the viewer and the API ask for; empty = none"),
     ("sampling.base_period_ms", "period of base samples (100 to 60000)"),
     ("sampling.slow_period_ms", "period of the slow files: limits, peaks (base period to 600000)"),
-    ("sampling.include", "globs of cgroup paths to follow besides containers, pods, what holds pods, and services"),
+    (
+        "sampling.include",
+        "globs of cgroup paths to follow besides containers, pods, what holds pods, and services",
+    ),
     ("sampling.exclude", "globs of cgroup paths never to follow"),
     ("sampling.max_cgroups", "cgroups followed at the most (1 to 65536)"),
     (

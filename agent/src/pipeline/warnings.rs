@@ -101,9 +101,8 @@ impl State {
                 });
             let is_shared = |t: &Target| matches!(t.meta.identity.scope, Scope::Other | Scope::Node);
             let has_a_share = |r: &Headroom| usage.saturating_mul(100) >= r.usage * SHARE_OF_MANY_PERCENT;
-            let rooms = above.filter_map(|t| {
-                room(t, t.last_memory?).filter(|r| !is_shared(t) || has_a_share(r))
-            });
+            let rooms =
+                above.filter_map(|t| room(t, t.last_memory?).filter(|r| !is_shared(t) || has_a_share(r)));
             let nearest = own.into_iter().chain(rooms).min_by_key(|r| r.left());
             if let (Some(room), Some(target)) = (nearest, self.targets.get_mut(&id)) {
                 target.watch.lane(at, room, |w| warnings.push((id, at, w)));

@@ -67,15 +67,15 @@ fn a_rotation_waits_for_the_names_of_young_containers() {
             pods.apply(pod(UID, "cart", &[]));
             s.state.set_pods(pods.clone());
             let pod = format!("kubepods/pod{UID}");
-            for (name, is_there) in [("", true), (&*sandbox, has_sandbox), (CID, true)] {
-                if is_there {
-                    let path = s.make(&format!("{pod}/{name}"));
-                    s.tell_start(&path);
-                    assert!(s.state.targets.contains_key(&id_of(&path)), "followed");
-                }
+            let own = format!("{pod}/{CID}");
+            let sandbox = has_sandbox.then(|| format!("{pod}/{sandbox}"));
+            for path in ["kubepods", &pod].into_iter().chain(sandbox.as_deref()).chain([&*own]) {
+                let path = s.make(path);
+                s.tell_start(&path);
+                assert!(s.state.targets.contains_key(&id_of(&path)), "followed");
             }
             if has_gone {
-                let path = s.make(&format!("{pod}/{CID}"));
+                let path = s.make(&own);
                 let id = id_of(&path);
                 std::fs::remove_dir_all(&path).expect("removed");
                 s.tell_end(id, "");

@@ -5,6 +5,7 @@ use crate::clock::ktime_ns;
 use crate::event::Kind;
 use std::fs;
 
+const SECOND: u64 = 1_000_000_000;
 const UID: &str = "d6f0b51a-8f3b-4c39-9d3f-1f6f1a3f7d10";
 
 /// Near what all pods of the node may use together those who hold a good part of it are warned, and not each of hundreds.
@@ -28,9 +29,10 @@ fn near_the_limit_of_all_pods_those_are_warned_who_hold_a_part_of_it() {
             ids.push(id_of(&dir));
         }
         assert!(ids.iter().all(|id| s.state.targets.contains_key(id)), "each of them is followed");
-        let at = ktime_ns();
-        s.state.watch_lane(&[(ids[3], 10_000, at), (ids[4], 200_000, at)]);
-        let warned: Vec<_> = s.state.pending.events.iter().filter(|(e, _)| e.kind == Kind::LimitNear).collect();
+        s.turn(ktime_ns());
+        s.turn(ktime_ns() + SECOND / 10);
+        let warned: Vec<_> =
+            s.all().flat_map(|p| &p.events).filter(|(e, _)| e.kind == Kind::LimitNear).collect();
         let whose: Vec<_> = warned.iter().map(|(e, _)| e.cgroup_id).collect();
         assert_eq!(whose, [Some(ids[4])]);
         let detail = &warned[0].0.detail;
