@@ -511,8 +511,9 @@ impl<'a> Group<'a> {
             wanted.fields().iter().map(|f| f.name().as_str()).chain(by.filter(|name| !has(name))).collect();
         let rows = pods.fill(self.as_stored(&project(self.plan.table, &names))?);
         let wrap = |source| SegmentError::Rows { table: self.plan.table.as_str(), source };
-        let places: Vec<usize> = (0..wanted.fields().len()).collect();
-        Ok(rows.project(&places).map_err(wrap)?)
+        let places = wanted.fields().iter().map(|f| rows.schema_ref().index_of(f.name()));
+        let places = places.collect::<Result<Vec<_>, _>>();
+        Ok(places.and_then(|places| rows.project(&places)).map_err(wrap)?)
     }
 
     fn as_stored(&self, wanted: &SchemaRef) -> Result<RecordBatch, QueryError> {

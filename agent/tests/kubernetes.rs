@@ -17,6 +17,7 @@ use fgm::pods::Pods;
 use fgm::query;
 use fgm::store::{SealResult, Store, Writer};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
