@@ -11,11 +11,13 @@ mod mix;
 mod native;
 mod play;
 mod quiet;
+mod reports;
 mod rows;
 mod sampler;
 mod score;
 mod stage;
 mod store;
+mod stories;
 mod viewer;
 
 use crate::usage::{self, Usage};

@@ -12,6 +12,7 @@ mod debian;
 mod demo;
 mod demo_play;
 mod ebpf;
+mod exported;
 mod faults;
 mod http;
 mod image;

@@ -150,7 +150,8 @@ impl State {
             let is_helper = is_early
                 && exit.exit_code == Some(0)
                 && exit.inner_pid != Some(1)
-                && !processes::pids(&self.tree.path(owner)).is_empty();
+                // the kernel tells of an end before it takes the task out of the list (do_exit, 6.12)
+                && processes::pids(&self.tree.path(owner)).iter().any(|other| *other != pid);
             self.inits.ended(owner.id, pid, is_helper);
             return !is_helper;
         }

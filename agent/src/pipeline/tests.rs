@@ -397,10 +397,15 @@ fn a_helper_of_the_runtime_is_not_taken_for_the_init() {
         s.state.react(KernelEvent { ktime_ns, source: "test", what: What::Exit(late) });
         assert_eq!(s.state.inits.pid(id), None, "however slow the node is");
         s.state.inits.learn(id, 49, By::Oldest);
-        s.state.react(KernelEvent { ktime_ns, source: "test", what: What::Exit(exit) });
+        s.state.react(KernelEvent { ktime_ns, source: "test", what: What::Exit(exit.clone()) });
+        // nobody goes on: it is still listed itself
+        fs::write(path.join("cgroup.procs"), "49\n").expect("write");
+        s.state.inits.forget(id);
+        s.state.inits.learn(id, 49, By::Oldest);
+        s.tell(What::Exit(exit));
         let events = s.state.pending.events.iter().filter(|(e, _)| e.kind == Kind::Exit);
         let got: Vec<_> = events.map(|(e, _)| e.detail["is_init"].clone()).collect();
-        assert_eq!(got, [false, false, true]);
+        assert_eq!(got, [false, false, true, true]);
     });
 }
 

@@ -190,7 +190,10 @@ fn trigger(out: &mut String, i: &Incident) {
         return;
     };
     if t.pid.is_some() && i.victims.iter().any(|v| v.pid == t.pid) {
-        let who = if i.victims.len() > 1 { "One of them" } else { "The victim itself" };
+        let who = match i.victims.len() {
+            1 => "The victim itself".to_owned(),
+            _ => format!("One of them, {},", process(t.comm.as_deref(), t.pid)),
+        };
         let _ = write!(out, " {who} asked for the memory that could not be had.");
         return;
     }

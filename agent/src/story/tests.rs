@@ -184,6 +184,16 @@ fn a_crash_is_no_kill() {
 }
 
 #[test]
+fn of_several_victims_it_is_told_which_one_asked() {
+    let mut story = Story::new(names(), 10 * S);
+    let one = story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence(), None);
+    assert!(one.summary.contains(" The victim itself asked for the memory"), "{}", one.summary);
+    let two = story.oom_kill(&owner(), &event(100 * S + 5), &kill(43, 42), evidence(), None);
+    let words = " One of them, \"asker\" (pid 42), asked for the memory that could not be had.";
+    assert!(two.summary.contains(words), "{}", two.summary);
+}
+
+#[test]
 fn a_process_marked_twice_is_one_victim() {
     let mut story = Story::new(names(), 10 * S);
     story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence(), None);

@@ -45,7 +45,18 @@ pub struct Process {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "truth", rename_all = "snake_case")]
 pub enum Line {
-    Begin { vmstat_oom_kill: u64 },
-    MarkVictim { ktime_ns: u64, pid: u32, trigger_pid: u32 },
-    End { vmstat_oom_kill: u64, overrun: u64 },
+    Begin {
+        vmstat_oom_kill: u64,
+    },
+    /// `<...>` is the name of a trigger which the trace did not keep.
+    MarkVictim {
+        ktime_ns: u64,
+        pid: u32,
+        trigger_pid: u32,
+        trigger_comm: String,
+    },
+    End {
+        vmstat_oom_kill: u64,
+        overrun: u64,
+    },
 }

@@ -7,7 +7,9 @@ use super::bound::{self, Bound};
 use super::case::{Case, Line};
 use super::history;
 use super::mix::IN_A_SECOND;
+use super::reports::{self, Reports};
 use super::score::{Score, Truth, median, p99, score, seconds};
+use super::stories::{self, Stories};
 use super::{Place, machine};
 use crate::child::{output, run, tool};
 use crate::progress::say;
@@ -65,7 +67,10 @@ pub fn judge(out: &Path, agent: &Path, asked: &Asked<'_>) -> Result<i32> {
 
     let truth = Truth::of(&cases, &lines);
     let looks = history::looks(out, agent, &truth)?;
-    let score = score(&truth, &cases, &incidents, &looks);
+    let mut score = score(&truth, &cases, &incidents, &looks);
+    let stories = stories::judge(&truth, &incidents);
+    let reports = reports::judge(out, agent, &truth, &incidents)?;
+    score.wrong.extend(stories.wrong.iter().chain(&reports.wrong).cloned());
     let (first_burst, place) = match asked.place {
         // without the file, as without a figure in it, the bound does not hold
         Place::Vm => (
@@ -78,6 +83,8 @@ pub fn judge(out: &Path, agent: &Path, asked: &Asked<'_>) -> Result<i32> {
         kills: truth.kills.len(),
         doubts: truth.doubts.len(),
         score: &score,
+        stories: &stories,
+        reports: &reports,
         blind_s: blind_s(&status)?,
         first_burst_ms: p99(&first_burst),
         unbalanced: unbalanced(&status),
@@ -86,7 +93,8 @@ pub fn judge(out: &Path, agent: &Path, asked: &Asked<'_>) -> Result<i32> {
     let (due, written, lost) = ledger(&status);
     let result = json!({
         "kills": figures.kills, "right_victim": score.right_victim, "right_container": score.right_container,
-        "right_limit": score.right_limit, "history_s_min": score.history_s_min.map(round),
+        "right_limit": score.right_limit, "stories": stories.of, "right_story": stories.right,
+        "reports": reports.of, "right_report": reports.right, "history_s_min": score.history_s_min.map(round),
         "history_gap_s_max": round(score.history_gap.s), "history_short_s_max": round(score.history_short.s),
         "last_sample_ms_p99": p99(&score.last_sample_ms).map(round), "first_burst_ms_p99": figures.first_burst_ms.map(round),
         "last_sample_ms_p50": median(&score.last_sample_ms).map(round), "lane": asked.lane,
@@ -96,7 +104,7 @@ pub fn judge(out: &Path, agent: &Path, asked: &Asked<'_>) -> Result<i32> {
         "machine": machine(), "kernel": status["kernel"], "where": place,
         "containers": cases.iter().map(|c| c.containers.len()).sum::<usize>(), "bounds": bound::json(&bounds),
     });
-    show(&result, &cases, &score, &truth, &status, &lost);
+    show(&result, &cases, &score, &stories, &truth, &status, &lost);
     let holds = bound::print(&bounds);
     if let Some(path) = asked.json {
         fs::write(path, format!("{result:#}\n"))
@@ -122,6 +130,8 @@ struct Figures<'a> {
     kills: usize,
     doubts: usize,
     score: &'a Score,
+    stories: &'a Stories,
+    reports: &'a Reports,
     blind_s: f64,
     first_burst_ms: Option<f64>,
     unbalanced: Vec<String>,
@@ -144,6 +154,8 @@ impl Figures<'_> {
             Bound::all("right_container", s.right_container, kills),
             Bound::all("right_limit", s.right_limit, kills),
             Bound::all("right_trigger", s.right_trigger, s.triggers),
+            Bound::all("right_story", self.stories.right, self.stories.of),
+            Bound::all("right_report, one of each kind", self.reports.right, self.reports.of),
             Bound::none("false_alarms", s.false_alarms),
             Bound::at_least("history_s_min, by the rows", s.history_s_min, HISTORY_S),
             Bound::at_most(
@@ -225,6 +237,7 @@ fn show(
     result: &Value,
     cases: &[Case],
     score: &Score,
+    stories: &Stories,
     truth: &Truth<'_>,
     status: &Value,
     lost: &BTreeMap<String, u64>,
@@ -242,9 +255,10 @@ fn show(
         text(&result["kernel"]),
         text(&result["where"])
     );
-    println!("{:>16}  {:>10} {:>6}", "kind", "containers", "kills");
+    println!("{:>16}  {:>10} {:>6} {:>14}", "kind", "containers", "kills", "right stories");
     for (kind, (containers, kills)) in kinds {
-        println!("{kind:>16}  {containers:>10} {kills:>6}");
+        let (right, of) = stories.kinds.get(kind).copied().unwrap_or_default();
+        println!("{kind:>16}  {containers:>10} {kills:>6} {:>14}", format!("{right} of {of}"));
     }
     for key in [
         "kills",
@@ -264,6 +278,9 @@ fn show(
         println!("{key:>20}  {}", text(&result[key]));
     }
     println!("{:>20}  {} of {}", "right_trigger", score.right_trigger, score.triggers);
+    for (name, of) in [("right_story", "stories"), ("right_report", "reports")] {
+        println!("{name:>20}  {} of {}", result[name], result[of]);
+    }
     println!("{:>20}  {} s without a look, at the longest", "blind", result["blind_s"]);
     println!(
         "{:>20}  {:?} p99 where the kills were",

@@ -1,11 +1,15 @@
 //! Each figure that is out of its bound, or not there, breaks it and no other.
 
-use super::super::score::Most;
+use super::super::{reports::Reports, score::Most, stories::Stories};
 use super::{Asked, EXCUSED_S, Figures, Place, Score, blind_s, lives, native, unbalanced};
 use crate::bench::case::{Case, Group};
 use serde_json::json;
+use std::collections::BTreeMap;
 
 const ASKED: Asked<'static> = Asked { place: Place::Vm, kills: 1000, lane: "bpf", json: None };
+
+static TWO_OF_THREE: Stories = Stories { of: 3, right: 2, kinds: BTreeMap::new(), wrong: Vec::new() };
+static NONE_OF_ONE: Reports = Reports { of: 1, right: 0, wrong: Vec::new() };
 
 fn most(s: f64) -> Most {
     Most { s, whose: "init-0".to_owned() }
@@ -31,10 +35,13 @@ fn right() -> Score {
 
 fn broken(asked: &Asked<'_>, change: impl FnOnce(&mut Score, &mut Figures<'_>)) -> Vec<String> {
     let (mut score, none) = (right(), Score::default());
+    let (stories, reports) = (Stories { of: 3, right: 3, ..Stories::default() }, Reports::default());
     let mut figures = Figures {
         kills: 3,
         doubts: 0,
         score: &none,
+        stories: &stories,
+        reports: &reports,
         blind_s: 0.4,
         first_burst_ms: Some(4.9),
         unbalanced: Vec::new(),
@@ -49,12 +56,14 @@ fn broken(asked: &Asked<'_>, change: impl FnOnce(&mut Score, &mut Figures<'_>)) 
 fn each_bound_is_broken_by_its_own_figure() {
     assert_eq!(broken(&ASKED, |_, _| {}), Vec::<String>::new());
     type Change = fn(&mut Score, &mut Figures<'_>);
-    let changes: [(&str, Change); 15] = [
+    let changes: [(&str, Change); 17] = [
         ("doubts of", |_, f| f.doubts = 1),
         ("right_victim", |s, _| s.right_victim = 2),
         ("right_container", |s, _| s.right_container = 2),
         ("right_limit", |s, _| s.right_limit = 2),
         ("right_trigger", |s, _| s.right_trigger = 1),
+        ("right_story: 2 of 3", |_, f| f.stories = &TWO_OF_THREE),
+        ("right_report, one of each kind: 0 of 1", |_, f| f.reports = &NONE_OF_ONE),
         ("false_alarms", |s, _| s.false_alarms = 1),
         ("history_s_min", |s, _| s.history_s_min = Some(29.9)),
         ("history_s_min", |s, _| s.history_s_min = None),

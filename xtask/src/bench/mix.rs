@@ -41,7 +41,8 @@ const KINDS: &[Kind] = &[
     ("storm", 150, STORM, || storm(STORM)),
     ("init", 202, 1, || one("init", "8M", part("blast --bytes 16M --after 0.7 --name app"))),
     ("child", 180, 1, || {
-        one("child", "12M", part("hog-child --bytes 16M --over 0.2 --after 0.7 --linger 0.7 --name app"))
+        let app = format!("hog-child --bytes 16M --over 0.2 --after 0.7 --linger {LIVES_ON_S} --name app");
+        one("child", "12M", part(&app))
     }),
     ("group", 120, 3, group),
     ("pod-limit", 120, 1, || {
@@ -53,6 +54,8 @@ const KINDS: &[Kind] = &[
     ("sibling", 28, 1, sibling),
 ];
 
+/// How long the init of `child` outlives the child that is killed.
+pub const LIVES_ON_S: f64 = 0.7;
 /// Containers of one storm: more than are to go in a second, since not all of them find a processor in it.
 const STORM: usize = 75;
 /// Kills of a storm that are to be within one second.
@@ -123,6 +126,27 @@ pub fn node() -> Plan {
     Plan { kind: "node", containers: vec![hog, next], gate: true, ..Plan::default() }
 }
 
+/// All kinds that there can be in a run.
+#[cfg(test)]
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    KINDS.iter().map(|(name, ..)| *name).chain(["node"])
+}
+
+/// What the kernel calls a process: the `at`th that is started in the `nth` container of a case of this kind, or, with `None`, a child
+/// of one.
+pub fn comm(kind: &str, nth: usize, at: Option<usize>) -> Option<String> {
+    let plan = match kind {
+        "node" => node(),
+        kind => KINDS.iter().find(|(name, ..)| *name == kind)?.3(),
+    };
+    let parts = &plan.containers.get(nth)?.parts;
+    let Some(at) = at else {
+        // the role names its child itself
+        return parts.iter().any(|p| p.role.iter().any(|w| w == "hog-child")).then(|| "hog".to_owned());
+    };
+    parts.get(at)?.role.iter().skip_while(|w| *w != "--name").nth(1).cloned()
+}
+
 /// As many cases of each kind as give some `kills` in all, at least one of each, those of a kind spread over the whole.
 pub fn plan(kills: usize) -> Vec<Plan> {
     let mut all: Vec<(usize, usize, Plan)> = Vec::new();
@@ -146,7 +170,7 @@ pub fn plan(kills: usize) -> Vec<Plan> {
 
 #[cfg(test)]
 mod tests {
-    use super::{KINDS, plan};
+    use super::{KINDS, comm, kinds, plan};
 
     fn kills(of: usize) -> usize {
         let killed = |kind: &str, parts: usize| if kind == "sibling" { 1 } else { parts };
@@ -157,6 +181,17 @@ mod tests {
                 killed(p.kind, awaited)
             })
             .sum()
+    }
+
+    #[test]
+    fn each_process_of_a_kind_has_a_name() {
+        for kind in kinds() {
+            assert!(comm(kind, 0, Some(0)).is_some(), "{kind}");
+        }
+        let name = |kind, nth, at| comm(kind, nth, at).unwrap_or_default();
+        assert_eq!([name("sibling", 1, Some(0)), name("group", 0, Some(1))], ["asker", "worker"]);
+        assert_eq!([name("child", 0, None), name("init", 0, None)], ["hog", ""]);
+        assert_eq!(comm("init", 1, Some(0)), None);
     }
 
     #[test]

@@ -21,6 +21,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+/// As the recorder is told to call this machine.
+pub const NODE: &str = "bench";
 const TRACEFS: &str = "/sys/kernel/tracing";
 /// Cases at one time; a storm counts as one.
 const SIDE_BY_SIDE: usize = 8;
@@ -56,7 +58,7 @@ pub fn play(w: &Words<'_>) -> Result<()> {
     // reclaim them again and again instead of being killed
     let workload = temp.path().join("workload");
     fs::copy(w.workload, &workload).with_context(|| format!("cannot copy {}", w.workload.display()))?;
-    let keys = format!("cgroup_root = \"{CGROUP_ROOT}\"\nnode = \"bench\"\n");
+    let keys = format!("cgroup_root = \"{CGROUP_ROOT}\"\nnode = \"{NODE}\"\n");
     let mut agent = Agent::start(temp.path(), w.agent, &keys, &tables(w.lane))?;
     let lines = temp.path().join("truth.jsonl");
     let witness = Witness::start(Command::new(w.truth).arg(TRACEFS).arg(&lines))?;

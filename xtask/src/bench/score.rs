@@ -20,6 +20,7 @@ pub struct Kill<'a> {
     pub pid: u32,
     pub ktime_ns: u64,
     pub trigger_pid: u32,
+    pub trigger_comm: String,
 }
 
 #[derive(Debug, Default)]
@@ -31,7 +32,7 @@ pub struct Truth<'a> {
 }
 
 /// Whose limit it was, by who counted an `oom` in its own memory.events.local. `None`: nobody did, the node it was.
-fn limit_of<'a>(case: &'a Case, container: &'a Group) -> Result<Option<&'a Group>, String> {
+pub fn limit_of<'a>(case: &'a Case, container: &'a Group) -> Result<Option<&'a Group>, String> {
     match (container.oom > 0, case.pod.oom > 0) {
         (true, true) => Err(format!("{}: container and pod counted an oom", case.name)),
         (true, false) => Ok(Some(container)),
@@ -53,7 +54,8 @@ impl<'a> Truth<'a> {
         }
         let mut seen = BTreeSet::new();
         for line in lines {
-            let &Line::MarkVictim { ktime_ns, pid, trigger_pid } = line else { continue };
+            let Line::MarkVictim { ktime_ns, pid, trigger_pid, trigger_comm } = line else { continue };
+            let (ktime_ns, pid, trigger_pid) = (*ktime_ns, *pid, *trigger_pid);
             let lived = |g: &Group| (g.born_ns..g.removed_ns).contains(&ktime_ns);
             let found = by_pid.get(&pid).into_iter().flatten().find(|(_, g)| lived(g));
             let Some(&(case, container)) = found else {
@@ -64,7 +66,8 @@ impl<'a> Truth<'a> {
                 container.processes.iter().any(|p| p.pid == pid && p.ours && p.signal != Some(9));
             // a task that dies anyway is marked as well; one of a group may be marked twice
             if !ended_otherwise && seen.insert((container.id, pid)) {
-                truth.kills.push(Kill { case, container, pid, ktime_ns, trigger_pid });
+                let trigger_comm = trigger_comm.clone();
+                truth.kills.push(Kill { case, container, pid, ktime_ns, trigger_pid, trigger_comm });
             }
         }
         truth.check(cases, lines);

@@ -25,7 +25,7 @@ fn case() -> Case {
 }
 
 fn mark(pid: u32) -> Line {
-    Line::MarkVictim { ktime_ns: 50 * S, pid, trigger_pid: 42 }
+    Line::MarkVictim { ktime_ns: 50 * S, pid, trigger_pid: 42, trigger_comm: "app".into() }
 }
 
 fn lines() -> Vec<Line> {
@@ -111,6 +111,7 @@ fn a_storm_is_counted_by_itself_and_in_a_second() {
                 ktime_ns: 50 * S + u64::from(n) * apart_ns,
                 pid: first + n,
                 trigger_pid: 1,
+                trigger_comm: "storm".into(),
             })
             .collect();
         (case, lines)

@@ -157,22 +157,6 @@ impl Killed {
     }
 }
 
-/// The incident of an exported Parquet file: a key-value of its footer, whose text stands there as it is.
-pub fn of_parquet(file: &[u8]) -> Option<Value> {
-    let key = b"fgm.incident";
-    let at = file.windows(key.len()).rposition(|bytes| bytes == key)? + key.len();
-    // Between the two are the type and the length of the value.
-    let begin = file[at..].iter().take(16).position(|byte| *byte == b'{')?;
-    serde_json::Deserializer::from_slice(&file[at + begin..]).into_iter().next()?.ok()
-}
-
-/// That of a report, by what its page reads.
-pub fn of_report(html: &str) -> Option<Value> {
-    let (_, rest) = html.split_once("id=\"fgm-data\">")?;
-    let data: Value = serde_json::from_str(rest.split_once("</script>")?.0).ok()?;
-    data.get("incident").filter(|i| i.is_object()).cloned()
-}
-
 /// The DaemonSet's promise, as the kernel has it: two capabilities, seccomp, no new privileges, and one place to write.
 pub fn privilege(checks: &mut Checks, process: &Value) {
     // CAP_PERFMON is 38, CAP_BPF 39
@@ -206,7 +190,7 @@ pub fn id(value: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::{Checks, Killed, of_parquet, of_report, privilege, text};
+    use super::{Checks, Killed, privilege, text};
     use serde_json::{Value, json};
 
     fn pods() -> Value {
@@ -290,22 +274,6 @@ mod tests {
             *i.pointer_mut(pointer).expect(pointer) = Value::Null;
             assert_eq!(failed(Some(&i)), 1, "{pointer}");
         }
-    }
-
-    #[test]
-    fn an_incident_is_read_out_of_both_kinds_of_file() {
-        let mut file = b"PAR1 pages \x18\x0cfgm.incident\x18\x85\x1c".to_vec();
-        file.extend(incident().to_string().as_bytes());
-        file.extend(b"\0\x18\x0afgm.events\x18\x02[] PAR1");
-        assert_eq!(of_parquet(&file), Some(incident()));
-        assert_eq!(of_parquet(b"PAR1 fgm.incident\x18\x04null PAR1"), None);
-        assert_eq!(of_parquet(b"PAR1 nothing"), None);
-        let page = |data: &Value| {
-            format!("<script type=\"application/json\" id=\"fgm-data\">{data}</script><script>1</script>")
-        };
-        assert_eq!(of_report(&page(&json!({"incident": incident(), "format": 1}))), Some(incident()));
-        assert_eq!(of_report(&page(&json!({"incident": null}))), None);
-        assert_eq!(of_report("<html>"), None);
     }
 
     #[test]

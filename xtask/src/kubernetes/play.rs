@@ -1,10 +1,11 @@
 //! One run of the test: the agent installed, a pod killed, the agent asked, the agent removed, its files read.
 //! Must never judge: that is `check`'s. Called by `kubernetes`.
 
-use super::check::{Checks, Killed, of_parquet, of_report};
+use super::check::{Checks, Killed};
 use super::control::{CONTEXT, Control, NODE};
 use crate::child::{self, Reaped, TempDir};
 use crate::clock::Deadline;
+use crate::exported::{of_parquet, of_report};
 use crate::net::free_port;
 use crate::progress::{Step, say};
 use crate::tally::Tally;
