@@ -35,6 +35,8 @@ pub struct Evidence {
     pub trigger_path: Option<String>,
     pub limit: Option<LimitHit>,
     pub limit_change: Option<LimitChange>,
+    /// The cgroup that is killed as a whole, as its memory.oom.group asks.
+    pub group_path: Option<String>,
     /// Readings of the container's memory before the kill: the oldest kept, the one nearest to 30 s before, the last.
     pub oldest: Option<MemoryAt>,
     pub earlier: Option<MemoryAt>,

@@ -164,6 +164,8 @@ fn a_group_kill_names_each_victim_once() {
     // once more when another thread runs into the limit before it has noticed
     let (counted, groups) = (app.events_local("oom_kill"), app.events_local("oom_group_kill"));
     assert!(groups >= 1 && counted > named.len() as u64, "oom_kill {counted}, oom_group_kill {groups}");
+    let said = "The kernel kills all of the container together, since its memory.oom.group is set.";
+    assert!(i["summary"].as_str().is_some_and(|s| s.contains(said)), "{}", i["summary"]);
 }
 
 #[test]

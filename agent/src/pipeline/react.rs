@@ -312,6 +312,18 @@ impl State {
         }
     }
 
+    /// The cgroup that goes with a victim in it: the outermost one with memory.oom.group, of those from the victim's own up to that whose limit it was.
+    pub(super) fn oom_group(&self, victim: CgroupId, limit: &LimitHit) -> Option<String> {
+        let is_set = |meta: &Meta| {
+            let text = fs::read_to_string(self.tree.path(meta).join("memory.oom.group"));
+            text.is_ok_and(|text| text.trim() == "1")
+        };
+        let up = self.tree.lineage(victim).map(|node| &node.meta);
+        let mut is_over = false;
+        let up = up.take_while(|meta| !std::mem::replace(&mut is_over, limit.cgroup_id == Some(meta.id.0)));
+        up.filter(|meta| is_set(meta)).last().map(|meta| meta.path.clone())
+    }
+
     /// Whose limit a kill in this cgroup hit, by the counters of those above it.
     pub(super) fn limit_by_files(&mut self, id: CgroupId) -> Option<LimitHit> {
         let meta = self.tree.limit_by_events_local(id)?;
@@ -330,7 +342,9 @@ impl State {
         let limit = self.limit(kill);
         let trigger_path = self.path_of(kill.trigger.cgroup_id);
         let limit_change = limit.as_ref().and_then(|l| self.limit_fell(l, Some(&kill.trigger), ktime_ns));
+        let whole = kill.victim.cgroup_id.zip(limit.as_ref());
         Evidence {
+            group_path: whole.and_then(|(victim, limit)| self.oom_group(victim, limit)),
             trigger_path,
             limit,
             limit_change,
@@ -396,7 +410,7 @@ impl State {
                 "pid": kill.trigger.pid, "comm": kill.trigger.comm,
                 "cgroup_id": kill.trigger.cgroup_id.map(|c| c.0), "cgroup_path": evidence.trigger_path,
             },
-            "limit": limit,
+            "limit": limit, "oom_group": evidence.group_path,
         });
         let severity = if dying { Severity::Warning } else { Severity::Critical };
         let mut event = self.event(Kind::OomKill, severity, ktime_ns, source, detail);

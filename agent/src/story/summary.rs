@@ -213,6 +213,13 @@ fn trigger(out: &mut String, i: &Incident) {
     );
 }
 
+fn group(out: &mut String, open: &Open) {
+    let Some(path) = &open.evidence.group_path else { return };
+    let own = format!("the {}", noun(&open.incident));
+    let whole = if open.incident.cgroup_path.as_ref() == Some(path) { &own } else { path };
+    let _ = write!(out, " The kernel kills all of {whole} together, since its memory.oom.group is set.");
+}
+
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
 fn before(out: &mut String, open: &Open) {
     let e = &open.evidence;
@@ -359,6 +366,7 @@ pub(super) fn write(open: &Open) -> String {
     limit(&mut out, i, i.limit.as_ref());
     limit_change(&mut out, i);
     trigger(&mut out, i);
+    group(&mut out, open);
     before(&mut out, open);
     after(&mut out, open);
     named::say(&mut out, i);

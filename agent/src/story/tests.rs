@@ -194,6 +194,20 @@ fn of_several_victims_it_is_told_which_one_asked() {
 }
 
 #[test]
+fn what_goes_together_is_told_with_whose_file_asks_for_it() {
+    for (path, whole) in [(&*owner().path, "the container"), ("/kubepods/pod", "/kubepods/pod")] {
+        let mut story = Story::new(names(), 10 * S);
+        let evidence = Evidence { group_path: Some(path.to_owned()), ..evidence() };
+        let i = story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence, None);
+        let said = format!(" The kernel kills all of {whole} together, since its memory.oom.group is set.");
+        assert!(i.summary.contains(&said), "{}", i.summary);
+    }
+    let mut story = Story::new(names(), 10 * S);
+    let i = story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence(), None);
+    assert!(!i.summary.contains("oom.group"), "{}", i.summary);
+}
+
+#[test]
 fn a_process_marked_twice_is_one_victim() {
     let mut story = Story::new(names(), 10 * S);
     story.oom_kill(&owner(), &event(100 * S), &kill(42, 42), evidence(), None);

@@ -16,7 +16,7 @@ const KINDS: [(&str, &[&str], &[&str]); 9] = [
     ("node", &["the node itself had run out of memory", "ended with signal 9"], &["limit that was hit"]),
     ("init", &["the container's own memory.max of 8.0 MiB", "ended with signal 9"], &["exit code"]),
     ("child", &["\"hog\"", "ended with exit code 0"], &["ended with signal"]),
-    ("group", &["killed 3 processes, ", "ended with signal 9"], &["The victim itself"]),
+    ("group", &["killed 3 processes, ", "memory.oom.group", "ended with signal 9"], &["The victim itself"]),
     (
         "pod-limit",
         &["not the container's own", "memory.max of 12.0 MiB"],
@@ -43,7 +43,7 @@ const PARTS: [&str; 6] = [WHO, LIMIT, TRIGGER, COURSE, END, REMOVAL];
 type Sentence = (&'static str, &'static str, fn(&str, &Facts<'_>) -> Verdict);
 
 /// All that there may be.
-const SENTENCES: [Sentence; 13] = [
+const SENTENCES: [Sentence; 14] = [
     ("At ", WHO, who),
     ("It held ", "what the victim held", held),
     ("The limit that was hit is ", LIMIT, limit),
@@ -51,6 +51,7 @@ const SENTENCES: [Sentence; 13] = [
     ("The victim itself ", TRIGGER, trigger),
     ("One of them", TRIGGER, trigger),
     ("The memory that could not be had was asked for by ", TRIGGER, trigger),
+    ("The kernel kills all of ", "what goes together", together),
     ("In the ", COURSE, course),
     ("No reading of its memory from before the kill was kept", COURSE, no_course),
     ("Warnings: ", "warnings", warnings),
@@ -294,6 +295,13 @@ fn trigger(said: &str, f: &Facts<'_>) -> Verdict {
             right(place.is_some() || is_nameless, || by.clone())
         }
     }
+}
+
+fn together(said: &str, f: &Facts<'_>) -> Verdict {
+    let wanted = "The kernel kills all of the container together, since its memory.oom.group is set";
+    right(f.first.case.kind == "group" && said == wanted, || {
+        "memory.oom.group is set in the groups".to_owned()
+    })
 }
 
 fn no_course(_: &str, f: &Facts<'_>) -> Verdict {

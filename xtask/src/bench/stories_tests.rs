@@ -137,6 +137,7 @@ fn all() -> Vec<Told> {
                 &killed("3 processes, \"app\" (pid 44), \"worker\" (pid 43), \"worker\" (pid 42),", 0),
                 &own("16.0 MiB"),
                 "One of them, \"app\" (pid 44), asked for the memory that could not be had. ",
+                "The kernel kills all of the container together, since its memory.oom.group is set. ",
                 ROSE,
                 NINE,
                 GONE,
