@@ -77,7 +77,9 @@ impl Killed {
         checks.is("and its UID", &i["pod_uid"], &meta["uid"]);
         let k = &i["kubernetes"];
         checks.is("Kubernetes' reason is joined", &k["reason"], &self.ended()["reason"]);
-        checks.is("and it is OOMKilled", &k["reason"], &Value::from("OOMKilled"));
+        // a runtime that hears of the end before it hears of the kill has `Error`, which is a disagreement to be told
+        let agrees = k["reason"] == "OOMKilled";
+        checks.that("and it is OOMKilled, or Error", agrees || k["reason"] == "Error", &k["reason"]);
         checks.is("and the exit code", &k["exit_code"], &self.ended()["exitCode"]);
         // on a slow machine its successor may have been killed as well by now: then this is the later one, and its count
         let restarts = &self.status["restartCount"];
@@ -88,7 +90,8 @@ impl Killed {
             Some(1) => "restarted once".to_owned(),
             n => format!("restarted {} times", n.unwrap_or_default()),
         };
-        let words = [pod.as_str(), "Kubernetes says so too: OOMKilled", &times];
+        let says = if agrees { "Kubernetes says so too: OOMKilled" } else { "does not say so: it has Error" };
+        let words = [pod.as_str(), says, &times];
         checks.that("the summary says all this", words.iter().all(|w| summary.contains(w)), &summary);
         let victim = &i["victims"][0]["comm"];
         checks.that("the victim is the workload", victim == "cart", victim);
@@ -249,6 +252,20 @@ mod tests {
         let mut checks = Checks::default();
         Killed::of(&pods).expect("killed").incident(&mut checks, &i);
         assert_eq!(checks.failed, 0, "of one that was killed the second time");
+        // a runtime that never heard of the kill: said by Kubernetes, and told as a disagreement
+        let mut i = incident();
+        (pods, i["kubernetes"]["reason"]) = (self::pods(), json!("Error"));
+        pods["items"][0]["status"]["containerStatuses"][1]["lastState"]["terminated"]["reason"] =
+            json!("Error");
+        let failed = |i: &Value| {
+            let mut checks = Checks::default();
+            Killed::of(&pods).expect("killed").incident(&mut checks, i);
+            checks.failed
+        };
+        assert_eq!(failed(&i), 1);
+        let said = "Kubernetes says so too: OOMKilled";
+        i["summary"] = json!(text(&i["summary"]).replace(said, "Kubernetes does not say so: it has Error"));
+        assert_eq!(failed(&i), 0);
     }
 
     #[test]
