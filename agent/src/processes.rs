@@ -3,8 +3,9 @@
 //! Read from cgroup.procs (of the cgroup and those below it) and /proc. A process that goes away meanwhile is left out;
 //! what cannot be read of one is absent, and text that no kernel prints is counted. PSS is no part of a table: smaps_rollup takes the process's mm lock, so [`pss_bytes`] is for who asks.
 
+pub mod parse;
+
 use crate::accumulator::Process;
-use crate::cgroup::parse::{number, whole};
 use crate::names::CgroupId;
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,21 +35,6 @@ pub fn pids(path: &Path) -> Vec<u32> {
     gather(path, &mut Unparsed::new()).0
 }
 
-/// The pids of cgroup.procs, without the invisible, and whether all of the text was such.
-fn parse_procs(text: &[u8], out: &mut Vec<u32>) -> bool {
-    let whole = whole(text).is_ok();
-    let end = if whole { text.len() } else { text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1) };
-    let mut is_good = whole;
-    for line in text[..end].split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
-        match number(line).ok().and_then(|pid| u32::try_from(pid).ok()) {
-            Some(0) => {}
-            Some(pid) => out.push(pid),
-            None => is_good = false,
-        }
-    }
-    is_good
-}
-
 /// The pids, and the directories that were left out.
 fn gather(path: &Path, unparsed: &mut Unparsed) -> (Vec<u32>, u64) {
     let (mut out, mut stack, mut visited) = (Vec::new(), vec![path.to_owned()], 0);
@@ -58,7 +44,7 @@ fn gather(path: &Path, unparsed: &mut Unparsed) -> (Vec<u32>, u64) {
         }
         visited += 1;
         if let Ok(text) = fs::read(dir.join("cgroup.procs"))
-            && !parse_procs(&text, &mut out)
+            && !parse::procs(&text, &mut out)
         {
             count(unparsed, "cgroup.procs");
         }
@@ -74,8 +60,8 @@ fn gather(path: &Path, unparsed: &mut Unparsed) -> (Vec<u32>, u64) {
 /// The cgroup that a process (or a thread) is in, or was in when it ended: until its parent has waited for it, it is
 /// still told. The path that the kernel gives counts from the root of our cgroup namespace.
 pub fn cgroup_of(proc_root: &Path, pid: u32, cgroup_root: &Path) -> Option<CgroupId> {
-    let text = fs::read_to_string(proc_root.join(pid.to_string()).join("cgroup")).ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let text = fs::read(proc_root.join(pid.to_string()).join("cgroup")).ok()?;
+    let path = parse::cgroup(&text)?;
     Some(CgroupId(fs::metadata(cgroup_root.join(path.trim_start_matches('/'))).ok()?.ino()))
 }
 
@@ -106,117 +92,40 @@ pub fn first(proc_root: &Path, cgroup: &Path) -> Option<u32> {
         .into_iter()
         .filter_map(|pid| {
             let dir = proc_root.join(pid.to_string());
-            let stat = fs::read(dir.join("stat")).ok()?;
-            let status = fs::read(dir.join("status")).unwrap_or_default();
-            let depth = init_depth(&String::from_utf8_lossy(&status)).unwrap_or(usize::MAX);
-            Some((depth, parse_stat(&String::from_utf8_lossy(&stat))?.start_ticks, pid))
+            let stat = parse::stat(&fs::read(dir.join("stat")).ok()?)?;
+            let (status, _) = parse::status(&fs::read(dir.join("status")).unwrap_or_default());
+            Some((status.depth.unwrap_or(usize::MAX), stat.start_ticks, pid))
         })
         .min()
         .map(|(_, _, pid)| pid)
-}
-
-/// How many pid namespaces lie around a process that is pid 1 of the innermost; `None` when it is not, or when there is
-/// but one. The numbers of NSpid are its pids from the reader's namespace inwards.
-fn init_depth(status: &str) -> Option<usize> {
-    let numbers: Vec<_> = status_field(status, "NSpid")?.split_whitespace().collect();
-    (numbers.len() > 1 && numbers.last() == Some(&"1")).then_some(numbers.len())
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    cpu_ticks: u64,
-    start_ticks: u64,
-}
-
-/// proc(5): fields 14, 15 (utime, stime) and 22 (starttime), counted behind the parenthesis that ends comm, since comm
-/// may hold anything.
-fn parse_stat(text: &str) -> Option<Stat> {
-    let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_ascii_whitespace().collect();
-    let at = |n: usize| number(fields.get(n - 3)?.as_bytes()).ok();
-    Some(Stat { cpu_ticks: at(14)?.checked_add(at(15)?)?, start_ticks: at(22)? })
-}
-
-/// /proc/PID/status, by line.
-fn status_field<'a>(status: &'a str, key: &str) -> Option<&'a str> {
-    status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
-}
-
-fn kib(text: &str) -> Option<u64> {
-    number(text.strip_suffix("kB")?.trim_end().as_bytes()).ok()?.checked_mul(1024)
-}
-
-/// What is taken of /proc/PID/status. What it has no line of is `None` (a kernel thread has no memory).
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Status {
-    comm: Option<String>,
-    state: Option<char>,
-    anon: Option<u64>,
-    file: Option<u64>,
-    shmem: Option<u64>,
-    swap: Option<u64>,
-    threads: Option<u64>,
-    depth: Option<usize>,
-}
-
-impl Status {
-    fn rss(&self) -> Option<u64> {
-        let sum = self.anon?.checked_add(self.file?)?.checked_add(self.shmem?)?;
-        i64::try_from(sum).is_ok().then_some(sum)
-    }
-}
-
-/// The status, and whether all that is taken of it was what the kernel prints.
-fn parse_status(text: &[u8]) -> (Status, bool) {
-    let text_of_comm = String::from_utf8_lossy(text);
-    let mut is_good = whole(text).is_ok() && !text.is_empty();
-    // the last line of a text that was cut may be half of a number
-    let end = if is_good { text_of_comm.len() } else { text_of_comm.rfind('\n').map_or(0, |at| at + 1) };
-    let status = &text_of_comm[..end];
-    let mut size = |key: &str| {
-        let field = status_field(status, key)?;
-        let value = kib(field).filter(|v| i64::try_from(*v).is_ok());
-        is_good &= value.is_some();
-        value
-    };
-    let (anon, file) = (size("RssAnon"), size("RssFile"));
-    let (shmem, swap) = (size("RssShmem"), size("VmSwap"));
-    let threads = status_field(status, "Threads").and_then(|t| {
-        let threads = number(t.as_bytes()).ok();
-        is_good &= threads.is_some();
-        threads
-    });
-    let comm = status_field(status, "Name").map(str::to_owned);
-    is_good &= comm.is_some();
-    let state = status_field(status, "State").and_then(|s| s.chars().next());
-    (Status { comm, state, anon, file, shmem, swap, threads, depth: init_depth(status) }, is_good)
 }
 
 fn count(unparsed: &mut Unparsed, file: &'static str) {
     *unparsed.entry(file).or_default() += 1;
 }
 
-/// A process and its [`init_depth`]; `None` when it has gone, or its status does not even have a name.
+/// A process and its depth (see [`parse::Status`]); `None` when it has gone, or its status does not even have a name.
 fn read(proc_root: &Path, pid: u32, unparsed: &mut Unparsed) -> Option<(Process, Option<usize>)> {
     let dir = proc_root.join(pid.to_string());
-    let (status, is_good) = parse_status(&fs::read(dir.join("status")).ok()?);
+    let (status, is_good) = parse::status(&fs::read(dir.join("status")).ok()?);
     if !is_good {
         count(unparsed, "status");
     }
     let mut score = |file: &'static str| {
         // it may have gone meanwhile
         let text = fs::read(dir.join(file)).ok()?;
-        let value = std::str::from_utf8(&text).ok().and_then(|t| t.trim().parse::<i64>().ok());
+        let value = parse::score(&text);
         if value.is_none() {
             count(unparsed, file);
         }
         value
     };
     let (oom_score, oom_score_adj) = (score("oom_score"), score("oom_score_adj"));
-    let stat = fs::read(dir.join("stat")).ok().map(|text| parse_stat(&String::from_utf8_lossy(&text)));
-    if matches!(stat, Some(None)) {
+    let usec = |text: Vec<u8>| parse::stat(&text)?.cpu_usec(ticks_per_second());
+    let cpu_usec = fs::read(dir.join("stat")).ok().map(usec);
+    if cpu_usec == Some(None) {
         count(unparsed, "stat");
     }
-    let micros = |s: Stat| Some(s.cpu_ticks.checked_mul(1_000_000)? / ticks_per_second());
     let process = Process {
         pid,
         rss_bytes: status.rss(),
@@ -229,7 +138,7 @@ fn read(proc_root: &Path, pid: u32, unparsed: &mut Unparsed) -> Option<(Process,
         threads: status.threads,
         // the size of the directory is the count of descriptors since 6.2; before, it is 0 and says nothing
         fds: fs::metadata(dir.join("fd")).ok().map(|m| m.size()).filter(|n| *n > 0),
-        cpu_usec: stat.flatten().and_then(micros),
+        cpu_usec: cpu_usec.flatten(),
         oom_score,
         oom_score_adj,
         is_init: false,
@@ -241,10 +150,10 @@ fn read(proc_root: &Path, pid: u32, unparsed: &mut Unparsed) -> Option<(Process,
 /// for each GB of small pages, and holds its mm lock meanwhile.
 ///
 /// # Errors
-/// That it has gone, or that CAP_SYS_PTRACE would be needed.
+/// That it has gone, that CAP_SYS_PTRACE would be needed, or (`InvalidData`) that the text is not what the kernel prints.
 pub fn pss_bytes(proc_root: &Path, pid: u32) -> std::io::Result<u64> {
-    let text = fs::read_to_string(proc_root.join(pid.to_string()).join("smaps_rollup"))?;
-    status_field(&text, "Pss").and_then(kib).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))
+    let text = fs::read(proc_root.join(pid.to_string()).join("smaps_rollup"))?;
+    parse::pss(&text).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidData))
 }
 
 fn ticks_per_second() -> u64 {
@@ -254,13 +163,6 @@ fn ticks_per_second() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_comm_with_parentheses_does_not_shift_the_fields() {
-        let line = "42 (a) b) (c) S 1 1 1 0 -1 4194560 1 2 3 4 70 30 0 0 20 0 1 0 12345 1 2 3\n";
-        assert_eq!(parse_stat(line), Some(Stat { cpu_ticks: 100, start_ticks: 12_345 }));
-        assert_eq!(parse_stat("junk"), None);
-    }
 
     #[test]
     fn this_process_reads_as_the_kernel_has_it() {
@@ -373,32 +275,5 @@ mod tests {
         let mut unparsed = Unparsed::new();
         let read = pids.filter_map(|pid| read(Path::new("/proc"), pid, &mut unparsed)).count();
         assert!(read > 0 && unparsed.is_empty(), "{read} processes: {unparsed:?}");
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_bytes_make_it_panic(text in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
-            let mut pids = Vec::new();
-            let is_good = parse_procs(&text, &mut pids);
-            proptest::prop_assert!(!is_good || text.is_empty() || text.ends_with(b"\n"));
-            proptest::prop_assert!(pids.iter().all(|pid| *pid != 0));
-            let _ = parse_stat(&String::from_utf8_lossy(&text));
-            let (status, is_good) = parse_status(&text);
-            proptest::prop_assert!(!is_good || status.comm.is_some());
-        }
-
-        /// Text that looks like the kernel's gets further into the parsers than noise does.
-        #[test]
-        fn no_likely_text_makes_it_panic(
-            procs in "([0-9-]{0,12}\n?){0,20}",
-            stat in "[0-9]{1,7} \\([ ()a-z]{0,16}\\)? S( [0-9-]{1,21}){0,24}\n?",
-            status in "((Name|RssAnon|RssFile|RssShmem|VmSwap|Threads|NSpid):?\t? {0,3}[0-9a-z-]{0,21}( kB)?\n?){0,12}",
-        ) {
-            let _ = parse_procs(procs.as_bytes(), &mut Vec::new());
-            let _ = parse_stat(&stat);
-            let (status, _) = parse_status(status.as_bytes());
-            let sizes = [status.anon, status.file, status.shmem, status.swap, status.rss()];
-            proptest::prop_assert!(sizes.into_iter().flatten().all(|v| i64::try_from(v).is_ok()));
-        }
     }
 }

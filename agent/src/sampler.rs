@@ -9,8 +9,8 @@ mod cost;
 mod descriptors;
 mod devices;
 mod loose;
-mod network;
-mod node;
+pub mod network;
+pub mod node;
 mod still;
 
 pub use cost::{Cost, costs};

@@ -8,37 +8,75 @@ use fgm::catalogue::{self, Format};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Spoilt copies of each seed.
+/// Spoilt copies of each seed, and of all seeds of a target.
 const COPIES: usize = 60;
+const COPIES_OF_ALL: usize = 4000;
 /// Bytes that decide something in these files.
 const BYTES: &[u8] = b"\n =.0-9mx:\xff\0";
+/// Numbers beyond 64 bits, at and beyond 63 bits, and beyond them once they are taken for KiB or for hundredths.
+const NUMBERS: [&[u8]; 6] = [
+    b"18446744073709551616",
+    b"9223372036854775808",
+    b"9223372036854775807",
+    b"9999999999999999",
+    b"99999999999999999",
+    b"-1",
+];
+/// Words that decide something.
+const WORDS: [&[u8]; 4] = [b"18446744073709551616", b"/..", b" 7 kB", b" =1.00"];
 
 fn agent() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// (kernel, file, text), of the target's own files first.
-fn seeds(target: &str) -> Vec<(String, String, Vec<u8>)> {
-    let mut out = Vec::new();
-    for entry in fs::read_dir(agent().join("tests/fixtures/cgroup")).expect("fixtures").flatten() {
-        let text = fs::read_to_string(entry.path()).expect("a fixture");
-        let kernel = entry.path().file_stem().expect("a name").to_string_lossy().into_owned();
-        for (name, text) in text.split("=== ").skip(1).filter_map(|p| p.split_once('\n')) {
-            out.push((kernel.clone(), name.to_owned(), text.as_bytes().to_vec()));
-        }
-    }
-    let format = |name: &str| match catalogue::file(name).map(|i| catalogue::FILES[i].format) {
+/// The target of a file of a cgroup.
+fn of_cgroup(name: &str) -> &'static str {
+    match catalogue::file(name).map(|i| catalogue::FILES[i].format) {
         Some(Format::Single) => "single",
         Some(Format::KeyValue) => "key_value",
         Some(Format::Pressure) => "pressure",
         Some(Format::PerDevice) => "per_device",
         Some(Format::Pair) => "pair",
         None => "loose",
-    };
-    out.sort_by_key(|(kernel, name, _)| (format(name) != target, kernel.clone(), name.clone()));
-    assert!(format(&out[0].1) == target, "no seed for {target}");
-    out.retain(|(_, name, _)| target == "loose" || format(name) == target);
-    out
+    }
+}
+
+/// The target of a file of /proc, or of the cgroup.procs beside it. Those of a process stand below its pid.
+fn of_proc(name: &str) -> &'static str {
+    match name.trim_start_matches(|c: char| c.is_ascii_digit()) {
+        "meminfo" => "meminfo",
+        "vmstat" => "vmstat",
+        "loadavg" => "loadavg",
+        "stat" => "stat",
+        procs if procs.ends_with("cgroup.procs") => "procs",
+        "/stat" => "process_stat",
+        "/status" => "process_status",
+        "/oom_score" | "/oom_score_adj" => "score",
+        "/smaps_rollup" => "smaps_rollup",
+        "/cgroup" => "process_cgroup",
+        "/net/dev" => "net_dev",
+        pressure if pressure.starts_with("pressure/") => "node_pressure",
+        _ => panic!("no parser reads {name}"),
+    }
+}
+
+/// (kernel, file, text), of the target's own files first.
+fn seeds(target: &str) -> Vec<(String, String, Vec<u8>)> {
+    let mut out = Vec::new();
+    for folder in ["cgroup", "proc"] {
+        for entry in fs::read_dir(agent().join("tests/fixtures").join(folder)).expect("fixtures").flatten() {
+            let text = fs::read_to_string(entry.path()).expect("a fixture");
+            let kernel = entry.path().file_stem().expect("a name").to_string_lossy().into_owned();
+            for (name, text) in text.split("=== ").skip(1).filter_map(|p| p.split_once('\n')) {
+                let of = if folder == "proc" { of_proc(name) } else { of_cgroup(name) };
+                out.push((of, kernel.clone(), name.to_owned(), text.as_bytes().to_vec()));
+            }
+        }
+    }
+    out.sort_by_key(|(of, kernel, name, _)| (*of != target, kernel.clone(), name.clone()));
+    assert!(out[0].0 == target, "no seed for {target}");
+    out.retain(|(of, ..)| target == "loose" || *of == target);
+    out.into_iter().map(|(_, kernel, name, text)| (kernel, name, text)).collect()
 }
 
 /// A small generator of our own, so that a failure comes again.
@@ -55,16 +93,25 @@ impl Dice {
     fn spoil(&mut self, text: &mut Vec<u8>, other: &[u8]) {
         let at = self.below(text.len());
         let byte = BYTES[self.below(BYTES.len())];
-        match self.below(8) {
+        match self.below(10) {
             0 => text.truncate(at),
             1 if !text.is_empty() => text[at] = byte,
             2 => text.insert(at, byte),
             3 if !text.is_empty() => _ = text.remove(at),
-            4 => text.splice(at..at, b"18446744073709551616".iter().copied()).for_each(drop),
+            4 => text.splice(at..at, WORDS[self.below(WORDS.len())].iter().copied()).for_each(drop),
             5 => text.extend_from_slice(other),
             6 => text.splice(at..at, other[..self.below(other.len())].iter().copied()).for_each(drop),
+            7 => {
+                let from = at + text[at..].iter().position(u8::is_ascii_digit).unwrap_or(0);
+                let digits = text[from..].iter().take_while(|b| b.is_ascii_digit()).count();
+                let number = NUMBERS[self.below(NUMBERS.len())];
+                text.splice(from..from + digits, number.iter().copied()).for_each(drop);
+            }
+            // two lines become one
+            8 => text[at..].iter_mut().filter(|b| **b == b'\n').take(1).for_each(|b| *b = b' '),
             _ => {
-                let line: Vec<u8> = text.split_inclusive(|b| *b == b'\n').next().unwrap_or_default().to_vec();
+                let mut lines = text.split_inclusive(|b| *b == b'\n');
+                let line: Vec<u8> = lines.nth(self.below(8)).unwrap_or_default().to_vec();
                 text.extend_from_slice(&line);
             }
         }
@@ -75,10 +122,11 @@ impl Dice {
 fn every_target_stands_whatever_is_made_of_its_seeds() {
     for (name, target) in checks::TARGETS {
         let seeds = seeds(name);
+        let copies = COPIES.max(COPIES_OF_ALL / seeds.len());
         let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
         for (_, _, seed) in &seeds {
             target(seed);
-            for _ in 0..COPIES {
+            for _ in 0..copies {
                 let mut text = seed.clone();
                 for _ in 0..=dice.below(4) {
                     let other = &seeds[dice.below(seeds.len())].2;
@@ -87,7 +135,7 @@ fn every_target_stands_whatever_is_made_of_its_seeds() {
                 target(&text);
             }
         }
-        println!("{name}: {} seeds, {} copies", seeds.len(), seeds.len() * COPIES);
+        println!("{name}: {} seeds, {} copies", seeds.len(), seeds.len() * copies);
     }
 }
 
@@ -118,7 +166,7 @@ fn seeds_are_written_when_asked_for() {
         let dir = Path::new(&to).join(target);
         fs::create_dir_all(&dir).expect("a folder");
         for (kernel, name, text) in seeds(target) {
-            fs::write(dir.join(format!("{kernel}-{name}")), text).expect("a seed");
+            fs::write(dir.join(format!("{kernel}-{}", name.replace('/', "_"))), text).expect("a seed");
         }
     }
 }

@@ -1,21 +1,29 @@
-//! The parsers over what four kernels really print (tests/fixtures/cgroup, a container of the test VM), whole and spoilt: a
+//! The parsers over what four kernels really print (tests/fixtures: cgroup, a container of the test VM; proc, the VM), whole and spoilt: a
 //! file that was cut, grown, emptied or filled with junk gives its values or none, and never a panic.
 
 use fgm::catalogue::{self, COLUMNS, FILES, Format, loose};
 use fgm::cgroup::loose::visit;
 use fgm::cgroup::parse::{Hints, devices, parse};
+use fgm::processes::{self, parse as process};
+use fgm::sampler::{Network, Node};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 
 const KERNELS: [&str; 4] = ["6.1", "6.12", "6.18", "7.3"];
 
-/// All files of a container on one kernel: `=== name`, then its text.
-fn files(kernel: &str) -> BTreeMap<String, String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/cgroup/{kernel}.txt"));
-    let text = std::fs::read_to_string(path).expect("a fixture");
+/// The files of a fixture: `=== name`, then its text.
+fn fixture(path: &str) -> BTreeMap<String, String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path);
+    let text = fs::read_to_string(path).expect("a fixture");
     let parts = text.split("=== ").skip(1).map(|p| p.split_once('\n').expect("a name"));
-    let files: BTreeMap<_, _> = parts.map(|(n, t)| (n.to_owned(), t.to_owned())).collect();
+    parts.map(|(n, t)| (n.to_owned(), t.to_owned())).collect()
+}
+
+/// All files of a container on one kernel.
+fn files(kernel: &str) -> BTreeMap<String, String> {
+    let files = fixture(&format!("cgroup/{kernel}.txt"));
     assert!(files.len() > 55, "{} files", files.len());
     files
 }
@@ -63,6 +71,51 @@ fn every_file_of_every_kernel_is_read_whole() {
         }
     }
     assert!(columns.len() > 140, "{} names", columns.len());
+}
+
+/// A node's /proc with its init, a kernel thread, and pid 1 of a pid namespace.
+#[test]
+fn what_every_kernel_prints_of_the_node_and_its_processes_is_read_whole() {
+    for kernel in KERNELS {
+        let dir = tempfile::tempdir().expect("a folder");
+        let files = fixture(&format!("proc/{kernel}.txt"));
+        for (name, text) in &files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("mkdir");
+            fs::write(path, text).expect("write");
+        }
+        let mut node = Node::new(dir.path());
+        let mut rest = Vec::new();
+        let row = node.read(Some(&mut rest));
+        let (taken, columns) = (row.iter().flatten().count(), row.len());
+        // pressure/irq and the keys of NUMA are not of every kernel
+        assert!(taken + 12 >= columns, "{kernel}: {taken} of {columns} columns");
+        assert!(rest.len() > 50, "{kernel}: {} keys without a column", rest.len());
+        assert!(
+            node.faults.unparsed.is_empty() && node.faults.unread.is_empty(),
+            "{kernel}: {:?}",
+            node.faults
+        );
+
+        let found = processes::list(dir.path(), dir.path(), None);
+        assert!(found.unparsed.is_empty(), "{kernel}: {:?}", found.unparsed);
+        assert_eq!(found.processes.len(), 3, "{kernel}");
+        for p in &found.processes {
+            let is_kernels = p.comm == "kthreadd";
+            assert_eq!(p.rss_bytes.is_none(), is_kernels, "{kernel}: {p:?}");
+            assert!(p.threads == Some(1) && p.state == Some('S') && p.cpu_usec.is_some(), "{kernel}: {p:?}");
+            assert!(p.oom_score.is_some() && p.oom_score_adj == Some(0), "{kernel}: {p:?}");
+            let pss = processes::pss_bytes(dir.path(), p.pid).ok();
+            assert!(pss.is_some() != is_kernels && pss <= p.rss_bytes, "{kernel}: {pss:?} {p:?}");
+            let cgroup = process::cgroup(files[&format!("{}/cgroup", p.pid)].as_bytes());
+            assert!(cgroup.is_some(), "{kernel}: {p:?}");
+            assert_eq!(p.is_init, p.pid > 2, "{kernel}: {p:?}");
+        }
+
+        let (mut network, mut out) = (Network::new(dir.path()), Vec::new());
+        network.read(1, None, 1000, 100, &mut out);
+        assert!(out.len() >= 8 && network.faults.unparsed.is_empty(), "{kernel}: {} values", out.len());
+    }
 }
 
 /// 6.12 after 6.1.

@@ -1,7 +1,12 @@
 //! What must hold of each parser, whatever the bytes: it gives values or none, never half of them, and never panics.
 //!
 //! One function a target. `cargo +nightly fuzz run TARGET` feeds them (in `agent/`; `FGM_FUZZ_CORPUS=fuzz/corpus cargo test
-//! --test fuzz` there writes seeds of four real kernels first), and agent/tests/fuzz.rs on any toolchain.
+//! --test fuzz` there writes seeds of four real kernels first), and agent/tests/fuzz.rs on any toolchain. Those of /proc are in
+//! `proc_text`.
+
+mod proc_text;
+
+pub use proc_text::*;
 
 use fgm::catalogue::{FILES, FileIndex, Format, first_column};
 use fgm::cgroup::loose::visit;
@@ -11,13 +16,25 @@ use fgm::cgroup::parse::{Hints, devices, parse};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// By name, as the files in `fuzz_targets`.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 18] = [
     ("single", single),
     ("key_value", key_value),
     ("pressure", pressure),
     ("per_device", per_device),
     ("pair", pair),
     ("loose", loose),
+    ("meminfo", meminfo),
+    ("vmstat", vmstat),
+    ("loadavg", loadavg),
+    ("stat", stat),
+    ("node_pressure", node_pressure),
+    ("procs", procs),
+    ("process_stat", process_stat),
+    ("process_status", process_status),
+    ("score", score),
+    ("smaps_rollup", smaps_rollup),
+    ("process_cgroup", process_cgroup),
+    ("net_dev", net_dev),
 ];
 
 pub fn single(text: &[u8]) {

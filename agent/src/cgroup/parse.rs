@@ -54,14 +54,15 @@ pub fn number(text: &[u8]) -> Result<u64, ParseError> {
     if v > i64::MAX as u64 { Err(ParseError::Number) } else { Ok(v) }
 }
 
-/// `12.34` → 1234; PSI prints two decimals always.
+/// `12.34` → 1234, which fits a column; PSI prints two decimals always.
 pub fn hundredths(text: &[u8]) -> Result<u64, ParseError> {
     let dot = text.iter().position(|&b| b == b'.').ok_or(ParseError::Number)?;
     let (whole, part) = (number(&text[..dot])?, &text[dot + 1..]);
     if part.len() != 2 {
         return Err(ParseError::Number);
     }
-    whole.checked_mul(100).and_then(|w| w.checked_add(number(part).ok()?)).ok_or(ParseError::Number)
+    let value = whole.checked_mul(100).and_then(|w| w.checked_add(number(part).ok()?));
+    value.filter(|v| i64::try_from(*v).is_ok()).ok_or(ParseError::Number)
 }
 
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -304,6 +305,7 @@ mod tests {
         assert_eq!(read("memory.current", "18446744073709551616\n"), Err(ParseError::Number));
         assert_eq!(read("memory.stat", "anon 1\nfile x\n"), Err(ParseError::Number));
         assert_eq!(read("memory.pressure", "some avg10\n"), Err(ParseError::Layout));
+        assert_eq!(read("memory.pressure", "some avg10=92233720368547758.08\n"), Err(ParseError::Number));
         assert_eq!(read("cpu.max", "50000\n"), Err(ParseError::Layout));
     }
 

@@ -104,6 +104,9 @@ impl State {
             match processes::pss_bytes(Path::new(super::state::PROC), process.pid) {
                 Ok(bytes) => values.push((pss(process), real(bytes))),
                 Err(error) if error.kind() == ErrorKind::PermissionDenied => denied += 1,
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    *self.process_faults.entry("smaps_rollup").or_default() += 1;
+                }
                 Err(_) => {}
             }
         }

@@ -6,6 +6,7 @@ mod heap;
 mod ledger;
 mod losses;
 mod names;
+mod slow;
 mod tables;
 mod truth;
 mod warnings;

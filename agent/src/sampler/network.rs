@@ -110,18 +110,19 @@ impl Network {
 }
 
 /// What /proc/PID/net/dev says.
-#[derive(Default)]
-struct Interfaces<'a> {
-    good: Vec<(&'a str, [u64; NUMBERS])>,
+#[derive(Debug, Default)]
+pub struct Interfaces<'a> {
+    /// By name: bytes, packets, errors, drops and four others that came in, and the same that went out.
+    pub good: Vec<(&'a str, [u64; NUMBERS])>,
     /// Lines of which nothing is taken. Each is alone in that: whoever may name an interface could else hide all others.
-    spoilt: u64,
+    pub spoilt: u64,
     /// Beyond the bound.
-    cut: u64,
+    pub cut: u64,
 }
 
 /// Behind two lines of headings a line an interface. One that is not what the kernel prints, was cut, has a name that is no text, or has a
-/// name that stands twice is left out.
-fn interfaces(text: &[u8]) -> Interfaces<'_> {
+/// name that stands twice is left out. No namespace is without an interface: a text that has none was cut.
+pub fn interfaces(text: &[u8]) -> Interfaces<'_> {
     let mut out = Interfaces::default();
     let end = match whole(text) {
         Ok(()) if !text.is_empty() => text.len(),
@@ -131,9 +132,10 @@ fn interfaces(text: &[u8]) -> Interfaces<'_> {
             text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1)
         }
     };
-    let mut twice = Vec::new();
+    let (mut lines, mut twice) = (0, Vec::new());
     for (n, line) in text[..end].split_inclusive(|&b| b == b'\n').skip(2).enumerate() {
-        if n >= MAX_INTERFACES {
+        lines = n + 1;
+        if lines > MAX_INTERFACES {
             out.cut += 1;
             continue;
         }
@@ -146,6 +148,9 @@ fn interfaces(text: &[u8]) -> Interfaces<'_> {
             None => out.spoilt += 1,
         }
     }
+    if lines == 0 {
+        out.spoilt = 1;
+    }
     // which of them is true nobody knows
     out.good.retain(|(name, _)| !twice.contains(name));
     out
@@ -154,7 +159,10 @@ fn interfaces(text: &[u8]) -> Interfaces<'_> {
 /// `  eth0: 1 2 3 …`, sixteen numbers.
 fn interface(line: &[u8]) -> Option<(&str, [u64; NUMBERS])> {
     let colon = line.iter().rposition(|&b| b == b':')?;
-    let name = std::str::from_utf8(line[..colon].trim_ascii()).ok().filter(|name| !name.is_empty())?;
+    let name = std::str::from_utf8(line[..colon].trim_ascii()).ok()?;
+    if name.is_empty() || name.contains(|c: char| c.is_ascii_whitespace()) {
+        return None;
+    }
     let mut values = [0; NUMBERS];
     let mut words = line[colon + 1..].split(u8::is_ascii_whitespace).filter(|w| !w.is_empty());
     for value in &mut values {
@@ -273,6 +281,8 @@ eth0:0: 11 2 0 0 0 0 0 0 12 0 0 0 0 0 0 0
             (with(&[line(b"lo"), line(b"lo")].concat()), 1, 2),
             (with(b"veth0: 1 2 3\n"), 2, 1),
             (with(b"veth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17\n"), 2, 1),
+            (with(b"a: 1 2 3 b: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n"), 2, 1),
+            (DEV.as_bytes()[..DEV.find("    lo").expect("lo")].to_vec(), 0, 1),
             (with(b": 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n"), 2, 1),
             (with(&line(b"veth1")), 3, 0),
             (Vec::new(), 0, 1),

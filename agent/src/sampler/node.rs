@@ -38,50 +38,89 @@ fn visit(
 ) -> Result<(), ParseError> {
     whole(text)?;
     // the kernel prints something into each of them
-    let text = std::str::from_utf8(text).ok().filter(|t| !t.is_empty()).ok_or(ParseError::Layout)?;
+    let text =
+        std::str::from_utf8(text).ok().filter(|t| !t.trim_ascii().is_empty()).ok_or(ParseError::Layout)?;
     let int = |word: &str| number(word.as_bytes());
+    let scaled = |word: &str, by: u64, per: u64| {
+        let value = u128::from(int(word)?) * u128::from(by) / u128::from(per);
+        i64::try_from(value).map(i64::cast_unsigned).map_err(|_| ParseError::Number)
+    };
     for line in text.lines() {
         let mut words = words(line);
         let Some(first) = words.next() else { continue };
         match file.layout {
             Layout::KibiBytes => {
                 let key = first.strip_suffix(':').ok_or(ParseError::Layout)?;
-                let value = int(words.next().ok_or(ParseError::Layout)?)?;
-                let scale = if words.next() == Some("kB") { 1024 } else { 1 };
-                each(key, "", value.checked_mul(scale).ok_or(ParseError::Number)?);
+                let word = words.next().ok_or(ParseError::Layout)?;
+                let scale = match words.next() {
+                    None => 1,
+                    Some("kB") => 1024,
+                    Some(_) => return Err(ParseError::Layout),
+                };
+                each(key, "", scaled(word, scale, 1)?);
             }
             Layout::KeyValue => each(first, "", int(words.next().ok_or(ParseError::Layout)?)?),
             Layout::LoadAvg => {
-                for (place, word) in std::iter::once(first).chain(words).enumerate() {
-                    match (place, word.split_once('/')) {
-                        (0..3, _) => each(["0", "1", "2"][place], "", hundredths(word.as_bytes())?),
-                        (3, Some((runnable, tasks))) => {
-                            each("3", "", int(runnable)?);
-                            each("4", "", int(tasks)?);
-                        }
-                        // the latest pid
-                        _ => {}
-                    }
+                let mut next = || words.next().ok_or(ParseError::Layout);
+                for (place, word) in [("0", first), ("1", next()?), ("2", next()?)] {
+                    each(place, "", hundredths(word.as_bytes())?);
                 }
+                let (runnable, tasks) = next()?.split_once('/').ok_or(ParseError::Layout)?;
+                each("3", "", int(runnable)?);
+                each("4", "", int(tasks)?);
+                // the latest pid
+                int(next()?)?;
             }
             Layout::Ticks => {
-                let scale = if first.starts_with("cpu") { MICROS } else { 1 };
-                let per = if first.starts_with("cpu") { ticks } else { 1 };
-                for (place, word) in words.take(PLACES).enumerate() {
-                    let value = int(word)?.checked_mul(scale).ok_or(ParseError::Number)? / per;
-                    each(first, ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"][place], value);
+                let (scale, per) = if first.starts_with("cpu") { (MICROS, ticks) } else { (1, 1) };
+                let mut words = words.by_ref().take(PLACES).enumerate().peekable();
+                words.peek().ok_or(ParseError::Layout)?;
+                for (place, word) in words {
+                    let place = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"][place];
+                    each(first, place, scaled(word, scale, per)?);
                 }
+                continue;
             }
             Layout::Pressure => {
-                for word in words {
-                    let (key, value) = word.split_once('=').ok_or(ParseError::Layout)?;
+                let mut pairs = words.by_ref().peekable();
+                pairs.peek().ok_or(ParseError::Layout)?;
+                for word in pairs {
+                    let (key, value) =
+                        word.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or(ParseError::Layout)?;
                     let value = if key == "total" { int(value)? } else { hundredths(value.as_bytes())? };
                     each(first, key, value);
                 }
             }
         }
+        if words.next().is_some() {
+            return Err(ParseError::Layout);
+        }
     }
     Ok(())
+}
+
+/// The values of a file of the node, in the order of its columns. What has none goes to `rest` (meminfo and vmstat; a key may stand
+/// there twice, which who keeps the series knows). `ticks`: how many a second has.
+///
+/// # Errors
+/// Text that the kernel would not print, or with a column's key twice; `rest` may have been called for what stood before it.
+pub fn parse(
+    file: &NodeFile,
+    text: &[u8],
+    ticks: u64,
+    mut rest: impl FnMut(&str, u64),
+) -> Result<Vec<Option<u64>>, ParseError> {
+    let mut values = vec![None; file.columns.len()];
+    let mut is_twice = false;
+    let has_rest = matches!(file.layout, Layout::KibiBytes | Layout::KeyValue);
+    visit(file, text, ticks, |key, sub, value| {
+        match file.columns.iter().position(|c| is(c.key, key, sub)) {
+            Some(i) => is_twice |= values[i].replace(value).is_some(),
+            None if has_rest => rest(key, value),
+            None => {}
+        }
+    })?;
+    if is_twice { Err(ParseError::Layout) } else { Ok(values) }
 }
 
 /// Whether the column's key is `key`, or `key.sub`.
@@ -118,23 +157,17 @@ impl Node {
                     continue;
                 }
             };
-            let mut values = vec![None; file.columns.len()];
             let mut strange = String::new();
-            let mut is_twice = false;
-            let parsed = visit(file, &text, self.ticks, |key, sub, value| {
-                match file.columns.iter().position(|c| is(c.key, key, sub)) {
-                    Some(i) => is_twice |= values[i].replace(value).is_some(),
-                    None if matches!(file.layout, Layout::KibiBytes | Layout::KeyValue) && rest.is_some() => {
-                        use std::fmt::Write as _;
-                        let _ = writeln!(strange, "{key} {value}");
-                    }
-                    None => {}
+            let values = parse(file, &text, self.ticks, |key, value| {
+                if rest.is_some() {
+                    use std::fmt::Write as _;
+                    let _ = writeln!(strange, "{key} {value}");
                 }
             });
-            if parsed.is_err() || is_twice {
+            let Ok(values) = values else {
                 self.faults.unparsed(file.path);
                 continue;
-            }
+            };
             row[range].copy_from_slice(&values);
             if let Some(rest) = rest.as_deref_mut() {
                 let index = self.loose.file(file.path);
@@ -228,16 +261,22 @@ mod tests {
     #[test]
     fn spoilt_text_gives_nothing_and_is_counted() {
         const PSI: &str = "some avg10=6.07 avg60=2.55 avg300=0.63 total=2179637\n";
-        let spoilt: [(&str, &[u8]); 11] = [
+        let spoilt: [(&str, &[u8]); 17] = [
             ("meminfo", b""),
             ("meminfo", b"MemTotal: 2020724 kB\nMemFree: 12"),
             ("meminfo", b"MemTotal: 1 kB\nMemTotal: 2 kB\n"),
             ("meminfo", b"MemTotal: -1 kB\n"),
+            ("meminfo", b"MemTotal: 1 kB 2\n"),
+            ("meminfo", b"MemTotal: 9007199254740992 kB\n"),
             ("vmstat", b"oom_kill 1\noom_kill 1\n"),
             ("vmstat", b"oom_kill 18446744073709551616\n"),
+            ("vmstat", b"oom_kill 1 2\n"),
             ("loadavg", b"0.37 0.08 12.03 2/65 499"),
+            ("loadavg", b"0.37 0.08\n"),
+            ("loadavg", b"92233720368547758.08 0.08 12.03 2/65 499\n"),
             ("loadavg", b"0.37 0.08 12.03 2/65 499\n0.37 0.08 12.03 2/65 499\n"),
             ("stat", b"ctxt 5\nctxt 6\n"),
+            ("stat", b"ctxt 5\nprocesses\n"),
             ("pressure/memory", b"some avg10=6.07 avg10=6.07\n"),
             ("pressure/memory", b"some avg10=6.07 \xff=1 total=7\n"),
         ];
@@ -287,13 +326,13 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_make_it_panic(file in 0..FILES.len(), text in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
-            let _ = visit(&FILES[file], &text, 100, |_, _, _| {});
+            let _ = parse(&FILES[file], &text, 100, |_, _| {});
         }
 
         /// Text that looks like the kernel's gets further into the parsers than noise does.
         #[test]
         fn no_likely_text_makes_it_panic(file in 0..FILES.len(), text in "([a-z]{0,4}[:=]? {0,2}[0-9./=-]{0,21}( kB)?[ \n]){0,20}\n?") {
-            let good = visit(&FILES[file], text.as_bytes(), 100, |_, _, _| {});
+            let good = parse(&FILES[file], text.as_bytes(), 100, |_, _| {});
             proptest::prop_assert!(good.is_err() || text.ends_with('\n'));
         }
     }

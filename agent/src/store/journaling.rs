@@ -57,6 +57,7 @@ pub struct Journaling {
     store: Arc<Store>,
     work: Sender<Work>,
     queued: Arc<AtomicUsize>,
+    queue_bytes: usize,
     stopped: Receiver<()>,
 }
 
@@ -92,7 +93,12 @@ impl Journaling {
             let _ = tell.try_send(());
         };
         builder.spawn(run).map_err(thread)?;
-        Ok(Self { store: store.clone(), work, queued, stopped })
+        Ok(Self { store: store.clone(), work, queued, queue_bytes: QUEUE_BYTES, stopped })
+    }
+
+    #[cfg(test)]
+    pub fn set_queue_bytes(&mut self, bytes: usize) {
+        self.queue_bytes = bytes;
     }
 
     pub fn removals(&self) -> Removals {
@@ -107,7 +113,7 @@ impl Journaling {
         frame: Vec<u8>,
         done: Option<Sender<Kept>>,
     ) {
-        if self.queued.load(Ordering::Relaxed) + frame.len() > QUEUE_BYTES {
+        if self.queued.load(Ordering::Relaxed) + frame.len() > self.queue_bytes {
             self.failed(&journal, seq, "the disk is behind", done.as_ref());
             return;
         }

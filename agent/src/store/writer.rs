@@ -113,6 +113,13 @@ impl Writer {
         Ok(Self { store, wake, stop, stopped, thread, journaling })
     }
 
+    /// Other bounds on what waits for the disk, so that a test reaches them: bytes of rows, and of frames before the journal.
+    #[cfg(test)]
+    pub fn set_bounds(&mut self, rows: usize, frames: usize) {
+        self.store.state().pending = pending::Pending::new(rows);
+        self.journaling.set_queue_bytes(frames);
+    }
+
     /// Takes the rows of a flush: from now on queries see them. Never waits; the caller may hold a lock.
     pub fn keep(&self, chunk: &Chunk<'_>) -> Unjournaled {
         let rows = chunk.rows.iter().filter(|(_, b)| b.num_rows() > 0);

@@ -1,0 +1,4 @@
+//! Fuzzes the parser of /proc/PID/net/dev; what must hold is in `proc_text`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|text: &[u8]| fgm_fuzz::net_dev(text));
