@@ -74,6 +74,7 @@ pub(super) fn evidence() -> Evidence {
         trigger_path: Some(owner().path.clone()),
         warnings: vec![("w1".into(), "forecast_oom", 93 * S)],
         limit_change: None,
+        group_path: None,
     }
 }
 
