@@ -1,4 +1,4 @@
-//! What comes after: the container that takes the place of a dead one, rows across a jump of the wall clock, and a bucket that does not
+//! What comes after: the container that takes the place of a dead one, rows across a jump of the wall clock and across a stall, and a bucket that does not
 //! answer. Run like
 //! `kernel_agent.rs`, whose stage it shares.
 //!
@@ -12,8 +12,11 @@ mod told;
 
 use arrow::{array::AsArray, datatypes::TimestampMicrosecondType};
 use fgm::clock::{ktime_ns, wall_us};
+use fgm::query;
+use serde_json::Value;
 use stage::{Agent, Cgroup, Pod, guard, ints, rows, wait};
 use std::{
+    collections::BTreeMap,
     fs,
     net::TcpListener,
     process::{Command, Stdio},
@@ -24,6 +27,8 @@ use told::{begin, details, summary};
 
 const LIMIT: Duration = Duration::from_secs(150);
 const SECOND: i64 = 1_000_000;
+/// Of the monotonic clock, ns.
+const MILLI: i64 = 1_000_000;
 
 #[test]
 fn the_container_that_takes_the_place_of_a_dead_one_is_linked() {
@@ -144,6 +149,68 @@ fn a_wall_clock_that_is_set_anew_takes_no_row_along() {
     let exported: Vec<_> = rows(&agent.get_ok(&path)).into_iter().map(|r| r.ktime_ns).collect();
     assert!(all.iter().all(|(ktime, _)| exported.contains(ktime)), "{} of {}", exported.len(), all.len());
     assert!(agent.stop());
+}
+
+/// Base rows that are missing between two of a cgroup's around a time, of all cgroups; and how many of these there are.
+fn missing(agent: &Agent, (from, to): (i64, i64)) -> (i64, i64) {
+    let mut all: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+    for batch in agent.stored("samples") {
+        for (row, (id, ktime)) in
+            ints(&batch, "cgroup_id").into_iter().zip(ints(&batch, "ktime_ns")).enumerate()
+        {
+            if query::text(&batch, "cause", row) == Some("base") {
+                all.entry(id.expect("an id")).or_default().push(ktime.expect("ktime"));
+            }
+        }
+    }
+    let (mut rows, mut cgroups) = (0, 0);
+    for at in all.values_mut() {
+        at.sort_unstable();
+        if let Some(around) = at.windows(2).find(|w| w[0] < from && w[1] > to) {
+            rows += (around[1] - around[0] + 500 * MILLI) / (1000 * MILLI) - 1;
+            cgroups += 1;
+        }
+    }
+    (rows, cgroups)
+}
+
+/// A recorder that is given no turn.
+#[test]
+fn a_stall_loses_its_own_seconds_and_says_how_many_rows_that_is() {
+    if !guard("a_stall_loses_its_own_seconds_and_says_how_many_rows_that_is") {
+        return;
+    }
+    let agent = Agent::start("stall", "");
+    let pod = Pod::new(None);
+    let app = pod.container(None);
+    let _idle = begin("sleep 100", &app);
+    wait("rows in a file", LIMIT, || instants(&agent, &app).len() >= 4);
+    let account = || agent.status()["ledger"]["samples"].clone();
+    let late = |account: &Value| account["lost"]["late"].as_i64().unwrap_or(0);
+    let (before, late_before) = (instants(&agent, &app), late(&account()));
+    let (from, to) = agent.halted(|| {
+        let from = ktime_ns().cast_signed();
+        thread::sleep(Duration::from_secs(8));
+        (from, ktime_ns().cast_signed())
+    });
+    let mut after = Vec::new();
+    wait("rows of after it", LIMIT, || {
+        after = instants(&agent, &app);
+        after.iter().filter(|(ktime, _)| *ktime > to).count() >= 3
+    });
+    assert!(before.iter().all(|row| after.contains(row)), "what was recorded stays");
+    // the signal may find it in the middle of a row
+    let during = after.iter().filter(|(ktime, _)| (from + 500 * MILLI..to).contains(ktime)).count();
+    assert_eq!(during, 0, "nobody took these");
+    let (rows, cgroups) = missing(&agent, (from + 500 * MILLI, to));
+    let account = account();
+    let told = late(&account) - late_before;
+    println!("{rows} rows of {cgroups} cgroups are missing around the stall; the account has {told} more");
+    assert!(cgroups >= 2 && rows >= 7 * cgroups, "{rows} rows of {cgroups} cgroups");
+    // this machine may be late at other times too
+    assert!((rows - cgroups..=rows + rows / 2).contains(&told), "{told} told, {rows} missing: {account}");
+    let lost: i64 = account["lost"].as_object().expect("reasons").values().filter_map(Value::as_i64).sum();
+    assert_eq!(account["due"].as_i64(), account["written"].as_i64().map(|w| w + lost), "{account}");
 }
 
 /// A bucket that takes connections and never answers.

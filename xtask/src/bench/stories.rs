@@ -16,7 +16,8 @@ const KINDS: [(&str, &[&str], &[&str]); 9] = [
     ("node", &["the node itself had run out of memory", "ended with signal 9"], &["limit that was hit"]),
     ("init", &["the container's own memory.max of 8.0 MiB", "ended with signal 9"], &["exit code"]),
     ("child", &["\"hog\"", "ended with exit code 0"], &["ended with signal"]),
-    ("group", &["killed 3 processes, ", "memory.oom.group", "ended with signal 9"], &["The victim itself"]),
+    // that they go together is told when the cgroup is still there to be asked
+    ("group", &["killed 3 processes, ", "ended with signal 9"], &["The victim itself"]),
     (
         "pod-limit",
         &["not the container's own", "memory.max of 12.0 MiB"],
