@@ -45,15 +45,19 @@ fn pod_uid(s: &str) -> Option<String> {
     (lengths == [8, 4, 4, 4, 12] && groups.iter().all(|g| is_hex(g))).then_some(dashed)
 }
 
+fn stem(component: &str) -> &str {
+    component.strip_suffix(".slice").unwrap_or(component)
+}
+
 /// `kubepods-burstable-pod<uid>.slice`, `kubelet-kubepods-pod<uid>.slice`, `pod<uid>`.
 fn pod_of(component: &str) -> Option<String> {
-    let stem = component.strip_suffix(".slice").unwrap_or(component);
+    let stem = stem(component);
     let at = stem.rfind("pod").filter(|&at| at == 0 || stem[..at].ends_with('-'))?;
     pod_uid(&stem[at + 3..])
 }
 
 fn qos_of(component: &str) -> Option<Qos> {
-    let stem = component.strip_suffix(".slice").unwrap_or(component);
+    let stem = stem(component);
     let mut words = stem.split('-');
     if stem == "burstable" || words.any(|w| w == "burstable") {
         Some(Qos::Burstable)
@@ -91,10 +95,6 @@ fn container_of(component: &str, parent: Option<&str>, in_pod: bool) -> Option<S
     (named && !name.is_empty() && pod_of(component).is_none()).then(|| name.to_owned())
 }
 
-fn stem(component: &str) -> &str {
-    component.strip_suffix(".slice").unwrap_or(component)
-}
-
 /// The cgroup in which a kubelet keeps its pods: what they may use together is its limit.
 fn is_kubepods(component: &str) -> bool {
     let stem = stem(component);
@@ -104,13 +104,8 @@ fn is_kubepods(component: &str) -> bool {
 /// Whether pods lie right in this cgroup: the kubelet's own, or that of a QoS class in it.
 pub fn holds_pods(path: &str) -> bool {
     let mut components = path.rsplit('/');
-    let (own, parent) = (stem(components.next().unwrap_or_default()), components.next().unwrap_or_default());
-    let class = ["burstable", "besteffort"].into_iter().find(|class| own.ends_with(class));
-    is_kubepods(own)
-        || class.is_some_and(|class| {
-            let before = own.strip_suffix(class).unwrap_or_default();
-            is_kubepods(before.strip_suffix('-').unwrap_or(if before.is_empty() { parent } else { "" }))
-        })
+    let [own, parent] = [(); 2].map(|()| components.next().unwrap_or_default());
+    is_kubepods(own) || is_kubepods(parent) && qos_of(own).is_some()
 }
 
 /// Reads a path from the cgroup root, such as

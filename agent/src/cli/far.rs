@@ -222,13 +222,13 @@ impl Far {
         };
         let who = Who { cluster: self.who.cluster.clone(), node };
         let view = self.evidence(range, &who)?;
-        let pods = query::pods(&view).map_err(anyhow::Error::new)?;
-        if let Rows::Range { containers, .. } = &mut selection.rows {
-            containers.know(&pods);
-        }
         let has_samples = view.segments.iter().any(|s| s.table == Table::Samples);
         if let (true, false, Some(incident)) = (boot, has_samples, incidents.first()) {
             return self.bundle(incident, selection.format, file);
+        }
+        let pods = query::pods(&view).map_err(anyhow::Error::new)?;
+        if let Rows::Range { containers, .. } = &mut selection.rows {
+            containers.know(&pods);
         }
         let evidence = Evidence { view, incidents, provenance: Map::new(), pods, limits: limits(), now_us };
         let into = file.try_clone().context("the export's file")?;

@@ -1,6 +1,7 @@
 //! When rows leave the loop: in flushes for the journal, and at the end of a rotation. Must never wait for who takes them, and
 //! never hold more than its bounds: what nobody has time to write goes, counted.
 
+use super::names::NAMES_WITHIN;
 use super::sealer::{Job, Moving};
 use super::state::State;
 use crate::clock;
@@ -18,8 +19,7 @@ const FLUSH_EVERY: u64 = 600 * MS;
 const FLUSH_GAP: u64 = 100 * MS;
 /// Two rotations are at least this far apart, whoever wants one.
 const ROTATION_GAP: u64 = 250 * MS;
-/// A rotation that waits for names looks again so often, and waits so long at the most.
-const NAMES_WITHIN: u64 = 30 * SECOND;
+/// A rotation that waits for names looks again so often.
 const NAMES_AGAIN: u64 = 250 * MS;
 const MINUTE: u64 = 60 * SECOND;
 /// The sealer is behind with so many jobs: rows wait in the loop, so that the next is a large one, which is less work by far.

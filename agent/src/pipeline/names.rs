@@ -15,7 +15,7 @@ const COUNT_EVERY: u64 = 10 * SECOND;
 
 /// A rotation waits so long for the name of a container, counted from its first row: the kubelet tells an id seconds after that, on a
 /// busy node tens of them, and closed files stay as they are.
-const NAMES_WITHIN: u64 = 30 * SECOND;
+pub(super) const NAMES_WITHIN: u64 = 30 * SECOND;
 /// Cgroups that are remembered as young. In a storm of new ones no rotation waits for the oldest of them.
 const MOST_YOUNG: usize = 512;
 

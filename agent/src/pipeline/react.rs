@@ -318,10 +318,16 @@ impl State {
             let text = fs::read_to_string(self.tree.path(meta).join("memory.oom.group"));
             text.is_ok_and(|text| text.trim() == "1")
         };
-        let up = self.tree.lineage(victim).map(|node| &node.meta);
-        let mut is_over = false;
-        let up = up.take_while(|meta| !std::mem::replace(&mut is_over, limit.cgroup_id == Some(meta.id.0)));
-        up.filter(|meta| is_set(meta)).last().map(|meta| meta.path.clone())
+        let mut outermost = None;
+        for node in self.tree.lineage(victim) {
+            if is_set(&node.meta) {
+                outermost = Some(node.meta.path.clone());
+            }
+            if limit.cgroup_id == Some(node.meta.id.0) {
+                break;
+            }
+        }
+        outermost
     }
 
     /// Whose limit a kill in this cgroup hit, by the counters of those above it.
